@@ -1,0 +1,598 @@
+"""The manifest, and the way from a name to a verified file. Every server here is on 127.0.0.1."""
+
+import errno
+import hashlib
+import http.server
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from vid3d_cli import weights
+from vid3d_cli.errors import (
+    EXIT_USAGE,
+    EXIT_WEIGHTS,
+    ChecksumMismatch,
+    UnknownModel,
+    UsageError,
+    WeightsError,
+    WeightsUnavailable,
+)
+from vid3d_cli.weights import HubSource, PackagedSource, UrlSource, WeightsFile
+
+CONTENT = b"weights, more or less" * 50_000  # a megabyte: more than one chunk
+KINETICS400_BLOB = "cdaafcb1415eee46483561e78cb4747cce76a933"  # deepmind/kinetics-i3d, data/label_map.txt
+
+
+def git_blob(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def weights_file(*sources, content=CONTENT, **changes):
+    fields = {
+        "model": "i3d.test",
+        "stream": "rgb",
+        "file_name": "rgb.pt",
+        "size_bytes": len(content),
+        "git_blob": git_blob(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "sources": sources,
+    }
+    return WeightsFile(**{**fields, **changes})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache, no settings from outside, and no way out of this machine."""
+    import huggingface_hub.constants
+
+    for variable in ("VID3D_OFFLINE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("VID3D_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    resolve = socket.getaddrinfo
+
+    def resolve_local_only(host, *args, **kwargs):
+        if host not in ("127.0.0.1", b"127.0.0.1", "localhost"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_local_only)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server():
+    """A web server whose pages are `server.pages[path] = (status, body, declared length)`; it counts requests."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.do_GET()
+
+        def do_GET(self):
+            status, body, length = self.server.pages.get(self.path, (404, b"", 0))
+            self.server.requests.append((self.command, self.path, self.headers["User-Agent"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(length))
+            # what the Hub's own answers carry
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", f'"{git_blob(body)}"')
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.pages, server.requests = {}, []
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def good(server):
+    server.pages["/good"] = (200, CONTENT, len(CONTENT))
+    return UrlSource(f"{server.url}/good")
+
+
+@pytest.fixture
+def bad(server):
+    server.pages["/bad"] = (200, CONTENT[:-1] + b"?", len(CONTENT))
+    return UrlSource(f"{server.url}/bad")
+
+
+def files_below(directory):
+    return sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*")) if directory.exists() else []
+
+
+# The manifest
+
+
+@pytest.mark.parametrize("entry", weights.model_entries().values(), ids=lambda e: e.name)
+class TestEveryEntry:
+    def test_says_what_a_user_must_know(self, entry):
+        assert entry.licence and entry.paper and entry.code.startswith("https://")
+        assert len(weights.read_labels(entry)) == entry.num_classes
+        assert len(set(weights.read_labels(entry))) == entry.num_classes
+        assert entry.fps > 0 and entry.crop_px <= entry.short_side_px
+
+    def test_can_be_had_and_verified(self, entry):
+        for stream, stream_entry in entry.streams.items():
+            file = stream_entry.weights
+            assert (file.model, file.stream) == (entry.name, stream)
+            assert file.git_blob or file.sha256
+            assert file.sources
+            assert all(source.url in source.describe() or "installed" in source.describe() for source in file.sources)
+
+    def test_is_found_by_name(self, entry):
+        assert weights.find_model(entry.name) is entry
+        files = [stream.weights for stream in entry.streams.values()]
+        assert weights.parse_weights_name(entry.name) == files
+        assert [weights.parse_weights_name(file.name) for file in files] == [[file] for file in files]
+
+
+def test_every_file_has_its_own_place():
+    files = [s.weights for e in weights.model_entries().values() for s in e.streams.values()]
+    assert len({weights.weights_path(file) for file in files}) == len(files)
+
+
+def test_i3d_is_the_published_one():
+    entry = weights.find_model("i3d")
+    assert entry.name == "i3d.kinetics400"
+    assert (entry.fps, entry.clip_length, entry.short_side_px, entry.crop_px) == (Fraction(25), 64, 256, 224)
+    rgb, flow = entry.streams["rgb"], entry.streams["flow"]
+    assert rgb.weights.size_bytes == 50_883_138
+    assert rgb.weights.git_blob == "73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a"
+    assert flow.weights.git_blob == "ef0e7c282a102f76b14b52643574b80acba4e475"
+    assert (rgb.num_parameters, flow.num_parameters) == (12_697_264, 12_675_312)
+    assert rgb.normalisation.describe() == "RGB to [-1, 1]"
+    assert flow.normalisation.describe() == "flow, truncated to ±20 px, to [-1, 1]"
+    assert [type(source) for source in rgb.weights.sources] == [HubSource, UrlSource]
+
+
+def test_kinetics400_labels_are_deepminds():
+    entry = weights.find_model("i3d.kinetics400")
+    labels = weights.read_labels(entry)
+    assert (labels[0], labels[227], labels[399]) == ("abseiling", "playing cricket", "zumba")
+    assert git_blob((weights.data_path() / entry.labels_file).read_bytes()) == KINETICS400_BLOB
+
+
+def test_labels_without_a_list_are_numbers():
+    labels = weights.read_labels(weights.find_model("i3d.charades"))
+    assert (labels[0], labels[156], len(labels)) == ("class 0", "class 156", 157)
+
+
+def test_unknown_model_names_the_closest():
+    with pytest.raises(UnknownModel) as caught:
+        weights.find_model("i3d.kinetic400")
+    assert str(caught.value) == "unknown model 'i3d.kinetic400': did you mean 'i3d.kinetics400'? See: vid3d models"
+    assert caught.value.exit_code == EXIT_USAGE
+    with pytest.raises(UnknownModel, match=r"^unknown model 'zzz'\. See: vid3d models$"):
+        weights.find_model("zzz")
+
+
+def test_unknown_stream_names_those_there_are():
+    with pytest.raises(UsageError, match=r"i3d\.kinetics400 has no stream 'audio': it has rgb, flow"):
+        weights.parse_weights_name("i3d:audio")
+
+
+MANIFEST = """
+[models."net.tag"]
+backbone = "net"
+default = true
+dataset = "D"
+num_classes = 3
+licence = "L"
+paper = "P"
+code = "C"
+preprocessing = { fps = "30000/1001", clip_length = 16, clip_stride = 8, short_side_px = 128, crop_px = 112 }
+
+[models."net.tag".streams.rgb]
+num_parameters = 5
+file = "w.pt"
+sha256 = "0123abcd"
+sources = [{ packaged = "w.pt" }]
+normalisation = { channel_order = "BGR", range = [0, 255], mean = [104, 117, 123], std = [1, 1, 2] }
+"""
+
+
+def read_manifest(tmp_path, text):
+    path = tmp_path / "manifest.toml"
+    path.write_text(text, "utf-8")
+    return weights.read_manifest(path)
+
+
+def test_manifest_of_another_kind_of_network(tmp_path):
+    entry = read_manifest(tmp_path, MANIFEST)["net.tag"]
+    assert entry.fps == Fraction(30000, 1001)
+    assert entry.streams["rgb"].weights.sources == (PackagedSource("w.pt"),)
+    words = "BGR to [0, 255], minus [104.0, 117.0, 123.0], divided by [1.0, 1.0, 2.0]"
+    assert entry.streams["rgb"].normalisation.describe() == words
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('licence = "L"\n', "", "licence is missing"),
+        ('licence = "L"', 'licence = " "', "licence is empty"),
+        ('licence = "L"', 'licence = "L"\nlicense = "L"', "unknown keys: license"),
+        ("num_classes = 3", "num_classes = true", "num_classes must be of type int, got True"),
+        ("num_classes = 3", "num_classes = 0", "num_classes must be at least 1"),
+        ('"30000/1001"', '"0"', "fps must be a positive number"),
+        ("crop_px = 112", "crop_px = 129", "crop_px is larger than short_side_px"),
+        ('backbone = "net"', 'backbone = "other"', "must be called other.<tag>"),
+        (".streams.rgb", ".streams.audio", "must be some of rgb, flow, got audio"),
+        ('"w.pt"\nsha', '"../w.pt"\nsha', "must be a bare file name"),
+        ('"0123abcd"', '"0123ABCD"', "lower-case hex digits"),
+        ('sha256 = "0123abcd"\n', "", "unverified files are not fetched"),
+        ('{ packaged = "w.pt" }', "", "sources is empty"),
+        ('{ packaged = "w.pt" }', '{ packaged = "w.pt", url = "https://x" }', "exclude each other"),
+        ('{ packaged = "w.pt" }', '{ url = "ftp://x" }', "must start with https://"),
+        ('{ packaged = "w.pt" }', '{ hub = "a/b", file = "c", revision = "main" }', "40 to 40 lower-case hex"),
+        ('{ packaged = "w.pt" }', '{ hub = "a/b", file = "c" }', "revision is missing"),
+        ('{ packaged = "w.pt" }', '{ file = "c" }', "hub or url or packaged must be given"),
+        ('"BGR"', '"GBR"', "must be RGB or BGR"),
+        ("[0, 255]", "[255, 0]", "must be two rising numbers"),
+        ("[104, 117, 123]", "[104, 117]", "mean must have 3 values"),
+        ("[1, 1, 2]", "[1, 1, 0]", "std must be positive"),
+        ("[models", "[[[models", "cannot be read"),
+    ],
+)
+def test_bad_manifest_is_a_clear_error(tmp_path, old, new, problem):
+    assert old in MANIFEST
+    with pytest.raises(WeightsError) as caught:
+        read_manifest(tmp_path, MANIFEST.replace(old, new))
+    assert problem in str(caught.value)
+
+
+def test_one_default_a_backbone(tmp_path):
+    with pytest.raises(WeightsError, match=r"more than one default of net: net\.tag, net\.tug"):
+        read_manifest(tmp_path, MANIFEST + MANIFEST.replace("net.tag", "net.tug"))
+
+
+# Places and digests
+
+
+def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
+    assert weights.cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("VID3D_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert weights.cache_dir() == tmp_path / "xdg" / "vid3d"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert weights.cache_dir() == tmp_path / "home" / ".cache" / "vid3d"
+    monkeypatch.setenv("VID3D_CACHE", "relative")
+    assert weights.cache_dir().is_absolute()
+
+
+@pytest.mark.parametrize("content", [b"", CONTENT], ids=["empty", "a megabyte"])
+def test_verify_file_returns_the_sha256(tmp_path, content):
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    assert weights.verify_file(path, weights_file(content=content)) == hashlib.sha256(content).hexdigest()
+    assert weights.file_sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_git_agrees_on_the_blob_id(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(CONTENT)
+    blob = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True).stdout.strip()
+    weights.verify_file(path, weights_file(size_bytes=None, sha256=None, git_blob=blob))
+
+
+@pytest.mark.parametrize("only", ["size_bytes", "git_blob", "sha256"])
+def test_each_fact_alone_catches_a_wrong_file(tmp_path, only):
+    path = tmp_path / "x"
+    path.write_bytes(CONTENT + b"?")
+    unknown = dict.fromkeys({"size_bytes", "git_blob", "sha256"} - {only})
+    with pytest.raises(ChecksumMismatch) as caught:
+        weights.verify_file(path, weights_file(**unknown))
+    text = str(caught.value)
+    assert text.count("expected") == text.count("found") == 1
+    assert str(getattr(weights_file(), only)) in text
+    assert "vid3d weights pull i3d.test:rgb" in text
+    assert caught.value.exit_code == EXIT_WEIGHTS
+
+
+def test_a_published_prefix_of_the_sha256_is_enough(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(CONTENT)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert weights.verify_file(path, weights_file(git_blob=None, sha256=digest[:8])) == digest
+
+
+def test_verify_file_that_is_not_there(tmp_path):
+    with pytest.raises(WeightsUnavailable, match="cannot be read: No such file"):
+        weights.verify_file(tmp_path / "x", weights_file())
+
+
+# Looking up
+
+
+def test_locate_writes_nothing_and_says_everything(cache):
+    file = weights.parse_weights_name("i3d.kinetics400:flow")[0]
+    with pytest.raises(WeightsUnavailable) as caught:
+        weights.locate(file)
+    text = str(caught.value)
+    assert "weights i3d.kinetics400:flow (flow_imagenet.pt, about 50.8 MB) are not on this machine" in text
+    assert str(cache / "weights" / "i3d.kinetics400" / "flow_imagenet.pt") in text
+    assert all(source.url in text for source in file.sources)
+    assert "vid3d weights pull i3d.kinetics400\n" in text
+    assert "vid3d weights add i3d.kinetics400 FILE" in text
+    assert "--weights flow=FILE" in text
+    assert not cache.exists()
+
+
+def test_locate_finds_a_file_put_there_by_hand(good):
+    file = weights_file(good)
+    path = weights.weights_path(file)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    assert weights.locate(file) == path
+
+
+def test_locate_refuses_a_damaged_file(good):
+    file = weights_file(good)
+    path = weights.weights_path(file)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT[:1000])
+    with pytest.raises(WeightsUnavailable) as caught:
+        weights.locate(file)
+    assert f"{path}\n    is there, but is damaged" in str(caught.value)
+
+
+def test_packaged_weights_need_no_cache(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "data_path", lambda: tmp_path)
+    (tmp_path / "w.pt").write_bytes(CONTENT)
+    file = weights_file(PackagedSource("w.pt"))
+    assert weights.locate(file) == weights.ensure(file) == tmp_path / "w.pt"
+    assert not cache.exists()
+    (tmp_path / "w.pt").unlink()
+    with pytest.raises(WeightsUnavailable, match="reinstall vid3d"):
+        weights.ensure(file)
+
+
+# Downloading
+
+
+def test_pull_then_locate(server, good, cache):
+    seen = []
+    file = weights_file(good)
+    path = weights.pull(file, progress=lambda done, total: seen.append((done, total)))
+    assert path == weights.locate(file) == cache / "weights" / "i3d.test" / "rgb.pt"
+    assert path.read_bytes() == CONTENT
+    assert files_below(cache) == ["weights", "weights/i3d.test", "weights/i3d.test/rgb.pt"]
+    assert seen == sorted(seen) and seen[-1] == (len(CONTENT), len(CONTENT)) and len(seen) > 1
+    assert weights.ensure(file) == path
+    assert len(server.requests) == 1
+    assert server.requests[0][2].startswith("vid3d")
+
+
+def test_pull_goes_on_to_the_next_source(server, good, bad):
+    assert weights.pull(weights_file(bad, UrlSource(f"{server.url}/missing"), good)).read_bytes() == CONTENT
+    assert [path for _, path, _ in server.requests] == ["/bad", "/missing", "/good"]
+
+
+def test_pull_replaces_a_damaged_file(good):
+    file = weights_file(good)
+    path = weights.weights_path(file)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"<html>please log in</html>")
+    assert weights.ensure(file).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        ((200, CONTENT[:-1] + b"?", len(CONTENT)), "gave a damaged or different file"),
+        ((200, CONTENT[:5000], len(CONTENT)), f"the connection broke after 5000 of {len(CONTENT)} bytes"),
+        ((404, b"", 0), "the server answered HTTP 404"),
+        ((503, b"", 0), "the server answered HTTP 503"),
+    ],
+    ids=["wrong content", "truncated", "404", "503"],
+)
+def test_failed_download_leaves_nothing(server, cache, page, reason):
+    server.pages["/x"] = page
+    source = UrlSource(f"{server.url}/x")
+    with pytest.raises(WeightsUnavailable) as caught:
+        weights.pull(weights_file(source))
+    assert f"{source.url}\n    {reason}\n" in str(caught.value)
+    assert "could not be fetched:" in str(caught.value)
+    assert files_below(cache) == ["weights", "weights/i3d.test"]
+
+
+def test_a_failed_download_keeps_the_users_file(bad):
+    file = weights_file(bad)
+    path = weights.weights_path(file)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    with pytest.raises(WeightsUnavailable, match="is there, but is damaged"):
+        weights.pull(file)
+    assert path.read_bytes() == b"mine"
+
+
+def test_interrupted_download_leaves_nothing(good, cache):
+    def interrupt(num_bytes, total_bytes):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        weights.pull(weights_file(good), progress=interrupt)
+    assert files_below(cache) == ["weights", "weights/i3d.test"]
+
+
+def test_cache_that_cannot_be_written(good, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VID3D_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(WeightsUnavailable, match=r"(?s)cannot be written to .*: Not a directory.*set VID3D_CACHE"):
+        weights.pull(weights_file(good))
+
+
+def test_full_disk_is_not_blamed_on_the_source(good, cache, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights, "_fetch_url", fail)
+    with pytest.raises(WeightsUnavailable, match=r"(?s)No space left on device.*set VID3D_CACHE") as caught:
+        weights.pull(weights_file(good))
+    assert caught.value.exit_code == EXIT_WEIGHTS
+    assert files_below(cache) == ["weights", "weights/i3d.test"]
+
+
+@pytest.mark.parametrize("variable", ["VID3D_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_tries_nothing(server, good, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(WeightsUnavailable, match=f"not tried: {variable} is set"):
+        weights.pull(weights_file(HubSource("a/b", "c.pt", "0" * 40), good))
+    assert server.requests == []
+
+
+# The Hub
+
+
+HUB = HubSource("owner/repo", "dir/rgb.pt", "0" * 40)
+HUB_PATH = f"/owner/repo/resolve/{'0' * 40}/dir/rgb.pt"
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    """huggingface_hub itself, talking to the server on this machine."""
+    from huggingface_hub import constants, file_download
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    # where versions before 1.0 look
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    return server
+
+
+def test_hub_url_opens_in_a_browser():
+    assert HUB.url == f"https://huggingface.co{HUB_PATH}"
+
+
+def test_hub_download(hub, cache, capfd):
+    seen = []
+    hub.pages[HUB_PATH] = (200, CONTENT, len(CONTENT))
+    path = weights.pull(weights_file(HUB), progress=lambda done, total: seen.append((done, total)))
+    assert path.read_bytes() == CONTENT
+    assert files_below(cache) == ["weights", "weights/i3d.test", "weights/i3d.test/rgb.pt"]
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_hub_sends_the_wrong_file(hub, good):
+    hub.pages[HUB_PATH] = (200, b"?" * len(CONTENT), len(CONTENT))
+    assert weights.pull(weights_file(HUB, good)).read_bytes() == CONTENT
+
+
+def test_hub_does_not_know_the_file(hub, capfd):
+    with pytest.raises(WeightsUnavailable, match="the server answered HTTP 404"):
+        weights.pull(weights_file(HUB))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_unreachable_hub_fails_fast(monkeypatch, capfd):
+    from huggingface_hub import utils
+
+    start = time.monotonic()
+    with pytest.raises(WeightsUnavailable, match=r"resolve/0{40}/dir/rgb\.pt\n    Name or service not known"):
+        weights.pull(weights_file(HUB))
+    assert time.monotonic() - start < 3
+    assert capfd.readouterr() == ("", "")
+    assert not utils.are_progress_bars_disabled(), "the caller's setting was not restored"
+
+
+def test_interrupted_hub_download_leaves_nothing(cache, monkeypatch):
+    import types
+
+    import huggingface_hub
+
+    def interrupt(repo, file, *, local_dir, **options):
+        (Path(local_dir) / "half.incomplete").write_bytes(CONTENT[:1000])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, **_: types.SimpleNamespace(size=None))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        weights.pull(weights_file(HUB))
+    assert files_below(cache) == ["weights", "weights/i3d.test"]
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_hub_cache_is_used_without_network(tmp_path, monkeypatch, offline):
+    snapshot = tmp_path / "hub" / "models--owner--repo" / "snapshots" / HUB.revision / HUB.file
+    snapshot.parent.mkdir(parents=True)
+    snapshot.write_bytes(CONTENT)
+    if offline:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert weights.pull(weights_file(HUB)).read_bytes() == CONTENT
+
+
+# Adding by hand
+
+
+@pytest.fixture
+def two_streams(monkeypatch):
+    """A model whose rgb file is CONTENT and whose flow file is CONTENT reversed."""
+    import dataclasses
+
+    entry = weights.find_model("i3d.kinetics400")
+    flow = weights_file(content=CONTENT[::-1], stream="flow", file_name="flow.pt")
+    streams = {
+        "rgb": dataclasses.replace(entry.streams["rgb"], weights=weights_file()),
+        "flow": dataclasses.replace(entry.streams["flow"], weights=flow),
+    }
+    entry = dataclasses.replace(entry, name="i3d.test", streams=streams)
+    monkeypatch.setattr(weights, "model_entries", lambda: {"i3d.test": entry})
+    return entry
+
+
+@pytest.mark.parametrize("name", ["i3d", "i3d.test", "i3d.test:flow"])
+def test_add_recognises_the_stream(two_streams, tmp_path, cache, name):
+    path = tmp_path / "download(1)"
+    path.write_bytes(CONTENT[::-1])
+    file = weights.add(name, path)
+    assert file.name == "i3d.test:flow"
+    assert weights.locate(file).read_bytes() == CONTENT[::-1]
+    assert files_below(cache) == ["weights", "weights/i3d.test", "weights/i3d.test/flow.pt"]
+    assert path.exists()
+
+
+def test_add_a_wrong_file(two_streams, tmp_path, cache):
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"my own network")
+    with pytest.raises(ChecksumMismatch) as caught:
+        weights.add("i3d.test", path)
+    text = str(caught.value)
+    assert two_streams.streams["rgb"].weights.sha256 in text
+    assert two_streams.streams["flow"].weights.sha256 in text
+    assert hashlib.sha256(b"my own network").hexdigest() in text
+    assert f"--weights rgb={path}" in text
+    assert not cache.exists()
+
+
+def test_add_the_other_streams_file(two_streams, tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(CONTENT)
+    with pytest.raises(ChecksumMismatch, match=r"It is i3d\.test:rgb\. Type: vid3d weights add i3d\.test:rgb"):
+        weights.add("i3d.test:flow", path)
+
+
+def test_add_a_file_that_is_not_there(two_streams, tmp_path):
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        weights.add("i3d.test", tmp_path / "x.pt")
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        weights.add("i3d.test", tmp_path)

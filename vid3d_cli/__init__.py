@@ -1,0 +1,73 @@
+"""vid3d: actions and clip features from video with two-stream 3D CNNs.
+
+    import vid3d_cli as vid3d
+
+    result = vid3d.classify("video.mp4", model="i3d")                  # VideoResult
+    for result in vid3d.extract(["a.mp4", "b.mp4"], model="i3d"): ...  # features with their seconds
+    flow = vid3d.optical_flow(grey, method="dis")                      # (T, H, W) uint8 → (T-1, H, W, 2) float32
+    net = vid3d.create_model("i3d", stream="rgb", weights=None)        # an nn.Module
+
+Names are imported when they are first used, so that `import vid3d_cli` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import classify, extract
+    from .errors import Vid3dError, VideoError, WeightsError
+    from .flow import optical_flow
+    from .fusion import Fusion, top_k
+    from .model import create_model
+    from .options import Options
+    from .pipeline import Pipeline
+    from .records import Prediction, Recipe, VideoFailure, VideoResult
+    from .video import VideoReader, probe
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "api": ["classify", "extract"],
+    "errors": ["Vid3dError", "VideoError", "WeightsError"],
+    "flow": ["optical_flow"],
+    "fusion": ["Fusion", "top_k"],
+    "model": ["create_model"],
+    "options": ["Options"],
+    "pipeline": ["Pipeline"],
+    "records": ["Prediction", "Recipe", "VideoFailure", "VideoResult"],
+    "video": ["VideoReader", "probe"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022  (in the order of use)
+    "classify",
+    "extract",
+    "optical_flow",
+    "create_model",
+    "Options",
+    "Pipeline",
+    "VideoResult",
+    "VideoFailure",
+    "Prediction",
+    "Recipe",
+    "Fusion",
+    "top_k",
+    "VideoReader",
+    "probe",
+    "Vid3dError",
+    "VideoError",
+    "WeightsError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'vid3d_cli' has no attribute '{name}'")
+    return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,100 @@
+"""The `vid3d` command: parse, call the library, print. A file a command group.
+
+Errors become one message and an exit code here and nowhere else; see `errors` for the codes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Vid3dError
+from . import classify, extract, flow, models, probe, weights
+from .console import log, set_verbosity
+
+_EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as the shell reports it of other programs
+_ANYWHERE = ("-v", "--verbose", "-q", "--quiet", "--debug")
+
+
+class _Group(TyperGroup):
+    """Takes the global flags wherever they stand, and turns exceptions into messages and exit codes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = args[: args.index("--")] if "--" in args else args
+        flags = [arg for arg in own if arg in _ANYWHERE]
+        return super().parse_args(ctx, flags + [arg for arg in own if arg not in _ANYWHERE] + args[len(own) :])
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Vid3dError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            log.error("%s", error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            log.error("interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader of our output has had enough. Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_EXIT_BROKEN_PIPE) from None
+
+
+app = typer.Typer(
+    name="vid3d",
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: vid3d classify video.mp4",
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vid3d {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more, on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors; no progress bar.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Recognise actions in video, or extract clip features, with two-stream 3D CNNs.
+
+    Results go to stdout, everything else to stderr. Exit codes: 0 all done, 1 some videos failed, 2 usage,
+    3 weights unavailable, 130 interrupted.
+    """
+    set_verbosity(verbose or debug, quiet)
+
+
+app.command("classify")(classify.classify)
+app.command("extract")(extract.extract)
+app.command("flow")(flow.flow)
+app.command("probe")(probe.probe)
+app.command("models")(models.models)
+app.add_typer(weights.app, name="weights")
+
+
+def main() -> None:
+    """Run the command line; an exception that nobody foresaw is a bug, and said to be one."""
+    try:
+        app()
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"vid3d: internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("This is a bug in vid3d: please report what --debug shows.", file=sys.stderr)
+        sys.exit(EXIT_SOME_FAILED)

@@ -1,0 +1,107 @@
+"""Running a model over the videos of a command line: progress, failures, exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
+from ..options import Options
+from .console import BatchProgress, download_bar, log
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+    from ..records import VideoFailure, VideoResult
+    from ..sources import Source
+
+Videos = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="VIDEO…",
+        help="Files, directories, globs, URLs; - reads a list from standard input, @FILE from a file.",
+        show_default=False,
+    ),
+]
+NulSeparated = Annotated[bool, typer.Option("-0", "--null", help="The list on standard input ends its names with NUL.")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Videos read at the same time.", show_default="2", rich_help_panel="Machine")
+]
+Failures = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write failed videos here, as JSON lines; feeds back in as @FILE.", show_default=False
+    ),
+]
+
+
+def make_pipeline(options: Options) -> Pipeline:
+    """Build the pipeline; weights that are not on disk are downloaded with a progress bar."""
+    from ..pipeline import Pipeline, select_streams
+    from ..weights import find_model, pull, weights_path
+
+    entry = find_model(options.model)
+    for stream in select_streams(options.streams, entry):
+        file = entry.streams[stream].weights
+        if stream not in options.weights and not weights_path(file).exists():
+            with download_bar(file.name) as on_bytes:
+                pull(file, progress=on_bytes)
+    return Pipeline(options)
+
+
+def find_videos(arguments: list[str], nul_separated: bool) -> list[Source]:
+    """The videos that the arguments stand for, and standard input where it is asked for."""
+    from ..sources import find_sources
+
+    if nul_separated and "-" not in arguments:
+        raise UsageError("-0 is for a list on standard input: add - to the arguments")
+    return find_sources(arguments, stdin=typer.get_binary_stream("stdin"), nul_separated=nul_separated)
+
+
+def run_batch(
+    pipeline: Pipeline,
+    sources: list[Source],
+    on_result: Callable[[Source, VideoResult], None],
+    *,
+    jobs: int | None,
+    failures_path: Path | None,
+) -> int:
+    """Run the model over all videos; a failed one is reported, and the others go on.
+
+    Returns:
+        The exit code.
+    """
+    from ..engines import local
+    from ..outputs.atomic import AtomicFile
+
+    failures: list[VideoFailure] = []
+    progress = BatchProgress(len(sources))
+    source_of = {source.video: source for source in sources}
+
+    def on_failure(failure: VideoFailure, error: Exception) -> None:
+        failures.append(failure)
+        log.error("%s: %s", failure.video, failure.message)
+        log.debug("traceback", exc_info=error)
+        progress.next_video()
+
+    try:
+        results = local.run(pipeline, list(source_of), jobs=jobs, on_failure=on_failure, on_clips=progress.on_clips)
+        for result in results:
+            if result.num_decode_failures:
+                log.warning("%s: %d damaged packets skipped", result.video, result.num_decode_failures)
+            on_result(source_of[result.video], result)
+            progress.next_video()
+    finally:
+        progress.close()
+        if failures_path is not None:
+            lines = "".join(json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures)
+            with AtomicFile(failures_path) as file:
+                file.write(lines.encode())
+    if failures and len(sources) > 1:
+        advice = f"again: @{failures_path}" if failures_path else "keep a list to feed back in with --failures FILE"
+        log.error("%d of %d videos failed; %s", len(failures), len(sources), advice)
+    return EXIT_SOME_FAILED if failures else EXIT_OK

@@ -1,0 +1,73 @@
+"""`vid3d extract`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import OutputError
+from ..options import Options
+from .batch import Failures, Jobs, NulSeparated, Videos, find_videos, make_pipeline, run_batch
+from .console import log
+from .options import takes_pipeline_options
+
+if TYPE_CHECKING:
+    from ..records import VideoResult
+    from ..sources import Source
+
+
+@takes_pipeline_options
+def extract(
+    videos: Videos,
+    options: Options,
+    out: Annotated[
+        str,
+        typer.Option("--out", "-o", metavar="PATH", help="feats.npy, feats.npz, or a directory.", show_default=False),
+    ],
+    layout: Annotated[
+        str, typer.Option(metavar="vid3d|video_features", help="File names and arrays in a directory.")
+    ] = "vid3d",
+    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Of the features on disk.")] = "float32",
+    concat: Annotated[bool, typer.Option(help="One matrix with rgb and flow side by side, or one each.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
+    nul_separated: NulSeparated = False,
+    failures: Failures = None,
+    jobs: Jobs = None,
+) -> None:
+    """Extract one feature vector per clip and stream, with the seconds it describes and the recipe.
+
+    Example: vid3d extract --out feats.npy videos/
+    """
+    from ..outputs.features import FeatureFormat, open_features
+
+    sources = find_videos(videos, nul_separated)
+    pipeline = make_pipeline(options)
+    output = open_features(
+        out,
+        FeatureFormat(dtype, concat),
+        layout=layout,
+        stems=[source.output_stem for source in sources],
+        streams=pipeline.streams,
+        overwrite=overwrite,
+    )
+    num_videos = num_clips = 0
+
+    def write(source: Source, result: VideoResult) -> None:
+        nonlocal num_videos, num_clips
+        output.write(result, source.output_stem)
+        num_videos, num_clips = num_videos + 1, num_clips + len(result.clips)
+
+    try:
+        code = run_batch(pipeline, sources, write, jobs=jobs, failures_path=failures)
+    except BaseException as error:
+        # Interrupted, or nothing more can be done: what is done stays, whole.
+        if isinstance(error, OutputError):
+            output.discard()
+        else:
+            output.commit()
+        raise
+    output.commit()
+    if num_videos:
+        log.info("%d clips of %d videos → %s", num_clips, num_videos, out)
+    raise typer.Exit(code)

@@ -1,0 +1,81 @@
+"""`vid3d flow`."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated
+
+import typer
+
+from .console import log, shows_bars
+
+
+def flow(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="File or URL.", show_default=False)],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="x.npz, a film to look at (x.mp4), or a directory of images.",
+            show_default=False,
+        ),
+    ],
+    method: Annotated[
+        str,
+        typer.Option("--flow", metavar="METHOD", help="dis, dis-ultrafast, dis-fast, dis-medium or farneback."),
+    ] = "dis",
+    fps: Annotated[str, typer.Option(metavar="native|N", help="Frames per second to read.")] = "native",
+    start: Annotated[float, typer.Option(metavar="SECONDS", min=0.0, help="Where to start reading.")] = 0.0,
+    end: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Where to stop.", show_default="end of video")
+    ] = None,
+    short_side: Annotated[int, typer.Option(min=16, metavar="PX", help="Resize the short side to this first.")] = 256,
+    bound: Annotated[float, typer.Option(min=0.01, metavar="PX", help="What images store as 0 and 255.")] = 20.0,
+    max_motion: Annotated[
+        float, typer.Option(min=0.01, metavar="PX", help="Motion that a film shows in full colour.")
+    ] = 10.0,
+    dtype: Annotated[str, typer.Option(metavar="float16|float32", help="Of the .npz.")] = "float16",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
+) -> None:
+    """Compute optical flow and write it as .npz, as images that other tools read, or as a film to look at.
+
+    Example: vid3d flow video.mp4 --out flow.mp4
+    """
+    from itertools import pairwise
+
+    from tqdm import tqdm
+
+    from ..flow import create_flow, describe_flow, to_grey
+    from ..outputs.flow_files import open_flow_output
+    from ..preprocess import resize_short_side
+    from ..video import VideoReader, parse_fps
+
+    compute = create_flow(method)
+    rate = parse_fps(fps)
+    with VideoReader(video, fps=rate, start_seconds=start, end_seconds=end) as reader:
+        recipe = {
+            "video": video,
+            "flow": describe_flow(method),
+            "fps": fps,
+            "resize": f"short side {short_side} px, antialiased bilinear",
+        }
+        output = open_flow_output(
+            out,
+            fps=rate or Fraction(reader.info.fps).limit_denominator(1001),
+            bound_px=bound,
+            max_px=max_motion,
+            recipe=recipe,
+            overwrite=overwrite,
+            dtype=dtype,
+        )
+        num_expected = reader.num_expected_frames
+        frames = tqdm(reader, total=num_expected, unit="frame", disable=not shows_bars(), leave=False)
+        greys = ((frame.seconds, to_grey(resize_short_side(frame.rgb, short_side))) for frame in frames)
+        with output:
+            for (seconds, first), (_, second) in pairwise(greys):
+                output.write(compute(first, second), seconds)
+        if reader.num_decode_failures:
+            log.warning("%s: %d damaged packets skipped", video, reader.num_decode_failures)
+    log.info("%d flow fields → %s", output.num_pairs, out)

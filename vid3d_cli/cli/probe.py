@@ -1,0 +1,78 @@
+"""`vid3d probe`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError, VideoError
+from .batch import NulSeparated, Videos, find_videos
+from .console import log
+
+if TYPE_CHECKING:
+    from ..video import VideoInfo
+
+
+def probe(
+    videos: Videos,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="table|jsonl", help="Default: table on a terminal, else jsonl.")
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option(help="Decode everything, to count frames and damage; else the header alone.")
+    ] = True,
+    nul_separated: NulSeparated = False,
+) -> None:
+    """Tell what videos are: codec, size, rotation, frame rate, frames declared and decoded, damage.
+
+    Example: vid3d probe video.mp4
+    """
+    from .. import video as video_module
+
+    if form not in (None, "table", "jsonl"):
+        raise UsageError(f"--format {form}: choose table or jsonl")
+    infos, code = [], EXIT_OK
+    as_table = form == "table" or (form is None and sys.stdout.isatty())
+    for source in find_videos(videos, nul_separated):
+        try:
+            info = video_module.probe(source.video, decode=decode)
+        except VideoError as error:
+            log.error("%s", error)
+            code = EXIT_SOME_FAILED
+            continue
+        if as_table:
+            infos.append(info)
+        else:
+            typer.echo(json.dumps(asdict(info), ensure_ascii=False))
+    if infos:
+        _print_table(infos)
+    raise typer.Exit(code)
+
+
+def _print_table(infos: list[VideoInfo]) -> None:
+    from rich.console import Console
+
+    from .tables import make_table
+
+    numbers = ("size", "turned", "fps", "seconds", "declared", "decoded", "damaged")
+    table = make_table("video", "codec", *numbers, right=numbers)
+    for info in infos:
+        cells = [
+            f"{info.width}×{info.height}",
+            f"{info.rotation_degrees}°",
+            f"{info.fps:.4g}",
+            _or_dash(info.duration_seconds, ".2f"),
+            _or_dash(info.num_frames_declared),
+            _or_dash(info.num_frames_decoded),
+            _or_dash(info.num_decode_failures),
+        ]
+        table.add_row(info.video, info.codec, *cells)
+    Console(highlight=False).print(table)
+
+
+def _or_dash(value: float | None, spec: str = "") -> str:
+    return "–" if value is None else format(value, spec)

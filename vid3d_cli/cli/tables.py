@@ -1,0 +1,55 @@
+"""Tables for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..outputs.predictions import Record, streams_of
+
+
+def make_table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
+    """An empty table in the one style; the columns named in `right` are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+class PredictionTables:
+    """One table a video: a row a clip, then the whole video."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = Console(file=stream, highlight=False)
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Print the records of one video; the last one is the whole video's."""
+        *clips, whole = records
+        streams = streams_of(whole)
+        if len(streams) == 2:  # one stream and its "fusion", which says the same
+            streams.pop("fused")
+        table = make_table("seconds", *streams, title=whole["video"])
+        for record in clips:
+            table.add_row(_seconds(record), *[_top(record[name]) for name in streams], end_section=True)
+        table.add_row(Text("whole video", style="bold"), *[_top(whole[name]) for name in streams])
+        self._console.print(table)
+
+    def close(self) -> None:
+        """Nothing is left to print."""
+
+
+def _seconds(record: Record) -> str:
+    return f"{record['start_seconds']:.2f} – {record['end_seconds']:.2f}"
+
+
+def _top(predictions: list[dict[str, Any]]) -> Text:
+    """The classes one below the other, the best one bold."""
+    lines = [f"{p['score']:6.1%} {p['label']}" for p in predictions]
+    text = Text("\n".join(lines))
+    text.stylize("bold", 0, len(lines[0]))
+    return text

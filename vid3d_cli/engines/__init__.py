@@ -1,0 +1,1 @@
+"""How the pipeline is mapped over many videos: one file an engine."""

@@ -1,0 +1,209 @@
+"""Weights + backbone + normalisation = ClipModel; checkpoints are read safely and fitted strictly."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from .backbones import BACKBONES, BackboneOutput
+from .errors import CheckpointError, ShapeError, UnknownModel, UsageError
+from .records import STREAMS
+from .weights import Normalisation, ensure, find_model
+
+StateDict = dict[str, Tensor]
+
+# Where training scripts put the state dict in what they save.
+WRAPPER_KEYS = ("state_dict", "model_state", "model_state_dict", "model")
+
+
+def create_model(
+    name: str = "i3d", *, stream: str = "rgb", num_classes: int | None = None, weights: str | Path | None = None
+) -> nn.Module:
+    """Build a backbone in eval mode.
+
+    Args:
+        name: of a backbone ("i3d") or a model ("i3d.kinetics400").
+        stream: "rgb" (3 input channels) or "flow" (2).
+        num_classes: K; None takes the checkpoint's number, or 400 without a checkpoint.
+        weights: None (random), the name of a model in the manifest (downloaded when it is not on disk), or the path of
+            a checkpoint (.pt, .pth, .pth.tar, .safetensors) in any published key layout that the backbone knows.
+
+    Returns:
+        A module that maps normalised clips (N, C, T, H, W) to `features` (N, D) and `logits` (N, K).
+
+    Raises:
+        UnknownModel: no such backbone or model.
+        WeightsError: the weights cannot be had, are unsafe, or do not fit; the message names the first offenders.
+    """
+    backbone = BACKBONES.get(name) or BACKBONES[find_model(name).backbone]
+    if stream not in STREAMS:
+        raise UsageError(f"unknown stream '{stream}': choose one of {', '.join(STREAMS)}")
+    if weights is None:
+        net: nn.Module = backbone.build(stream, num_classes or 400)
+        return net.eval()
+    path = find_weights(weights, stream)
+    state = convert_keys(read_checkpoint(path), backbone.KEY_LAYOUTS, backbone.CLASSIFIER)
+    if num_classes is None and backbone.CLASSIFIER in state:
+        num_classes = state[backbone.CLASSIFIER].shape[0]
+    net = backbone.build(stream, num_classes or 400)
+    load_strictly(net, state, path)
+    return net.eval()
+
+
+def find_weights(weights: str | Path, stream: str) -> Path:
+    """The checkpoint file that a model name or a path stands for; a model's file is downloaded and verified."""
+    path = Path(weights)
+    if path.is_file():
+        return path
+    try:
+        entry = find_model(str(weights))
+    except UnknownModel as error:
+        if path.suffix or len(path.parts) > 1:
+            raise CheckpointError(f"{weights}: no such checkpoint file") from None
+        raise error
+    if stream not in entry.streams:
+        raise UsageError(f"{entry.name} has no {stream} weights; it has: {', '.join(entry.streams)}")
+    return ensure(entry.streams[stream].weights)
+
+
+def read_checkpoint(path: Path) -> StateDict:
+    """Read the tensors of a checkpoint file without running anything that it holds.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds something other than tensors, or wants to run code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it asks to import '{found[1]}'" if found else "it is not a plain PyTorch checkpoint"
+        raise CheckpointError(
+            f"{path}: refused, nothing in it was run: {what}. Only files of plain tensors are read; "
+            "save the state dict alone with torch.save(model.state_dict(), …) or as .safetensors"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: not a readable checkpoint, or a damaged one ({reason})") from None
+
+
+def unwrap(saved: Any, path: Path) -> StateDict:
+    """Find the state dict in what a training script saved, and drop the prefix that DataParallel adds.
+
+    Raises:
+        CheckpointError: there is no state dict in it.
+    """
+    for key in WRAPPER_KEYS:
+        if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
+            saved = saved[key]
+    if not isinstance(saved, Mapping) or not saved or not all(isinstance(v, Tensor) for v in saved.values()):
+        raise CheckpointError(f"{path}: holds no state dict (a mapping from names to tensors)")
+    return {str(name).removeprefix("module."): tensor for name, tensor in saved.items()}
+
+
+def convert_keys(state: StateDict, layouts: Mapping[str, list[tuple[str, str]]], classifier: str) -> StateDict:
+    """Bring published tensor names to ours: the layout whose renaming yields the classifier's name is the file's."""
+    for rules in layouts.values():
+        renamed = {_rename(name, rules): tensor for name, tensor in state.items()}
+        if classifier in renamed:
+            return renamed
+    return state
+
+
+def _rename(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def load_strictly(net: nn.Module, state: StateDict, path: Path) -> None:
+    """Load a state dict of which nothing may be missing, left over or misshapen.
+
+    Batch norm's `num_batches_tracked` plays no part in inference and is left aside: older files lack it.
+
+    Raises:
+        CheckpointError: names the first offenders of each kind.
+    """
+    own = {name: t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    state = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    misfits = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "misshapen": [
+            f"{name} (file {tuple(t.shape)}, network {tuple(own[name].shape)})"
+            for name, t in state.items()
+            if name in own and t.shape != own[name].shape
+        ],
+    }
+    if any(misfits.values()):
+        parts = [f"{len(names)} {kind}: {', '.join(names[:3])}" for kind, names in misfits.items() if names]
+        raise CheckpointError(f"{path}: does not fit {type(net).__name__}: {'; '.join(parts)}")
+    net.load_state_dict(state, strict=False)
+
+
+class Normalise(nn.Module):
+    """Pixels or flow, as the streams hold them, to what the network was trained on."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, facts: Normalisation) -> None:
+        super().__init__()
+        self.range, self.bound_px, self.is_bgr = facts.range, facts.bound_px, facts.channel_order == "BGR"
+        self.register_buffer("mean", torch.tensor(facts.mean or [0.0]).view(1, -1, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(facts.std or [1.0]).view(1, -1, 1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W), RGB or quantised flow as uint8, or flow in pixels as float32 → float32.
+
+        uint8 0 … 255 stands for the whole range, in flow too, where it is what 8-bit quantisation made of ± bound.
+        """
+        low, high = self.range
+        if x.dtype == torch.uint8:
+            share = x.float() / 255
+        else:
+            assert self.bound_px is not None
+            share = (x.clamp(-self.bound_px, self.bound_px) + self.bound_px) / (2 * self.bound_px)
+        x = share * (high - low) + low
+        return ((x.flip(1) if self.is_bgr else x) - self.mean) / self.std
+
+
+class ClipModel(nn.Module):
+    """Clips as the pipeline holds them → features and logits.
+
+    Args:
+        backbone: see `create_model`.
+        normalise: runs on the device, so that frames travel as uint8.
+    """
+
+    def __init__(self, backbone: nn.Module, normalise: Normalise) -> None:
+        super().__init__()
+        self.backbone, self.normalise = backbone, normalise
+
+    def forward(self, clips: Tensor) -> BackboneOutput:
+        """(N, T, H, W, C) uint8, or float32 pixels of flow → features (N, D), logits (N, K)."""
+        if clips.ndim != 5:
+            raise ShapeError(f"clips must be (N, T, H, W, C), got {tuple(clips.shape)}")
+        # Moving C to the front is free and leaves the memory channels-last, as the convolutions like it.
+        output: BackboneOutput = self.backbone(self.normalise(clips.permute(0, 4, 1, 2, 3)))
+        return output

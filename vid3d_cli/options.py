@@ -1,0 +1,49 @@
+"""What a run can be told; None stands for what the weights were trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """See the head of this file."""
+
+    model: str = "i3d"
+    """A model of the manifest; a bare backbone name means its default weights."""
+    streams: str = "both"
+    """"rgb", "flow", or "both" (all that the model has)."""
+    weights: Mapping[str, str | Path] = field(default_factory=dict)
+    """Own checkpoint files per stream, in place of the manifest's."""
+    fps: str | None = None
+    """Frames per second to read, as "25" or "30000/1001", or "native"."""
+    start_seconds: float = 0.0
+    """Where to start reading, relative to the first frame."""
+    end_seconds: float | None = None
+    """Where to stop reading; None is the end of the video."""
+    window: int | None = None
+    """Frames a clip."""
+    stride: int | None = None
+    """Frames from one clip's start to the next one's."""
+    tail: str = "pad"
+    """What becomes of the frames after the last whole clip: see `clips.sliding_clips`."""
+    flow: str = "dis"
+    """Optical flow method: see `flow.FLOW_METHODS`."""
+    flow_files: Path | None = None
+    """Ready-made flow to read instead of computing it: see `flow.open_flow_files`."""
+    flow_bound_px: float | None = None
+    """The displacement that ready-made flow images stored as 0 and 255."""
+    quantise_flow: bool = False
+    """Round flow to 8 bits, as the training data was."""
+    fuse: str = "1:1"
+    """Weights of rgb and flow in the late fusion."""
+    fuse_on: str = "logits"
+    """What is fused: "logits" or "probs"."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    precision: str = "auto"
+    """"fp32", "bf16", "fp16", "auto"."""
+    batch_size: int | None = None
+    """Clips the network takes at a time; None is 1 on a CPU and 8 on a GPU."""

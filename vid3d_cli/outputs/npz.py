@@ -1,0 +1,54 @@
+"""`--out feats.npz`: the features of all videos, the seconds of every row, and the recipe, in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ..records import ClipSpan, VideoResult
+from .atomic import AtomicFile
+from .features import FEATURES, FeatureFormat, refuse_existing, save_npz, span_arrays, text_array
+from .npy import GrowingNpy
+
+
+class NpzOutput:
+    """Arrays: "features" (or "rgb" and "flow"), "video", "clip", "start_seconds", … of N rows, and "recipe".
+
+    The rows wait in files beside the target, so that memory does not grow with the job.
+    """
+
+    def __init__(self, out: Path, form: FeatureFormat, *, streams: Sequence[str], overwrite: bool) -> None:
+        refuse_existing([out], overwrite)
+        self._out, self._form = out, form
+        self._files = {name: AtomicFile(out) for name in ([FEATURES] if form.concat else streams)}
+        self._matrices = {name: GrowingNpy(file) for name, file in self._files.items()}
+        self._videos: list[str] = []
+        self._spans: list[ClipSpan] = []
+        self._recipe = ""
+
+    def write(self, result: VideoResult, output_stem: PurePosixPath) -> None:
+        """Append the rows of one video."""
+        self._recipe = result.recipe.to_json()
+        for name, rows in self._form.matrices(result).items():
+            self._matrices[name].append(rows)
+        self._videos += [result.video] * len(result.clips)
+        self._spans += [clip.span for clip in result.clips]
+
+    def commit(self) -> None:
+        """Pack everything into the target. No rows, no file."""
+        if self._spans:
+            for matrix in self._matrices.values():
+                matrix.finish()
+            arrays: dict[str, Any] = {name: np.load(file.part, mmap_mode="r") for name, file in self._files.items()}
+            columns = {"video": np.array(self._videos), **span_arrays(self._spans)}
+            with AtomicFile(self._out) as target:
+                save_npz(target, {**arrays, **columns, "recipe": text_array(self._recipe)})
+        self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        for file in self._files.values():
+            file.discard()

@@ -1,0 +1,272 @@
+"""One video through the tool: clips, networks, pooling. How many videos share this is the business of `engines`."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .clips import Window, check_clip_options, count_clips, sliding_clips
+from .errors import FlowFilesError, UsageError
+from .flow import FlowFiles, create_flow, describe_flow, open_flow_files, quantise_flow, resize_flow
+from .fusion import Fusion, pool_video
+from .options import Options
+from .records import STREAMS, Clip, ClipOutput, ClipSpan, Frame, Recipe, StreamRecipe, VideoResult
+from .streams import FlowOfPair, StreamFrame, align_streams
+from .video import VideoReader, parse_fps
+from .weights import ModelEntry, ensure, file_sha256, find_model, read_labels
+
+if TYPE_CHECKING:
+    from .runtimes.torch import TorchRuntime
+
+
+class Pipeline:
+    """Everything that is decided before a video is opened: the model, its weights, the clips, the recipe.
+
+    Args:
+        options: see `Options`.
+
+    Raises:
+        UsageError: options that do not fit each other or the model.
+        WeightsError: weights that cannot be had. They are downloaded here, the network is built at first use.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.entry = find_model(options.model)
+        self.streams = select_streams(options.streams, self.entry)
+        self.window = options.window or self.entry.clip_length
+        self.stride = options.stride or (self.entry.clip_stride if options.window is None else self.window)
+        check_clip_options(self.window, self.stride, options.tail)
+        self.fps = parse_fps(options.fps) if options.fps else self.entry.fps
+        self.fusion = Fusion.parse(options.fuse, options.fuse_on)
+        self._check_options()
+        self.checkpoints = {stream: self._find_checkpoint(stream) for stream in self.streams}
+
+    def _check_options(self) -> None:
+        options = self.options
+        if "flow" in self.streams and not options.flow_files:
+            create_flow(options.flow)  # an unknown method is told now, not in the first video
+        if options.flow_files and options.start_seconds:
+            raise UsageError("ready-made flow is counted from the first frame: it cannot be used with --start")
+        if options.end_seconds is not None and options.end_seconds <= options.start_seconds:
+            raise UsageError(
+                f"the end ({options.end_seconds:g} s) must come after the start ({options.start_seconds:g} s)"
+            )
+        if unused := [stream for stream in options.weights if stream not in self.streams]:
+            raise UsageError(
+                f"weights were given for '{unused[0]}', but the streams that run are: {', '.join(self.streams)}"
+            )
+
+    def _find_checkpoint(self, stream: str) -> Path:
+        if stream not in self.options.weights:
+            return ensure(self.entry.streams[stream].weights)
+        path = Path(self.options.weights[stream])
+        if not path.is_file():
+            raise UsageError(f"--weights {stream}={path}: no such file")
+        return path
+
+    @cached_property
+    def runtime(self) -> TorchRuntime:
+        """The networks, loaded; torch is imported here and not before."""
+        from .model import ClipModel, Normalise, create_model
+        from .runtimes.torch import TorchRuntime
+
+        models = {
+            stream: ClipModel(
+                create_model(self.entry.backbone, stream=stream, weights=path),
+                Normalise(self.entry.streams[stream].normalisation),
+            )
+            for stream, path in self.checkpoints.items()
+        }
+        options = self.options
+        return TorchRuntime(models, device=options.device, precision=options.precision, batch_size=options.batch_size)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What decides the numbers; see `records.Recipe`."""
+        options, entry = self.options, self.entry
+        return Recipe(
+            model=entry.name,
+            streams={stream: self._stream_recipe(stream) for stream in self.streams},
+            fps=str(self.fps) if self.fps else "native",
+            start_seconds=options.start_seconds,
+            end_seconds=options.end_seconds,
+            window=self.window,
+            stride=self.stride,
+            tail=options.tail,
+            resize=f"short side {entry.short_side_px} px, antialiased bilinear; centre crop {entry.crop_px} px",
+            flow=self._describe_flow() if "flow" in self.streams else None,
+            runtime=f"{self.runtime.name} on {self.runtime.device.type}",
+            precision=self.runtime.precision,
+            versions={
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("vid3d", "torch", "av", "opencv-python", "numpy", "pillow")},
+            },
+        )
+
+    def _stream_recipe(self, stream: str) -> StreamRecipe:
+        own = self.options.weights.get(stream)
+        return StreamRecipe(
+            weights=str(own) if own else self.entry.streams[stream].weights.name,
+            weights_sha256=file_sha256(self.checkpoints[stream]),
+            normalisation=self.entry.streams[stream].normalisation.describe(),
+        )
+
+    def _describe_flow(self) -> str:
+        if self.options.flow_files:
+            source = f"ready-made, bound {self.flow_bound_px:g} px"
+        else:
+            source = describe_flow(self.options.flow)
+        return source + (", quantised to 8 bits" if self.options.quantise_flow else "")
+
+    @property
+    def flow_bound_px(self) -> float:
+        """The bound that ready-made flow images were stored with."""
+        return self.options.flow_bound_px or self.trained_bound_px
+
+    @property
+    def trained_bound_px(self) -> float:
+        """The displacement at which the flow network's input is truncated."""
+        bound_px = self.entry.streams["flow"].normalisation.bound_px
+        assert bound_px is not None  # the manifest's reader sees to it
+        return bound_px
+
+    def open_clips(self, video: str) -> ClipReader:
+        """Open a video for reading its clips; a context manager."""
+        return ClipReader(video, self)
+
+    def pool(self, reader: ClipReader, outputs: Sequence[ClipOutput]) -> VideoResult:
+        """Put the clips of a wholly read video together."""
+        clips, logits = pool_video(outputs, self.fusion)
+        labels = read_labels(self.entry)
+        num_classes = next(iter(logits.values())).shape[0]
+        if len(labels) != num_classes:  # an own checkpoint with classes of its own
+            labels = tuple(f"class {i}" for i in range(num_classes))
+        return VideoResult(
+            video=reader.video,
+            clips=clips,
+            logits=logits,
+            labels=labels,
+            fps=float(self.fps or reader.frames.info.fps),
+            num_frames=reader.num_frames,
+            num_decode_failures=reader.frames.num_decode_failures,
+            recipe=self.recipe,
+        )
+
+
+class ClipReader:
+    """The clips of one video, made while they are read; memory is bounded by the window.
+
+    Args:
+        video: path or URL.
+        pipeline: decides what is read and how.
+
+    Raises:
+        VideoError: on opening or while reading.
+    """
+
+    def __init__(self, video: str, pipeline: Pipeline) -> None:
+        self.video = video
+        self.num_frames = 0
+        self._pipeline = pipeline
+        options = pipeline.options
+        self._flow_files: FlowFiles | None = None
+        if options.flow_files and "flow" in pipeline.streams:
+            self._flow_files = open_flow_files(options.flow_files, video, pipeline.flow_bound_px)
+        self.frames = VideoReader(
+            video, fps=pipeline.fps, start_seconds=options.start_seconds, end_seconds=options.end_seconds
+        )
+
+    def __enter__(self) -> ClipReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.frames.close()
+        if self._flow_files is not None:
+            self._flow_files.close()
+
+    @property
+    def num_expected_clips(self) -> int | None:
+        """How many clips the container's header promises; None when it promises nothing."""
+        num_frames = self.frames.num_expected_frames
+        p = self._pipeline
+        return num_frames and count_clips(num_frames, length=p.window, stride=p.stride, tail=p.options.tail)
+
+    def __iter__(self) -> Iterator[Clip]:
+        p = self._pipeline
+        frames = align_streams(
+            self._count(self.frames),
+            short_side_px=p.entry.short_side_px,
+            crop_px=p.entry.crop_px,
+            rgb="rgb" in p.streams,
+            flow=self._flow_of_pair() if "flow" in p.streams else None,
+        )
+        windows = sliding_clips(frames, length=p.window, stride=p.stride, tail=p.options.tail)
+        for index, window in enumerate(windows):
+            yield self._stack(index, window)
+        self._check_flow_files()
+
+    def _count(self, frames: VideoReader) -> Iterator[Frame]:
+        for frame in frames:
+            self.num_frames += 1
+            yield frame
+
+    def _flow_of_pair(self) -> FlowOfPair:
+        if self._flow_files is None:
+            flow = create_flow(self._pipeline.options.flow)
+            return lambda _, first, second: flow(first, second)
+        files = self._flow_files
+
+        def read(index: int, first: NDArray[np.uint8], _: NDArray[np.uint8]) -> NDArray[np.float32]:
+            if index >= len(files):
+                raise FlowFilesError(self.video, self._flow_files_misfit(f"more than {index + 1}"))
+            return resize_flow(files[index], *first.shape)
+
+        return read
+
+    def _check_flow_files(self) -> None:
+        """The last frame has no flow, or a repeated one; any other difference means files of another video or rate."""
+        whole = self._pipeline.options.end_seconds is None
+        if self._flow_files and whole and len(self._flow_files) not in (self.num_frames - 1, self.num_frames):
+            raise FlowFilesError(self.video, self._flow_files_misfit(str(self.num_frames)))
+
+    def _flow_files_misfit(self, num_frames: str) -> str:
+        assert self._flow_files is not None
+        rate = f"at {self._pipeline.fps} fps" if self._pipeline.fps else "at its native rate"
+        return (
+            f"{len(self._flow_files)} ready-made flow fields do not fit {num_frames} frames {rate}; "
+            "flow made from every frame wants --fps native"
+        )
+
+    def _stack(self, index: int, window: Window[StreamFrame]) -> Clip:
+        first, last = window.frames[0], window.frames[window.num_valid - 1]
+        span = ClipSpan(index, window.start, window.num_valid, first.seconds, last.end_seconds)
+        streams = {s: np.stack([frame.streams[s] for frame in window.frames]) for s in first.streams}
+        if self._pipeline.options.quantise_flow and "flow" in streams:
+            streams["flow"] = quantise_flow(streams["flow"], self._pipeline.trained_bound_px)
+        return Clip(span, streams)
+
+
+def select_streams(asked: str, entry: ModelEntry) -> tuple[str, ...]:
+    """The streams that "rgb", "flow" or "both" means for this model.
+
+    Raises:
+        UsageError: an unknown name, or a stream that the model does not have.
+    """
+    if asked == "both":
+        return tuple(entry.streams)
+    if asked not in STREAMS:
+        raise UsageError(f"unknown stream '{asked}': choose one of {', '.join(STREAMS)}, both")
+    if asked not in entry.streams:
+        raise UsageError(f"{entry.name} has no {asked} weights; it has: {', '.join(entry.streams)}")
+    return (asked,)

@@ -1,0 +1,171 @@
+"""The values that travel through the pipeline: Frame → Clip → ClipOutput → VideoResult, and the Recipe behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STREAMS = ("rgb", "flow")
+"""The streams in the order in which they are reported and concatenated."""
+
+FUSED = "fused"
+"""The name under which the late fusion of the streams stands beside them."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of the resampled video."""
+
+    index: int
+    """Position in the frames read, from 0."""
+    seconds: float
+    """When it appears, relative to the first frame of the file."""
+    end_seconds: float
+    """When the next frame takes its place."""
+    rgb: NDArray[np.uint8]
+    """(H, W, 3), upright (rotation applied)."""
+
+
+@dataclass(frozen=True)
+class ClipSpan:
+    """Which part of a video a clip shows."""
+
+    index: int
+    """Position among the clips of the video, from 0."""
+    start_frame: int
+    """Index of its first frame in the frames read."""
+    num_valid_frames: int
+    """How many of its frames are real; the rest repeat real ones (see `clips.sliding_clips`)."""
+    start_seconds: float
+    """When its first frame appears."""
+    end_seconds: float
+    """When its last real frame ends."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The network's input before normalisation."""
+
+    span: ClipSpan
+    streams: Mapping[str, NDArray[Any]]
+    """"rgb": (T, H, W, 3) uint8. "flow": (T, H, W, 2) float32, pixels per frame step, or uint8, see `quantise_flow`."""
+
+
+@dataclass(frozen=True)
+class ClipOutput:
+    """What the networks say of one clip."""
+
+    span: ClipSpan
+    features: Mapping[str, NDArray[np.float32]]
+    """Per stream, (D,): the pooled vector that feeds the classifier."""
+    logits: Mapping[str, NDArray[np.float32]]
+    """Per stream and, after `fusion.pool_video`, "fused", (K,)."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class with its score."""
+
+    label: str
+    score: float
+    """Softmax probability, 0 to 1."""
+    logit: float
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """Everything that is known of one video after the networks have run."""
+
+    video: str
+    """Path or URL as it was given."""
+    clips: tuple[ClipOutput, ...]
+    """In the order of time; at least one."""
+    logits: Mapping[str, NDArray[np.float32]]
+    """Per stream and "fused", (K,): the video's scores before softmax."""
+    labels: tuple[str, ...]
+    """K class names, in the order of the logits."""
+    fps: float
+    """Frames per second that were read, after resampling."""
+    num_frames: int
+    """How many frames were read, after resampling."""
+    num_decode_failures: int
+    """How many damaged packets were skipped."""
+    recipe: Recipe
+
+    def features(self, stream: str | None = None) -> NDArray[np.float32]:
+        """The clip features as a matrix.
+
+        Args:
+            stream: "rgb" or "flow"; None for all streams that ran, concatenated rgb first.
+
+        Returns:
+            (N, D) float32, a row a clip.
+        """
+        streams = [stream] if stream else [s for s in STREAMS if s in self.clips[0].features]
+        return np.stack([np.concatenate([clip.features[s] for s in streams]) for clip in self.clips])
+
+    @property
+    def start_seconds(self) -> float:
+        """When the first clip starts."""
+        return self.clips[0].span.start_seconds
+
+    @property
+    def end_seconds(self) -> float:
+        """When the last clip ends."""
+        return self.clips[-1].span.end_seconds
+
+
+@dataclass(frozen=True)
+class VideoFailure:
+    """A video that could not be used; written as JSON it is also a valid input list."""
+
+    video: str
+    error: str
+    """Name of the exception class, as drawn in `errors`."""
+    message: str
+    """What was wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class StreamRecipe:
+    """How one stream was made and read."""
+
+    weights: str
+    """Manifest name, or the path of the user's own file."""
+    weights_sha256: str
+    """Digest of the checkpoint file."""
+    normalisation: str
+    """How pixels or flow became the network's input, in words that can be compared."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a feature was made by: the same recipe on the same file gives the same row."""
+
+    model: str
+    streams: Mapping[str, StreamRecipe]
+    fps: str
+    """Frames per second read, as a fraction, or "native"."""
+    start_seconds: float
+    end_seconds: float | None
+    window: int
+    stride: int
+    tail: str
+    resize: str
+    """How frames were resized and cropped."""
+    flow: str | None
+    """How flow was computed; None without a flow stream."""
+    runtime: str
+    precision: str
+    versions: Mapping[str, str]
+    """Of vid3d and the packages that decide the numbers."""
+
+    def to_json(self) -> str:
+        """One line of JSON, keys in the order above."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""How clip models execute: one file a runtime, all with the contract of `torch.TorchRuntime`."""

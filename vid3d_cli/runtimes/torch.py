@@ -1,0 +1,127 @@
+"""PyTorch, eager: on a CPU, a CUDA GPU or Apple's MPS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backbones import BackboneOutput
+from ..errors import UsageError, Vid3dError
+from ..model import ClipModel
+from ..records import Clip, ClipOutput
+
+DEVICES = "auto, cpu, cuda, cuda:0 (or another number), mps"
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def select_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first CUDA GPU where there is one, else the CPU.
+
+    Raises:
+        UsageError: a name that no device has, or a device that is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"unknown device '{name}': choose one of {DEVICES}") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"unsupported device '{name}': choose one of {DEVICES}")
+    num_devices = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= num_devices[device.type]:
+        raise UsageError(
+            f"device '{name}' is not here (torch {torch.__version__} sees {num_devices}): try --device cpu"
+        )
+    return device
+
+
+def select_precision(name: str, device: torch.device) -> str:
+    """One of fp32, bf16, fp16; "auto" is bf16 on a GPU that computes in it, else fp32.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    if name == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if name not in ("fp32", *AUTOCAST_DTYPES):
+        raise UsageError(f"unknown precision '{name}': choose one of fp32, bf16, fp16, auto")
+    return name
+
+
+class TorchRuntime:
+    """Runs the clip models of a two-stream model.
+
+    Args:
+        models: per stream.
+        device: see `select_device`.
+        precision: see `select_precision`; below fp32 the convolutions run under autocast, their results are float32.
+        batch_size: clips at a time; None is 1 on a CPU and 8 elsewhere. Halved for good when a GPU runs out of memory.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        models: Mapping[str, ClipModel],
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        self.device = select_device(device)
+        self.precision = select_precision(precision, self.device)
+        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
+        self.models = {
+            stream: model.eval().to(self.device).to(memory_format=torch.channels_last_3d)
+            for stream, model in models.items()
+        }
+
+    def run(self, clips: Sequence[Clip]) -> list[ClipOutput]:
+        """Features and logits of every clip and stream.
+
+        Args:
+            clips: of equal shape.
+
+        Raises:
+            Vid3dError: not even one clip fits into the GPU's memory.
+        """
+        outputs: list[ClipOutput] = []
+        while len(outputs) < len(clips):
+            batch = clips[len(outputs) : len(outputs) + self.batch_size]
+            try:
+                outputs += self._run_batch(batch)
+            except torch.cuda.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise Vid3dError(
+                        f"{self.device}: out of memory with a single clip; try --precision bf16, a shorter --window, "
+                        "or --device cpu"
+                    ) from None
+                self.batch_size = len(batch) // 2
+                torch.cuda.empty_cache()
+        return outputs
+
+    def _run_batch(self, clips: Sequence[Clip]) -> list[ClipOutput]:
+        results = {stream: self._forward(model, stream, clips) for stream, model in self.models.items()}
+        features = {stream: result.features.cpu().numpy() for stream, result in results.items()}
+        logits = {stream: result.logits.cpu().numpy() for stream, result in results.items()}
+        return [
+            ClipOutput(clip.span, {s: features[s][i] for s in features}, {s: logits[s][i] for s in logits})
+            for i, clip in enumerate(clips)
+        ]
+
+    def _forward(self, model: ClipModel, stream: str, clips: Sequence[Clip]) -> BackboneOutput:
+        batch: Tensor = torch.from_numpy(np.stack([clip.streams[stream] for clip in clips]))
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            if self.device.type == "cuda" and self.precision == "fp32":
+                # fp32 means fp32: without this cuDNN rounds the operands of a convolution to TF32's 10 bits.
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            if self.precision != "fp32":
+                stack.enter_context(torch.autocast(self.device.type, AUTOCAST_DTYPES[self.precision]))
+            output: BackboneOutput = model(batch.to(self.device))
+        return output
