@@ -1,7 +1,7 @@
 """Small videos for tests, written with PyAV on the fly. Every picture shows its number: `read_index` reads it back.
 
-    path = write_video(tmp_path / "a.mp4", num_frames=30, fps=25)
-    [read_index(frame.rgb) for frame in VideoReader(str(path))]    # 0 1 2 … 29
+path = write_video(tmp_path / "a.mp4", num_frames=30, fps=25)
+[read_index(frame.rgb) for frame in VideoReader(str(path))]    # 0 1 2 … 29
 """
 
 from collections.abc import Sequence
@@ -53,6 +53,7 @@ def write_video(
     is_mirrored: bool = False,
     with_audio: bool = False,
     options: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """Write a video; the container follows from the suffix.
 
@@ -70,12 +71,15 @@ def write_video(
         is_mirrored: after the turn, the picture is still to be mirrored (left and right) to be as shown.
         with_audio: add a tone.
         options: of the container, such as {"movflags": "faststart"}.
+        metadata: of the container, such as {"title": "Test"}.
     """
     codec = codec or _default_codec(path)
     fps = Fraction(fps)
     times = [Fraction(i) / fps for i in range(num_frames)] if times_seconds is None else times_seconds
-    time_base = 1 / fps if times_seconds is None else Fraction(1, 90000)
+    is_counted = times_seconds is None or path.suffix == ".avi"  # AVI knows no other times than multiples of 1/fps
+    time_base = 1 / fps if is_counted else Fraction(1, 60000)
     with av.open(str(path), "w", options=options or {}) as container:
+        container.metadata.update(metadata or {})
         stream = container.add_stream(codec, rate=fps)
         is_on_its_side = rotation_degrees % 180 == 90
         stream.width, stream.height = (height, width) if is_on_its_side else (width, height)

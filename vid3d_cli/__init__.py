@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import classify, extract
-    from .errors import Vid3dError, VideoError, WeightsError
+    from .errors import UsageError, Vid3dError, VideoError, WeightsError
     from .flow import optical_flow
     from .fusion import Fusion, top_k
     from .model import create_model
@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": ["classify", "extract"],
-    "errors": ["Vid3dError", "VideoError", "WeightsError"],
+    "errors": ["UsageError", "Vid3dError", "VideoError", "WeightsError"],
     "flow": ["optical_flow"],
     "fusion": ["Fusion", "top_k"],
     "model": ["create_model"],
@@ -57,6 +57,7 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "VideoReader",
     "probe",
     "Vid3dError",
+    "UsageError",
     "VideoError",
     "WeightsError",
     "__version__",

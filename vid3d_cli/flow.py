@@ -1,31 +1,24 @@
-"""Optical flow: from two grey frames to the motion of every pixel, and from flow files that are there already.
+"""Optical flow: from two grey frames to the motion of every pixel.
 
     prev, next  (H, W) uint8  →  (H, W, 2) float32: pixels per frame step, channel 0 is x (right), 1 is y (down)
 
-A *method* is a name in `FLOW_METHODS`; `create_flow` makes the function that computes it. `open_flow_files` reads
-flow that was made elsewhere. The rest turns a field into what networks, files and people want: `rescale_flow`,
-`quantise_flow`, `resize_flow`, `flow_to_rgb`.
+A *method* is a name in `FLOW_METHODS`; `create_flow` makes the function that computes it. The rest turns a field into
+what networks, files and people want: `rescale_flow`, `quantise_flow`, `resize_flow`, `flow_to_rgb`.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
-import json
-import re
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import FlowFilesError, ShapeError, UsageError
+from .errors import ShapeError, UsageError
 
 FlowFunction = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
 """prev, next (H, W) uint8 → (H, W, 2) float32 in pixels. It holds buffers: use one per thread."""
@@ -46,20 +39,14 @@ level holds a patch.
 """
 
 
-# --- methods ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class FlowMethod:
-    """A factory of flow functions that can say what it makes: `FLOW_METHODS["dis"]()` is a fresh one."""
+    """A factory of flow functions that can say what it makes."""
 
     description: str
     """Name and parameters, for the recipe; aliases share it."""
     create: Callable[[], FlowFunction]
-
-    def __call__(self) -> FlowFunction:
-        """Make a fresh flow function."""
-        return self.create()
+    """Makes a fresh flow function."""
 
 
 @dataclass(frozen=True)
@@ -250,9 +237,6 @@ def to_grey(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
-# --- fields ----------------------------------------------------------------------------------------------------------
-
-
 def rescale_flow(flow: NDArray[Any], bound_px: float = DEFAULT_BOUND_PX) -> NDArray[np.float32]:
     """Truncate flow to ±bound and map it to the range the I3D flow stream was trained on.
 
@@ -265,7 +249,7 @@ def rescale_flow(flow: NDArray[Any], bound_px: float = DEFAULT_BOUND_PX) -> NDAr
 
     Source: kinetics-i3d README, "Sample data and preprocessing".
     """
-    _check_bound(bound_px)
+    check_bound(bound_px)
     return np.asarray(np.clip(flow, -bound_px, bound_px) / bound_px, dtype=np.float32)
 
 
@@ -283,7 +267,7 @@ def quantise_flow(flow: NDArray[Any], bound_px: float = DEFAULT_BOUND_PX) -> NDA
 
     Source: `CAST` in yjxiong/dense_flow; in double precision, as there, so that ties fall alike.
     """
-    _check_bound(bound_px)
+    check_bound(bound_px)
     bounded = np.clip(np.asarray(flow, dtype=np.float64), -bound_px, bound_px)
     return np.asarray(np.rint(255 * (bounded + bound_px) / (2 * bound_px)), dtype=np.uint8)
 
@@ -298,11 +282,16 @@ def dequantise_flow(image: NDArray[np.uint8], bound_px: float = DEFAULT_BOUND_PX
     Returns:
         The same shape, pixels per frame step.
     """
-    _check_bound(bound_px)
+    check_bound(bound_px)
     return np.asarray(image * (2 * bound_px / 255) - bound_px, dtype=np.float32)
 
 
-def _check_bound(bound_px: float) -> None:
+def check_bound(bound_px: float) -> None:
+    """Refuse a truncation that leaves no flow.
+
+    Raises:
+        UsageError: not a positive number.
+    """
     if not 0 < bound_px < float("inf"):
         raise UsageError(f"the flow bound must be a positive number of pixels, got {bound_px}")
 
@@ -353,9 +342,6 @@ def _check_field(flow: NDArray[Any]) -> None:
         raise ShapeError(f"expected flow (H, W, 2), got {flow.shape}")
 
 
-# --- colours ---------------------------------------------------------------------------------------------------------
-
-
 def _colour_wheel() -> NDArray[np.float32]:
     """(55, 3) in [0, 1], from red once around; more steps where the eye sees more hues."""
     red, yellow, green, cyan, blue, magenta = np.array(
@@ -400,242 +386,3 @@ def flow_to_rgb(flow: NDArray[np.float32], max_px: float) -> NDArray[np.uint8]:
     hue = (1 - share) * _WHEEL[below] + share * _WHEEL[(below + 1) % len(_WHEEL)]
     colour = np.where(length <= 1, 1 - length * (1 - hue), np.float32(0.75) * hue)
     return np.asarray(np.floor(255 * colour), dtype=np.uint8)
-
-
-# --- ready-made flow -------------------------------------------------------------------------------------------------
-
-_IMAGE_NAME = re.compile(r"(?:flow_)?([xy])_?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
-_LAYOUTS = "flow_x_00001.jpg and flow_y_00001.jpg, or x_00001.jpg and y_00001.jpg (.jpg, .jpeg or .png)"
-SIDECAR_NAME = "flow.json"
-"""What `vid3d flow` writes beside its images: bound, size and recipe."""
-
-
-class FlowFiles:
-    """Flow of one video that was computed before: `len(files)` pairs, `files[i]` is (H, W, 2) float32 in pixels.
-
-    One pair at a time is read, so memory does not grow with the video. Going forward is fast in every format; use it
-    in a `with` block, or close it.
-    """
-
-    description: str
-    """What the flow was read from, for the recipe; without paths."""
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def _read(self, index: int) -> NDArray[np.float32]:
-        raise NotImplementedError
-
-    def __getitem__(self, index: int) -> NDArray[np.float32]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"pair {index} of {len(self)}")
-        return self._read(index % len(self))
-
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        return (self._read(index) for index in range(len(self)))
-
-    def close(self) -> None:
-        """Close what is open."""
-
-    def __enter__(self) -> FlowFiles:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def open_flow_files(path: str | Path, video: str, bound_px: float = DEFAULT_BOUND_PX) -> FlowFiles:
-    """Find the ready-made flow of a video.
-
-    Args:
-        path: a directory of images (see `_LAYOUTS`), an .npz with the array "flow", or a directory that holds one of
-            the two per video, named by the video's name with or without its suffix.
-        video: path or URL of the video, to name it by.
-        bound_px: what the 8-bit images 0 and 255 stand for; a flow.json beside them knows better. Not used for .npz.
-
-    Raises:
-        FlowFilesError: nothing there, a frame is missing, or it cannot be read.
-    """
-    _check_bound(bound_px)
-    path = Path(path)
-    if not path.exists():
-        raise FlowFilesError(video, f"no ready-made flow at {path}: no such file or directory")
-    stem, name = Path(video).stem, Path(video).name
-    candidates = [path, path / stem, path / name, path / f"{stem}.npz", path / f"{name}.npz"]
-    for candidate in candidates if path.is_dir() else [path]:
-        if candidate.is_file() and candidate.suffix.lower() == ".npz":
-            return NpzFlow(candidate, video)
-        if candidate.is_dir() and _is_image_directory(candidate):
-            return ImageFlow(candidate, video, bound_px)
-    if path.is_file():
-        raise FlowFilesError(video, f"{path} is not ready-made flow: expected a directory of images or an .npz")
-    tried = ", ".join(f"{stem}/ {name}/ {stem}.npz".split())
-    raise FlowFilesError(video, f"no ready-made flow in {path}: looked for {_LAYOUTS} in it, then for {tried}")
-
-
-def _is_image_directory(directory: Path) -> bool:
-    return any(entry.name == SIDECAR_NAME or is_flow_image_name(entry.name) for entry in directory.iterdir())
-
-
-def is_flow_image_name(name: str) -> bool:
-    """Whether a file of this name is an 8-bit image of x or y flow."""
-    return _IMAGE_NAME.fullmatch(name) is not None
-
-
-class ImageFlow(FlowFiles):
-    """Pairs of 8-bit images, one of x and one of y, as denseflow, mmaction and TSN name them.
-
-    Args:
-        directory: holds the images, numbered from 0 or 1 without gaps.
-        video: whose flow it is, for error messages.
-        bound_px: what 0 and 255 stand for, where no flow.json says.
-
-    Raises:
-        FlowFilesError: the numbering has gaps, or x and y differ.
-    """
-
-    def __init__(self, directory: Path, video: str, bound_px: float) -> None:
-        self._video = video
-        self.bound_px = self._stored_bound_px(directory / SIDECAR_NAME) or bound_px
-        self.description = f"ready-made 8-bit images, bound {self.bound_px:g} px"
-        self._pairs = self._find_pairs(directory)
-
-    def _stored_bound_px(self, sidecar: Path) -> float | None:
-        if not sidecar.exists():
-            return None
-        try:
-            bound_px = float(json.loads(sidecar.read_text(encoding="utf-8"))["bound_px"])
-            _check_bound(bound_px)
-        except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
-            raise FlowFilesError(
-                self._video, f"{sidecar} holds no usable bound_px: delete it or write it anew"
-            ) from error
-        return bound_px
-
-    def _find_pairs(self, directory: Path) -> list[tuple[Path, Path]]:
-        images: dict[str, dict[int, Path]] = {"x": {}, "y": {}}
-        for path in directory.iterdir():
-            match = _IMAGE_NAME.fullmatch(path.name)
-            if not match:
-                continue
-            axis, number = match[1].lower(), int(match[2])
-            if number in images[axis]:
-                raise FlowFilesError(self._video, f"{images[axis][number]} and {path.name} are the same frame's {axis}")
-            images[axis][number] = path
-        self._check_numbers(directory, images)
-        return [(images["x"][number], images["y"][number]) for number in sorted(images["x"])]
-
-    def _check_numbers(self, directory: Path, images: dict[str, dict[int, Path]]) -> None:
-        found = images["x"].keys() | images["y"].keys()
-        first = 0 if 0 in found else 1
-        for number in range(first, max(found, default=0) + 1):
-            for axis in "xy":
-                if number not in images[axis]:
-                    raise FlowFilesError(
-                        self._video,
-                        f"the {axis} image of frame {number} is missing in {directory} "
-                        f"(numbered {first} to {max(found)}; frames are named {_LAYOUTS})",
-                    )
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def _read(self, index: int) -> NDArray[np.float32]:
-        x, y = (self._read_image(path) for path in self._pairs[index])
-        if x.shape != y.shape:
-            raise FlowFilesError(self._video, f"{self._pairs[index][0]} and its y image differ in size")
-        return dequantise_flow(np.stack([x, y], axis=-1), self.bound_px)
-
-    def _read_image(self, path: Path) -> NDArray[np.uint8]:
-        try:
-            data = np.fromfile(path, np.uint8)  # imread itself cannot open every name on Windows
-        except OSError as error:
-            raise FlowFilesError(self._video, f"cannot read {path}: {error.strerror}") from error
-        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-        if image is None:
-            raise FlowFilesError(self._video, f"{path} is not a readable image")
-        return np.asarray(image, dtype=np.uint8)
-
-
-class NpzFlow(FlowFiles):
-    """The array "flow" (T-1, H, W, 2) of an .npz, in pixels; read through the archive without unpacking it whole.
-
-    Args:
-        path: the archive, as `vid3d flow` or `np.savez` write it.
-        video: whose flow it is, for error messages.
-
-    Raises:
-        FlowFilesError: not an archive, no such array, or not flow.
-    """
-
-    description = "ready-made .npz"
-
-    def __init__(self, path: Path, video: str) -> None:
-        self._path, self._video = path, video
-        self._stream: IO[bytes] | None = None
-        self._next = 0  # index of the pair that the stream stands before
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise FlowFilesError(video, f"{path} is not a readable .npz") from error
-        try:
-            self._rewind()
-        except BaseException:
-            self.close()
-            raise
-
-    def _rewind(self) -> None:
-        if self._stream:
-            self._stream.close()
-        try:
-            self._stream = self._archive.open("flow.npy")
-            self._shape, self._dtype = self._read_header(self._stream)
-        except KeyError as error:
-            arrays = ", ".join(Path(name).stem for name in self._archive.namelist())
-            raise FlowFilesError(
-                self._video, f'{self._path} has no array "flow" (it has: {arrays or "none"})'
-            ) from error
-        except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-            raise FlowFilesError(self._video, f"{self._path} is damaged or not flow: {error}") from error
-        self._next = 0
-
-    @staticmethod
-    def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(stream)
-        if len(shape) != 4 or shape[3] != 2 or dtype.kind != "f" or fortran_order:
-            raise ValueError(f"expected floats (T-1, H, W, 2) in C order, got {shape} {dtype}")
-        return shape, dtype
-
-    def __len__(self) -> int:
-        return self._shape[0]
-
-    def _read(self, index: int) -> NDArray[np.float32]:
-        if index < self._next:
-            self._rewind()
-        while self._next < index:  # in a compressed archive there is no other way forward
-            self._read_next()
-        return np.frombuffer(self._read_next(), self._dtype).reshape(self._shape[1:]).astype(np.float32)
-
-    def _read_next(self) -> bytes:
-        if self._stream is None:
-            raise ValueError(f"{self._path} is closed")
-        num_bytes = int(np.prod(self._shape[1:])) * self._dtype.itemsize
-        try:
-            data = self._stream.read(num_bytes)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise FlowFilesError(self._video, f"{self._path} is damaged at pair {self._next}: {error}") from error
-        if len(data) < num_bytes:
-            raise FlowFilesError(self._video, f"{self._path} ends at pair {self._next} of {len(self)}")
-        self._next += 1
-        return data
-
-    def close(self) -> None:
-        """Close the archive."""
-        if self._stream:
-            self._stream.close()
-            self._stream = None
-        self._archive.close()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from .backbones import BACKBONES, BackboneOutput
 from .errors import CheckpointError, ShapeError, UnknownModel, UsageError
+from .manifest import Normalisation, find_model
 from .records import STREAMS
-from .weights import Normalisation, ensure, find_model
+from .weights import pull
 
 StateDict = dict[str, Tensor]
 
@@ -71,7 +72,7 @@ def find_weights(weights: str | Path, stream: str) -> Path:
         raise error
     if stream not in entry.streams:
         raise UsageError(f"{entry.name} has no {stream} weights; it has: {', '.join(entry.streams)}")
-    return ensure(entry.streams[stream].weights)
+    return pull(entry.streams[stream].weights)
 
 
 def read_checkpoint(path: Path) -> StateDict:

@@ -32,7 +32,7 @@ class Options:
     flow: str = "dis"
     """Optical flow method: see `flow.FLOW_METHODS`."""
     flow_files: Path | None = None
-    """Ready-made flow to read instead of computing it: see `flow.open_flow_files`."""
+    """Ready-made flow to read instead of computing it: see `flow_files.open_flow_files`."""
     flow_bound_px: float | None = None
     """The displacement that ready-made flow images stored as 0 and 255."""
     quantise_flow: bool = False

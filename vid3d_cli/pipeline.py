@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clips import Window, check_clip_options, count_clips, sliding_clips
-from .errors import FlowFilesError, UsageError
-from .flow import FlowFiles, create_flow, describe_flow, open_flow_files, quantise_flow, resize_flow
+from .errors import CheckpointError, FlowFilesError, UsageError
+from .flow import create_flow, describe_flow, quantise_flow, resize_flow
+from .flow_files import FlowFiles, open_flow_files
 from .fusion import Fusion, pool_video
+from .manifest import ModelEntry, WeightsFile, find_model, read_labels
 from .options import Options
 from .records import STREAMS, Clip, ClipOutput, ClipSpan, Frame, Recipe, StreamRecipe, VideoResult
 from .streams import FlowOfPair, StreamFrame, align_streams
 from .video import VideoReader, parse_fps
-from .weights import ModelEntry, ensure, file_sha256, find_model, read_labels
+from .weights import file_sha256, pull
 
 if TYPE_CHECKING:
     from .runtimes.torch import TorchRuntime
@@ -32,23 +34,25 @@ class Pipeline:
 
     Args:
         options: see `Options`.
+        fetch: finds or downloads a published checkpoint.
 
     Raises:
         UsageError: options that do not fit each other or the model.
-        WeightsError: weights that cannot be had. They are downloaded here, the network is built at first use.
+        WeightsError: weights that cannot be had. They are fetched here, the network is built at first use.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, fetch: Callable[[WeightsFile], Path] = pull) -> None:
         self.options = options
         self.entry = find_model(options.model)
-        self.streams = select_streams(options.streams, self.entry)
+        self.streams = _select_streams(options.streams, self.entry)
         self.window = options.window or self.entry.clip_length
         self.stride = options.stride or (self.entry.clip_stride if options.window is None else self.window)
         check_clip_options(self.window, self.stride, options.tail)
         self.fps = parse_fps(options.fps) if options.fps else self.entry.fps
         self.fusion = Fusion.parse(options.fuse, options.fuse_on)
         self._check_options()
-        self.checkpoints = {stream: self._find_checkpoint(stream) for stream in self.streams}
+        own = {stream: _own_checkpoint(stream, path) for stream, path in options.weights.items()}
+        self.checkpoints = {s: own[s] if s in own else fetch(self.entry.streams[s].weights) for s in self.streams}
 
     def _check_options(self) -> None:
         options = self.options
@@ -64,14 +68,6 @@ class Pipeline:
             raise UsageError(
                 f"weights were given for '{unused[0]}', but the streams that run are: {', '.join(self.streams)}"
             )
-
-    def _find_checkpoint(self, stream: str) -> Path:
-        if stream not in self.options.weights:
-            return ensure(self.entry.streams[stream].weights)
-        path = Path(self.options.weights[stream])
-        if not path.is_file():
-            raise UsageError(f"--weights {stream}={path}: no such file")
-        return path
 
     @cached_property
     def runtime(self) -> TorchRuntime:
@@ -257,7 +253,18 @@ class ClipReader:
         return Clip(span, streams)
 
 
-def select_streams(asked: str, entry: ModelEntry) -> tuple[str, ...]:
+def _own_checkpoint(stream: str, path: str | Path) -> Path:
+    """The user's own checkpoint file of a stream.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"--weights {stream}={path}: no such file")
+    return Path(path)
+
+
+def _select_streams(asked: str, entry: ModelEntry) -> tuple[str, ...]:
     """The streams that "rgb", "flow" or "both" means for this model.
 
     Raises:

@@ -15,12 +15,13 @@ import math
 import re
 import stat
 import struct
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import av
 import av.container
@@ -38,6 +39,7 @@ from .errors import (
     NoVideoStream,
     TruncatedVideo,
     UsageError,
+    VideoError,
     VideoNotFound,
 )
 from .records import Frame
@@ -54,17 +56,17 @@ SEEK_MARGIN_SECONDS = 1.0
 MAX_TICK_TOLERANCE_SECONDS = Fraction(1, 1000)
 """Upper bound of what `at_ticks` takes for rounding by the container's clock."""
 
+MAX_JUMP_SECONDS = Fraction(60)
+"""A longer wait for the next frame is believed only within the duration that the header declares."""
+
 MAX_DEMUX_ERRORS = 100
 """Give the file up after so many read errors without one packet in between."""
 
-# One thread a video, for the sake of damaged ones. With frame threads, an error among the last packets takes the
-# frames after it along, uncounted: PyAV cannot go on reading a decoder that is being flushed (35 to 38 of 40 frames
-# instead of 39). With slice threads, FFmpeg conceals no damage in H.264. And what a damaged file gives must not depend
-# on the number of cores. Price: on 2 cores, 1080p decodes at 385 frames per second instead of 510 (PyAV 18.1).
-_THREAD_TYPE: Literal["NONE"] = "NONE"
-
 # Pictures are too small for swscale's own threads. PyAV 14 has no such option.
 _ONE_THREAD: dict[str, int] = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
+
+# A title that is not UTF-8 is no reason to refuse a video. From PyAV 19 on it is none anyway.
+_ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 _DEFAULT_RATE = Fraction(25)  # frames per second, where the file says nothing at all
 _AV_TIME_BASE = 1_000_000  # a container's duration is in microseconds
@@ -184,7 +186,8 @@ class VideoReader:
         self._pass = _Pass(video)
         self._is_fresh = True  # nothing taken from the pass yet: the first iteration uses it
         self._info = _header_info(self._pass)
-        self._iterator: Generator[Frame, None, None] | None = None
+        # Weak, so that an iteration that is dropped half-way ends there and then, and closes the file.
+        self._iterator: weakref.ref[Generator[Frame, None, None]] | None = None
 
     @property
     def info(self) -> VideoInfo:
@@ -227,19 +230,23 @@ class VideoReader:
 
     def close(self) -> None:
         """End the iteration, if one is under way, and close the file."""
-        if self._iterator is not None:
-            self._iterator.close()
+        self._end_iteration()
         self._pass.close()
         self._is_fresh = False
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._iterator is not None:
-            self._iterator.close()
+        self._end_iteration()
         if not self._is_fresh:
             self._pass = _Pass(self._video)
         self._is_fresh = False
-        self._iterator = self._read()
-        return self._iterator
+        iterator = self._read()
+        self._iterator = weakref.ref(iterator)
+        return iterator
+
+    def _end_iteration(self) -> None:
+        iterator = None if self._iterator is None else self._iterator()
+        if iterator is not None:
+            iterator.close()
 
     def _read(self) -> Generator[Frame, None, None]:
         """Yield the frames of the span; the file is closed when this generator is."""
@@ -362,19 +369,29 @@ def at_ticks(frames: Iterable[Timed[T]], *, fps: Fraction, clock_unit: Fraction)
 class _Clock:
     """Frame times relative to the first frame, always increasing.
 
-    A frame without a time, or with one that is not later than the previous frame's, follows the previous frame by the
-    nominal duration.
+    A frame without a time follows the previous frame by the nominal duration. So does one whose time is not later than
+    the previous frame's, or jumps far beyond the end of the video: one flipped bit may mean a day, and resampling would
+    fill it with copies.
 
     Args:
         time_base: seconds per unit of the file's times.
         nominal_duration: seconds per frame, on average.
+        declared_duration: seconds of the whole video as its header says; None if it does not.
         by_decoding_time: go by DTS, for containers without PTS. AVI only counts its chunks; FFmpeg guesses PTS from
             that and guesses wrong where B-frames are packed (all of UCF101): 1 2 4 3 5 7 6, with DTS 1 2 3 4 5 6 7.
     """
 
-    def __init__(self, time_base: Fraction, nominal_duration: Fraction, *, by_decoding_time: bool) -> None:
+    def __init__(
+        self,
+        time_base: Fraction,
+        nominal_duration: Fraction,
+        *,
+        declared_duration: Fraction | None,
+        by_decoding_time: bool,
+    ) -> None:
         self._time_base = time_base
         self._nominal_duration = nominal_duration
+        self._declared_duration = declared_duration or Fraction(0)
         self._by_decoding_time = by_decoding_time
         self._zero: Fraction | None = None  # the file's own time of its first frame
         self._last: Fraction | None = None
@@ -387,11 +404,16 @@ class _Clock:
             in_file = units * self._time_base
             if self._zero is None:
                 self._zero = in_file - start
-            if self._last is None or in_file - self._zero > self._last:
+            if self._last is None or self._may_follow(self._last, in_file - self._zero):
                 start = in_file - self._zero
         self._last = start
-        duration = frame.duration * self._time_base if frame.duration else self._nominal_duration
+        duration = frame.duration * self._time_base
+        if not self._may_follow(start, start + duration):
+            duration = self._nominal_duration
         return Timed(start, duration, frame)
+
+    def _may_follow(self, last: Fraction, start: Fraction) -> bool:
+        return last < start <= max(self._declared_duration, last + MAX_JUMP_SECONDS)
 
     def units(self, frame: av.VideoFrame) -> int | None:
         """The time that the file gives a frame, in its own units."""
@@ -409,6 +431,10 @@ class _Clock:
 # Decoding ------------------------------------------------------------------------------------------------------------
 
 
+class _DamageError(Exception):
+    """A frame was decoded from damaged data."""
+
+
 class _Pass:
     """One reading of a video: the open container, its decoder and the counts.
 
@@ -422,19 +448,45 @@ class _Pass:
         self.num_decode_failures = 0
         self.container = _open_container(video)
         try:
-            self.stream = _video_stream(self.container, video)
-            self.stream.thread_type = _THREAD_TYPE
+            self._choose_stream(has_threads=_can_read_again(video))
             self.time_base = _fraction(self.stream.time_base) or Fraction(1, _AV_TIME_BASE)
             self.rate = _average_rate(self.stream)
-            self._clock = _Clock(self.time_base, 1 / self.rate, by_decoding_time=self.container.format.name == "avi")
-            self._decoded = self._decode()
+            self.declared_duration = self._declared_duration()
+            self._clock = _Clock(
+                self.time_base,
+                1 / self.rate,
+                declared_duration=self.declared_duration,
+                by_decoding_time=self.container.format.name == "avi",
+            )
+            self._decoded = self._decode(None)
             first = next(self._decoded, None)
             if first is None:
                 raise NoFrames(video, "no frame of it decodes: the file is damaged or cut off; fetch it again")
             self.first: av.VideoFrame = first
+        except VideoError as error:
+            self.container.close()
+            if not _is_url(video) and _is_mp4_without_index(video):  # FFmpeg opens what a cut moov box still tells
+                raise TruncatedVideo(video, _TRUNCATED) from error
+            raise
         except BaseException:
             self.container.close()
             raise
+
+    def _choose_stream(self, *, has_threads: bool) -> None:
+        self.stream = _video_stream(self.container, self.video)
+        self._has_threads = has_threads
+        self.stream.thread_type = "AUTO" if has_threads else "NONE"
+
+    def _declared_duration(self) -> Fraction | None:
+        """Seconds, by the stream's header or else the container's."""
+        if self.stream.duration and self.stream.duration > 0:
+            declared = self.stream.duration * self.time_base
+        elif self.container.duration and self.container.duration > 0:
+            declared = Fraction(self.container.duration, _AV_TIME_BASE)
+        else:
+            return None
+        # AVI's header gives one rate for both: where that is damaged, the duration is too.
+        return None if self.time_base > MAX_JUMP_SECONDS else declared
 
     def close(self) -> None:
         """Close the container; generators of this pass end."""
@@ -462,12 +514,8 @@ class _Pass:
         if target is None:
             return None
         self._decoded.close()
-        try:
-            self.container.seek(target, stream=self.stream)
-        except av.error.FFmpegError:
-            return None
         self._clock.restart()
-        self._decoded = self._decode()
+        self._decoded = self._decode(target)
         # Frames shown before the keyframe may need pictures from before the seek: only what follows it is whole.
         key_frame = next((frame for frame in self._decoded if frame.key_frame), None)
         if key_frame is None or self._clock.units(key_frame) is None:
@@ -478,8 +526,47 @@ class _Pass:
         self.first = key_frame
         return itertools.chain([timed], map(self._clock.timed, itertools.islice(self.frames(), 1, None)))
 
-    def _decode(self) -> Generator[av.VideoFrame, None, None]:
-        """Every frame that decodes, from where the container stands to its end."""
+    def _decode(self, start: int | None) -> Generator[av.VideoFrame, None, None]:
+        """Every frame that decodes, from the beginning or from a keyframe at or before `start` (in units of the file).
+
+        Several threads decode until they meet damage; then one thread reads again and goes on after the frames already
+        given. For with frame threads, an error among the last packets takes the frames after it along, uncounted (35
+        to 38 of 40 frames are left instead of 39: PyAV cannot go on reading a decoder that is being flushed), and with
+        slice threads FFmpeg conceals no damage in H.264. What cannot be read twice is decoded by one thread at once.
+        """
+        num_given = 0
+        if self._has_threads:
+            with contextlib.closing(self._decode_undamaged(start)) as frames:
+                try:
+                    for frame in frames:
+                        yield frame
+                        num_given += 1
+                    return
+                except (_DamageError, av.error.FFmpegError):
+                    pass
+            self.container.close()
+            self.container = _open_container(self.video)
+            self._choose_stream(has_threads=False)
+        with contextlib.closing(self._decode_around_damage(start)) as frames:
+            yield from itertools.islice(frames, num_given, None)
+
+    def _decode_undamaged(self, start: int | None) -> Generator[av.VideoFrame, None, None]:
+        self._seek(start)
+        num_missing = 0
+        for packet in self.container.demux(self.stream):
+            num_missing += bool(packet.size) and not packet.is_discard
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise _DamageError
+                num_missing -= 1
+                yield frame
+        # Threads swallow the errors of the last packets. In VP8 a missing frame may be one that is never shown: then
+        # reading again finds nothing more, and has cost only time.
+        if num_missing > 0:
+            raise _DamageError
+
+    def _decode_around_damage(self, start: int | None) -> Generator[av.VideoFrame, None, None]:
+        self._seek(start)
         for packet in self._packets():
             try:
                 frames = packet.decode()
@@ -491,6 +578,12 @@ class _Pass:
             for frame in frames:
                 self.num_decode_failures += frame.is_corrupt
                 yield frame
+
+    def _seek(self, start: int | None) -> None:
+        if start is not None:
+            # What cannot seek stays where it is; the caller looks at the time of the first frame.
+            with contextlib.suppress(av.error.FFmpegError):
+                self.container.seek(start, stream=self.stream)
 
     def _packets(self) -> Iterator[av.Packet[Any]]:
         """The packets of the stream and, last, the empty one that makes the decoder give out what it holds."""
@@ -521,8 +614,8 @@ class _RgbConverter:
         self._video = video
         self._width, self._height = first.width, first.height
         self._orientation = _Orientation.of(first)
-        # The same result as frame.to_ndarray(format="rgb24"), which sets swscale up anew for every frame: 4.3 ms instead
-        # of 0.5 ms at 340×256.
+        # The same bytes as frame.to_ndarray(format="rgb24"), which sets swscale up anew for every frame: 4.3 ms
+        # instead of 0.5 ms at 340×256.
         self._reformatter = VideoReformatter()
         self._frame: av.VideoFrame | None = None
         self._rgb: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
@@ -580,22 +673,24 @@ class _Orientation:
 # Opening -------------------------------------------------------------------------------------------------------------
 
 
-def is_url(video: str) -> bool:
+def _is_url(video: str) -> bool:
     """Whether this goes to FFmpeg as it is, rather than naming a local file."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", video) is not None
 
 
+_TRUNCATED = "cut off before the end of its index (moov), as by a broken download or recording; fetch it again"
+
+
 def _open_container(video: str) -> av.container.InputContainer:
-    if is_url(video):
+    if _is_url(video):
         return _open_url(video)
     _check_file(video)
     try:
         # The prefix keeps FFmpeg from reading "take:2.mp4" as a protocol.
-        container = av.open(f"file:{video}")
+        container = _open(f"file:{video}")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if _is_mp4_without_index(video):
-            message = "cut off before its index (no moov atom), as by a broken download or recording; fetch it again"
-            raise TruncatedVideo(video, message) from error
+            raise TruncatedVideo(video, _TRUNCATED) from error
         raise NotAVideo(video, f"not a video that FFmpeg can open ({_reason(error)})") from error
     if container.format.name == "tty":  # FFmpeg would draw any *.txt as ANSI art
         container.close()
@@ -603,9 +698,19 @@ def _open_container(video: str) -> av.container.InputContainer:
     return container
 
 
+def _open(name: str, timeout: float | None = None) -> av.container.InputContainer:
+    container: av.container.InputContainer = av.open(name, timeout=timeout, **_ANY_METADATA)
+    return container
+
+
+def _can_read_again(video: str) -> bool:
+    """Whether opening the same video again gives the same bytes: not so for a camera or a pipe."""
+    return not _is_url(video) and Path(video).is_file()
+
+
 def _open_url(url: str) -> av.container.InputContainer:
     try:
-        return av.open(url, timeout=URL_TIMEOUT_SECONDS)
+        return _open(url, timeout=URL_TIMEOUT_SECONDS)
     except av.error.ExitError as error:
         raise NotAVideo(url, f"no answer within {URL_TIMEOUT_SECONDS:g} s; try again later") from error
     except (av.error.HTTPNotFoundError, av.error.FileNotFoundError) as error:
@@ -678,11 +783,6 @@ def _header_info(one_pass: _Pass) -> VideoInfo:
     container, stream, first = one_pass.container, one_pass.stream, one_pass.first
     orientation = _Orientation.of(first)
     is_turned = orientation.rotation_degrees % 180 == 90
-    duration_seconds: float | None = None
-    if stream.duration:
-        duration_seconds = float(stream.duration * one_pass.time_base)
-    elif container.duration:
-        duration_seconds = container.duration / _AV_TIME_BASE
     return VideoInfo(
         video=one_pass.video,
         codec=stream.codec_context.name,
@@ -690,7 +790,7 @@ def _header_info(one_pass: _Pass) -> VideoInfo:
         height=first.width if is_turned else first.height,
         rotation_degrees=orientation.rotation_degrees,
         fps=float(one_pass.rate),
-        duration_seconds=duration_seconds,
+        duration_seconds=None if one_pass.declared_duration is None else float(one_pass.declared_duration),
         num_frames_declared=stream.frames or None,
         num_frames_decoded=None,
         num_decode_failures=None,
@@ -701,9 +801,9 @@ def _header_info(one_pass: _Pass) -> VideoInfo:
 
 
 def _average_rate(stream: av.VideoStream) -> Fraction:
-    """Frames per second, by the first source that says so."""
+    """Frames per second, by the first source that says so and may be right."""
     rates = (stream.average_rate, stream.guessed_rate, stream.base_rate, stream.codec_context.framerate)
-    return next((_fraction(rate) for rate in rates if rate), _DEFAULT_RATE)
+    return next((_fraction(rate) for rate in rates if rate and _fraction(rate) >= 1 / MAX_JUMP_SECONDS), _DEFAULT_RATE)
 
 
 def _fraction(rational: Any) -> Fraction:  # a Fraction until PyAV 18, PyAV's own type from 19 on

@@ -15,6 +15,7 @@ from ..options import Options
 from .console import BatchProgress, download_bar, log
 
 if TYPE_CHECKING:
+    from ..manifest import WeightsFile
     from ..pipeline import Pipeline
     from ..records import VideoFailure, VideoResult
     from ..sources import Source
@@ -41,16 +42,22 @@ Failures = Annotated[
 
 def make_pipeline(options: Options) -> Pipeline:
     """Build the pipeline; weights that are not on disk are downloaded with a progress bar."""
-    from ..pipeline import Pipeline, select_streams
-    from ..weights import find_model, pull, weights_path
+    from ..pipeline import Pipeline
 
-    entry = find_model(options.model)
-    for stream in select_streams(options.streams, entry):
-        file = entry.streams[stream].weights
-        if stream not in options.weights and not weights_path(file).exists():
-            with download_bar(file.name) as on_bytes:
-                pull(file, progress=on_bytes)
-    return Pipeline(options)
+    return Pipeline(options, fetch=fetch_weights)
+
+
+def fetch_weights(file: WeightsFile) -> Path:
+    """Find a published checkpoint, or download it with a progress bar."""
+    from ..weights import pull
+
+    with download_bar(file.name) as on_bytes:
+        return pull(file, progress=on_bytes)
+
+
+def count(number: int, noun: str) -> str:
+    """1 clip, 2 clips."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def find_videos(arguments: list[str], nul_separated: bool) -> list[Source]:
@@ -92,7 +99,7 @@ def run_batch(
         results = local.run(pipeline, list(source_of), jobs=jobs, on_failure=on_failure, on_clips=progress.on_clips)
         for result in results:
             if result.num_decode_failures:
-                log.warning("%s: %d damaged packets skipped", result.video, result.num_decode_failures)
+                log.warning("%s: %s skipped", result.video, count(result.num_decode_failures, "damaged packet"))
             on_result(source_of[result.video], result)
             progress.next_video()
     finally:

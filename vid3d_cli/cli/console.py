@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 log = logging.getLogger("vid3d_cli")
@@ -69,12 +69,17 @@ class BatchProgress:
 
 @contextmanager
 def download_bar(name: str) -> Iterator[Any]:
-    """A bar in bytes; gives the callback that `weights.pull` reports to."""
+    """A bar in bytes that appears with the first of them; gives the callback that `weights.pull` reports to."""
     from tqdm import tqdm
 
-    with tqdm(desc=name, unit="B", unit_scale=True, disable=not shows_bars(), file=sys.stderr, leave=False) as bar:
+    with ExitStack() as stack:
+        bar: Any = None
 
         def on_bytes(num_received: int, num_total: int | None) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = tqdm(desc=name, unit="B", unit_scale=True, disable=not shows_bars(), file=sys.stderr, leave=False)
+                stack.callback(bar.close)
             bar.total = num_total
             bar.update(num_received - bar.n)
 

@@ -8,7 +8,7 @@ import typer
 
 from ..errors import OutputError
 from ..options import Options
-from .batch import Failures, Jobs, NulSeparated, Videos, find_videos, make_pipeline, run_batch
+from .batch import Failures, Jobs, NulSeparated, Videos, count, find_videos, make_pipeline, run_batch
 from .console import log
 from .options import takes_pipeline_options
 
@@ -69,5 +69,5 @@ def extract(
         raise
     output.commit()
     if num_videos:
-        log.info("%d clips of %d videos → %s", num_clips, num_videos, out)
+        log.info("%s of %s → %s", count(num_clips, "clip"), count(num_videos, "video"), out)
     raise typer.Exit(code)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .batch import count
 from .console import log, shows_bars
 
 
@@ -48,7 +49,7 @@ def flow(
     from tqdm import tqdm
 
     from ..flow import create_flow, describe_flow, to_grey
-    from ..outputs.flow_files import open_flow_output
+    from ..outputs.flow import open_flow_output
     from ..preprocess import resize_short_side
     from ..video import VideoReader, parse_fps
 
@@ -77,5 +78,5 @@ def flow(
             for (seconds, first), (_, second) in pairwise(greys):
                 output.write(compute(first, second), seconds)
         if reader.num_decode_failures:
-            log.warning("%s: %d damaged packets skipped", video, reader.num_decode_failures)
-    log.info("%d flow fields → %s", output.num_pairs, out)
+            log.warning("%s: %s skipped", video, count(reader.num_decode_failures, "damaged packet"))
+    log.info("%s → %s", count(output.num_pairs, "flow field"), out)

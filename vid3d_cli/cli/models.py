@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..weights import ModelEntry
+    from ..manifest import ModelEntry
 
 
 def models(
@@ -19,7 +19,7 @@ def models(
 
     Example: vid3d models
     """
-    from ..weights import model_entries
+    from ..manifest import model_entries
 
     rows = [model_row(entry) for entry in model_entries().values()]
     if as_json or not sys.stdout.isatty():
@@ -50,12 +50,12 @@ def model_row(entry: ModelEntry) -> dict[str, Any]:
 
 
 def describe_accuracy(row: dict[str, Any]) -> str:
-    """Published top-1 of the streams on the first data set named: "71.1 / 63.4 / 74.2, Kinetics-400 test"."""
+    """Published top-1 of the streams on the first data set named: "71.1 / 63.4 / 74.2 (Kinetics-400 test)"."""
     if not row["published"]:
         return "not published"
     on = row["published"][0]["on"]
     scores = [f"{m['top1']:g}" for m in row["published"] if m["on"] == on]
-    return f"{' / '.join(scores)}, {on}"
+    return f"{' / '.join(scores)} ({on})"
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -64,8 +64,9 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from .tables import make_table
 
     table = make_table(
-        "model", "streams", "classes", "clip", "published top-1 %", "licence", "on disk", right=["classes"]
+        "model", "streams", "classes", "clip", "published top-1 %", "licence", "on disk", narrow=["classes"]
     )
+    table.columns[0].no_wrap = True
     for row in rows:
         name = row["model"] + (" (default)" if row["default"] else "")
         on_disk = ", ".join(stream for stream, there in row["on_disk"].items() if there) or "no"

@@ -58,19 +58,22 @@ def _print_table(infos: list[VideoInfo]) -> None:
 
     from .tables import make_table
 
-    numbers = ("size", "turned", "fps", "seconds", "declared", "decoded", "damaged")
-    table = make_table("video", "codec", *numbers, right=numbers)
+    narrow = ("codec", "size", "turned", "fps", "seconds", "frames", "damaged")
+    table = make_table("video", *narrow, narrow=narrow)
     for info in infos:
-        cells = [
+        frames = _or_dash(info.num_frames_decoded)
+        if info.num_frames_declared != info.num_frames_decoded:
+            frames += f" of {_or_dash(info.num_frames_declared)}"
+        table.add_row(
+            info.video,
+            info.codec,
             f"{info.width}×{info.height}",
             f"{info.rotation_degrees}°",
             f"{info.fps:.4g}",
             _or_dash(info.duration_seconds, ".2f"),
-            _or_dash(info.num_frames_declared),
-            _or_dash(info.num_frames_decoded),
+            frames,
             _or_dash(info.num_decode_failures),
-        ]
-        table.add_row(info.video, info.codec, *cells)
+        )
     Console(highlight=False).print(table)
 
 

@@ -13,11 +13,20 @@ from rich.text import Text
 from ..outputs.predictions import Record, streams_of
 
 
-def make_table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
-    """An empty table in the one style; the columns named in `right` are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+def make_table(*columns: str, title: str | None = None, narrow: Sequence[str] = ()) -> Table:
+    """An empty table in the one style; the columns named in `narrow` are to the right and keep their width."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+    )
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
+        is_narrow = column in narrow
+        table.add_column(column, justify="right" if is_narrow else "left", no_wrap=is_narrow, overflow="fold")
     return table
 
 
@@ -33,7 +42,7 @@ class PredictionTables:
         streams = streams_of(whole)
         if len(streams) == 2:  # one stream and its "fusion", which says the same
             streams.pop("fused")
-        table = make_table("seconds", *streams, title=whole["video"])
+        table = make_table("seconds", *streams, title=whole["video"], narrow=["seconds"])
         for record in clips:
             table.add_row(_seconds(record), *[_top(record[name]) for name in streams], end_section=True)
         table.add_row(Text("whole video", style="bold"), *[_top(whole[name]) for name in streams])
@@ -50,6 +59,6 @@ def _seconds(record: Record) -> str:
 def _top(predictions: list[dict[str, Any]]) -> Text:
     """The classes one below the other, the best one bold."""
     lines = [f"{p['score']:6.1%} {p['label']}" for p in predictions]
-    text = Text("\n".join(lines))
+    text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
     text.stylize("bold", 0, len(lines[0]))
     return text

@@ -11,7 +11,7 @@ from ..errors import EXIT_OK, EXIT_WEIGHTS, WeightsError
 from .console import download_bar, log
 
 if TYPE_CHECKING:
-    from ..weights import WeightsFile
+    from ..manifest import WeightsFile
 
 app = typer.Typer(no_args_is_help=True, help="List, fetch, verify and add the checkpoints of the models.")
 
@@ -39,9 +39,9 @@ def pull(name: Name) -> None:
 
     Example: vid3d weights pull i3d.kinetics400
     """
-    from .. import weights
+    from .. import manifest, weights
 
-    for file in weights.parse_weights_name(name):
+    for file in manifest.parse_weights_name(name):
         with download_bar(file.name) as on_bytes:
             path = weights.pull(file, progress=on_bytes)
         typer.echo(str(path))
@@ -55,9 +55,11 @@ def verify(
 
     Example: vid3d weights verify
     """
-    from .. import weights
+    from .. import manifest, weights
 
-    files = weights.parse_weights_name(name) if name else [f for f in _all_files() if weights.weights_path(f).is_file()]
+    files = (
+        manifest.parse_weights_name(name) if name else [f for f in _all_files() if weights.weights_path(f).is_file()]
+    )
     code = EXIT_OK
     for file in files:
         try:
@@ -76,9 +78,9 @@ def path(name: Name) -> None:
 
     Example: vid3d weights path i3d.kinetics400:rgb
     """
-    from .. import weights
+    from .. import manifest, weights
 
-    for file in weights.parse_weights_name(name):
+    for file in manifest.parse_weights_name(name):
         typer.echo(str(weights.locate(file)))
 
 
@@ -98,6 +100,6 @@ def add(
 
 
 def _all_files() -> list[WeightsFile]:
-    from ..weights import model_entries
+    from ..manifest import model_entries
 
     return [stream.weights for entry in model_entries().values() for stream in entry.streams.values()]

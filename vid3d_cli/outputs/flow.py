@@ -6,7 +6,7 @@
 
 Every writer holds one field at a time. It works on a hidden name beside the target and renames it when the block
 ends well, so that what stands at the target is whole; when the block raises, nothing is left. The first two are read
-again by `flow.open_flow_files`.
+again by `flow_files.open_flow_files`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import OutputError, OutputExists, ShapeError, UsageError
-from ..flow import SIDECAR_NAME, flow_to_rgb, is_flow_image_name, quantise_flow
+from ..flow import flow_to_rgb, quantise_flow
+from ..flow_files import SIDECAR_NAME, is_flow_image_name
 
 JPEG_QUALITY = 95
 """OpenCV's default, with which denseflow's images were made too."""

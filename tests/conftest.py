@@ -1,0 +1,66 @@
+"""Fixtures for tests that run the whole tool with a small stand-in for the network."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import vid3d_cli.cli
+import vid3d_cli.model
+import vid3d_cli.weights
+from vid3d_cli.backbones import BackboneOutput
+from vid3d_cli.pipeline import Pipeline
+from videos import write_video
+
+
+class TinyNet(nn.Module):
+    """Stands in for I3D where a test is not about its numbers: features are means over thirds of time and channels."""
+
+    def __init__(self, stream, num_classes=400):
+        super().__init__()
+        self.head = nn.Linear(3 * {"rgb": 3, "flow": 2}[stream], num_classes)
+
+    def forward(self, clips):
+        thirds = [part.mean((2, 3, 4)) for part in clips.tensor_split(3, dim=2)]
+        features = torch.cat(thirds, 1)
+        return BackboneOutput(features, self.head(features))
+
+
+@pytest.fixture
+def tiny_model(monkeypatch, tmp_path):
+    """Every model is a TinyNet, and its checkpoints are on disk."""
+    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint.write_bytes(b"stands in for a verified checkpoint")
+
+    def create_model(name, *, stream, weights, num_classes=400):
+        assert Path(weights) == checkpoint
+        torch.manual_seed(0)
+        return TinyNet(stream).eval()
+
+    monkeypatch.setattr(vid3d_cli.model, "create_model", create_model)
+    monkeypatch.setattr(vid3d_cli.weights, "pull", lambda file, **_: checkpoint)
+    monkeypatch.setitem(Pipeline.__init__.__kwdefaults__, "fetch", lambda file: checkpoint)
+    return checkpoint
+
+
+@pytest.fixture
+def video(tmp_path):
+    """A video of 40 frames at 25 fps."""
+    return write_video(tmp_path / "video.mp4", num_frames=40)
+
+
+@pytest.fixture
+def vid3d(monkeypatch, tmp_path):
+    """Run the command line in this process: vid3d("classify", path, stdin=b"…") → result with exit_code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vid3d"])
+
+    def run(*args, stdin=None):
+        return CliRunner().invoke(vid3d_cli.cli.app, [str(arg) for arg in args], input=stdin, catch_exceptions=False)
+
+    return run

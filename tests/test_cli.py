@@ -1,0 +1,336 @@
+"""The command line: what goes to stdout, what to stderr, exit codes, and that nothing done is lost."""
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from vid3d_cli import __version__
+from vid3d_cli.cli.options import parse_weights
+from vid3d_cli.errors import UsageError
+from videos import write_audio, write_video
+
+COMMANDS = ["classify", "extract", "flow", "probe", "models"]
+WEIGHTS_COMMANDS = ["list", "pull", "verify", "path", "add"]
+
+
+def lines_of(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+# Help ----------------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(vid3d):
+    result = vid3d("--help")
+    assert result.exit_code == 0
+    assert all(command in result.stdout for command in [*COMMANDS, "weights"])
+
+
+@pytest.mark.parametrize("command", [[c] for c in COMMANDS] + [["weights", c] for c in WEIGHTS_COMMANDS])
+def test_every_command_has_help_with_an_example(vid3d, command):
+    result = vid3d(*command, "--help")
+    assert result.exit_code == 0
+    assert re.search(rf"Example: vid3d {' '.join(command)}\b", result.stdout)
+
+
+def test_version(vid3d):
+    assert vid3d("--version").stdout == f"vid3d {__version__}\n"
+
+
+# classify ------------------------------------------------------------------------------------------------------------
+
+
+def test_classify_writes_json_lines_into_a_pipe(vid3d, tiny_model, video):
+    result = vid3d("classify", video, "--window", 16, "--topk", 2)
+    assert (result.exit_code, result.stderr) == (0, "")
+    records = lines_of(result)
+    assert [r["clip"] for r in records] == [0, 1, 2, None]
+    assert [(r["start_seconds"], r["end_seconds"]) for r in records] == [(0, 0.64), (0.64, 1.28), (1.28, 1.6), (0, 1.6)]
+    for record in records:
+        assert list(record) == ["video", "clip", "start_seconds", "end_seconds", "rgb", "flow", "fused"]
+        assert [len(record[s]) for s in ("rgb", "flow", "fused")] == [2, 2, 2]
+        assert set(record["rgb"][0]) == {"label", "score", "logit"}
+        assert record["fused"][0]["logit"] == max(p["logit"] for p in record["fused"])
+
+
+def test_classify_fuses_by_weights(vid3d, tiny_model, video):
+    def fused(*options):
+        (record,) = lines_of(vid3d("classify", video, "--per", "video", "--topk", 400, *options))
+        return {p["label"]: p["logit"] for p in record["fused"]}, record
+
+    even, record = fused()
+    rgb, flow = ({p["label"]: p["logit"] for p in record[s]} for s in ("rgb", "flow"))
+    assert even == pytest.approx({label: rgb[label] + flow[label] for label in rgb}, abs=2e-6)
+    assert fused("--fuse", "2:0.5")[0] == pytest.approx({k: 2 * rgb[k] + 0.5 * flow[k] for k in rgb}, abs=2e-6)
+    _, on_probs = fused("--fuse-on", "probs")
+    scores = {s: {p["label"]: p["score"] for p in on_probs[s]} for s in ("rgb", "flow", "fused")}
+    mean = {label: (scores["rgb"][label] + scores["flow"][label]) / 2 for label in rgb}
+    assert scores["fused"] == pytest.approx(mean, abs=2e-6)
+
+
+def test_classify_formats_hold_the_same(vid3d, tiny_model, video, tmp_path):
+    options = ["classify", video, "--topk", 2, "--window", 20]
+    records = lines_of(vid3d(*options))
+    assert json.loads(vid3d(*options, "--format", "json").stdout) == records
+    rows = list(csv.DictReader(io.StringIO(vid3d(*options, "--format", "csv").stdout)))
+    assert len(rows) == len(records) * 3 * 2
+    assert [r["label"] for r in rows[:2]] == [p["label"] for p in records[0]["rgb"]]
+    assert {r["clip"] for r in rows} == {"0", "1", ""}
+    result = vid3d(*options, "-o", tmp_path / "out.jsonl")
+    assert result.stdout == ""
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == records
+    table = vid3d(*options, "--format", "table").stdout
+    assert "whole video" in table
+    assert records[0]["fused"][0]["label"][:10] in table
+
+
+def test_one_stream_alone(vid3d, tiny_model, video):
+    (record,) = lines_of(vid3d("classify", video, "--streams", "rgb", "--per", "video"))
+    assert "flow" not in record
+    assert record["fused"] == record["rgb"]
+
+
+# extract -------------------------------------------------------------------------------------------------------------
+
+
+def test_extract_writes_a_matrix_and_an_index(vid3d, tiny_model, video, tmp_path):
+    result = vid3d("extract", video, "--out", "feats.npy", "--window", 16, "--stride", 8)
+    assert (result.exit_code, result.stdout) == (0, "")
+    features = np.load(tmp_path / "feats.npy", mmap_mode="r")
+    index = [json.loads(line) for line in (tmp_path / "feats.index.jsonl").read_text().splitlines()]
+    assert features.shape == (4, 9 + 6)
+    assert features.dtype == np.float32
+    assert [line["row"] for line in index] == [0, 1, 2, 3]
+    assert list(index[0]) == [
+        "row", "video", "clip", "start_seconds", "end_seconds", "start_frame", "num_valid_frames",
+    ]  # fmt: skip
+    recipe = json.loads((tmp_path / "feats.recipe.json").read_text())
+    assert (recipe["window"], recipe["stride"], recipe["model"]) == (16, 8, "i3d.kinetics400")
+    assert set(recipe["streams"]) == {"rgb", "flow"}
+    assert len(recipe["streams"]["rgb"]["weights_sha256"]) == 64
+    assert {"vid3d", "torch", "av", "opencv-python", "numpy", "pillow"} <= set(recipe["versions"])
+
+
+def test_extract_into_a_directory_mirrors_the_tree(vid3d, tiny_model, tmp_path):
+    for folder in ("a", "b/c"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        write_video(tmp_path / "in" / folder / "same name.mp4", num_frames=10)
+    assert vid3d("extract", "in", "--out", "out/", "--dtype", "float16").exit_code == 0
+    files = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.npz"))
+    assert [str(path) for path in files] == ["a/same name.npz", "b/c/same name.npz"]
+    with np.load(tmp_path / "out" / files[0]) as arrays:
+        assert arrays["features"].dtype == np.float16
+        assert str(arrays["video"]) == "in/a/same name.mp4"
+        assert json.loads(str(arrays["recipe"]))["window"] == 64
+
+
+def test_extract_as_video_features_does(vid3d, tiny_model, video, tmp_path):
+    options = ["--layout", "video_features", "--window", 16, "--fps", "native"]
+    assert vid3d("extract", video, "--out", "out", *options).exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "recipe.json", "video_flow.npy", "video_fps.npy", "video_rgb.npy", "video_timestamps_ms.npy",
+    ]  # fmt: skip
+    assert np.load(tmp_path / "out/video_fps.npy") == 25
+    np.testing.assert_allclose(np.load(tmp_path / "out/video_timestamps_ms.npy"), [640, 1280, 1600])
+
+
+def test_nothing_is_overwritten_unasked(vid3d, tiny_model, video, tmp_path):
+    (tmp_path / "feats.npy").write_bytes(b"precious")
+    result = vid3d("extract", video, "--out", "feats.npy")
+    assert result.exit_code == 2
+    assert "feats.npy: already there" in result.stderr
+    assert "--overwrite" in result.stderr
+    assert (tmp_path / "feats.npy").read_bytes() == b"precious"
+    assert vid3d("extract", video, "--out", "feats.npy", "--overwrite").exit_code == 0
+    assert np.load(tmp_path / "feats.npy").shape[0] == 1
+
+
+# Failures ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Files that cannot be used, and the class of each failure."""
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video\n" * 100)
+    write_audio(tmp_path / "sound.m4a")
+    return {"empty.mp4": "EmptyFile", "text.mp4": "NotAVideo", "sound.m4a": "NoVideoStream", "gone.mp4": "VideoNotFound"}
+
+
+def test_failed_videos_cost_themselves_alone_and_feed_back_in(vid3d, tiny_model, video, broken, tmp_path):
+    result = vid3d("extract", *list(broken)[:2], video, *list(broken)[2:], "--out", "f.npy", "--failures", "bad.jsonl")
+    assert result.exit_code == 1
+    assert np.load(tmp_path / "f.npy").shape[0] == 1
+    failures = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert {f["video"]: f["error"] for f in failures} == broken
+    assert all(f["message"] and "\n" not in f["message"] for f in failures)
+    assert "4 of 5 videos failed" in result.stderr
+    assert "@bad.jsonl" in result.stderr
+    write_video(tmp_path / "gone.mp4", num_frames=10)
+    again = vid3d("classify", "@bad.jsonl", "--per", "video")
+    assert again.exit_code == 1
+    assert [record["video"] for record in lines_of(again)] == ["gone.mp4"]
+
+
+def test_nothing_done_leaves_no_output(vid3d, tiny_model, broken, tmp_path):
+    before = set(tmp_path.iterdir())
+    assert vid3d("extract", "empty.mp4", "--out", "f.npy").exit_code == 1
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--topk", "0"], "topk"),
+        (["--per", "frame"], "--per frame: choose clip or video"),
+        (["--format", "xml"], "--format xml: choose one of table, json, jsonl, csv"),
+        (["--model", "i3d.kinetic400"], "did you mean 'i3d.kinetics400'"),
+        (["--weights", "i3d.pt"], "write rgb=FILE or flow=FILE"),
+        (["--fuse", "1"], "like 1:1"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--window", "-1"], "window"),
+        (["--no-such-option"], "no-such-option"),
+    ],
+)
+def test_usage_errors(vid3d, tiny_model, video, arguments, message):
+    result = vid3d("classify", video, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+
+
+def test_weights_that_are_not_there(vid3d, video, monkeypatch, tmp_path):
+    monkeypatch.setenv("VID3D_OFFLINE", "1")
+    monkeypatch.setenv("VID3D_CACHE", str(tmp_path / "cache"))
+    for command in (["classify", video], ["extract", video, "--out", "f.npy"], ["weights", "path", "i3d"]):
+        result = vid3d(*command)
+        assert (result.exit_code, result.stdout) == (3, "")
+        for needed in ("rgb_imagenet.pt", str(tmp_path / "cache"), "https://", "vid3d weights pull", "--weights rgb=FILE"):
+            assert needed in result.stderr
+    assert vid3d("classify", video, "--weights", "rgb=nope.pt").exit_code == 3
+
+
+def test_lists_on_standard_input(vid3d, tiny_model, tmp_path):
+    for name in ("one.mp4", "with space.mp4"):
+        write_video(tmp_path / name, num_frames=5)
+    newline = vid3d("classify", "-", "--per", "video", stdin=b"one.mp4\nwith space.mp4\n")
+    nul = vid3d("classify", "-0", "-", "--per", "video", stdin=b"one.mp4\0with space.mp4\0")
+    assert [r["video"] for r in lines_of(newline)] == ["one.mp4", "with space.mp4"]
+    assert newline.stdout == nul.stdout
+    assert vid3d("classify", "-0", "one.mp4").exit_code == 2
+
+
+def test_global_flags_stand_anywhere(vid3d, tmp_path):
+    for arguments in (["-q", "classify", "--window", "-1", "x"], ["classify", "--window", "-1", "x", "-q"]):
+        assert vid3d(*arguments).exit_code == 2
+    result = vid3d("probe", "gone.mp4", "--debug")
+    assert result.exit_code == 1
+
+
+def test_parse_weights():
+    assert parse_weights(["rgb=a=b.pt", "flow=c.pt"]) == {"rgb": "a=b.pt", "flow": "c.pt"}
+    for bad in ("a.pt", "audio=a.pt", "rgb="):
+        with pytest.raises(UsageError):
+            parse_weights([bad])
+
+
+# probe, flow, models -------------------------------------------------------------------------------------------------
+
+
+def test_probe(vid3d, video, broken):
+    result = vid3d("probe", video, "empty.mp4")
+    assert result.exit_code == 1
+    (info,) = lines_of(result)
+    assert (info["width"], info["height"], info["fps"], info["rotation_degrees"]) == (64, 48, 25, 0)
+    assert (info["num_frames_declared"], info["num_frames_decoded"], info["num_decode_failures"]) == (40, 40, 0)
+    assert "empty.mp4" in result.stderr
+    table = vid3d("probe", video, "--format", "table").stdout
+    assert "64×48" in table
+    assert "40" in table
+    assert json.loads(vid3d("probe", video, "--no-decode").stdout)["num_frames_decoded"] is None
+
+
+def test_flow_forms(vid3d, video, tmp_path):
+    for out in ("flow.npz", "film.mp4", "images/"):
+        assert vid3d("flow", video, "--out", out, "--end", 0.2).exit_code == 0
+    with np.load(tmp_path / "flow.npz") as arrays:
+        assert arrays["flow"].shape == (4, 256, 341, 2)
+    assert len(list((tmp_path / "images").glob("flow_x_*.jpg"))) == 4
+    result = vid3d("flow", video, "--out", "flow.npz")
+    assert (result.exit_code, "--overwrite" in result.stderr) == (2, True)
+    assert vid3d("flow", video, "--out", "flow.gif").exit_code == 2
+    assert vid3d("flow", video, "--out", "x.npz", "--flow", "tvl2").exit_code == 2
+
+
+def test_models_lists_what_the_manifest_has(vid3d):
+    rows = {row["model"]: row for row in lines_of(vid3d("models"))}
+    assert rows["i3d.kinetics400"]["classes"] == 400
+    assert rows["i3d.kinetics400"]["parameters"] == {"rgb": 12_697_264, "flow": 12_675_312}
+    assert [p["top1"] for p in rows["i3d.kinetics400"]["published"][:3]] == [71.1, 63.4, 74.2]
+
+
+# As a process --------------------------------------------------------------------------------------------------------
+
+# Runs the command line with TinyNet in place of the network, and slow enough to be interrupted.
+SLOW = """
+import sys, time, pathlib
+sys.path.insert(0, {tests!r})
+import vid3d_cli.model, vid3d_cli.weights, vid3d_cli.cli
+from conftest import TinyNet
+from vid3d_cli.runtimes.torch import TorchRuntime
+vid3d_cli.model.create_model = lambda name, *, stream, weights: TinyNet(stream).eval()
+vid3d_cli.weights.pull = lambda file, **_: pathlib.Path({checkpoint!r})
+run = TorchRuntime.run
+TorchRuntime.run = lambda self, clips: (time.sleep({seconds}), run(self, clips))[1]
+vid3d_cli.cli.main()
+"""
+
+
+def start(tmp_path, *arguments, seconds=0.0, **options):
+    checkpoint = tmp_path / "stand-in.pt"
+    checkpoint.write_bytes(b"x")
+    script = SLOW.format(tests=os.path.dirname(__file__), checkpoint=str(checkpoint), seconds=seconds)  # noqa: PTH120
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_interrupt_leaves_whole_outputs_only(tmp_path):
+    for i in range(6):
+        write_video(tmp_path / f"{i}.mp4", num_frames=20)
+    process = start(tmp_path, "extract", *[f"{i}.mp4" for i in range(6)], "--out", "f.npy", "--window", 10, seconds=0.6)
+    time.sleep(7)  # imports, then 1.2 s a video
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"interrupted" in stderr
+    assert b"Traceback" not in stderr
+    left = {path.name for path in tmp_path.iterdir() if path.suffix not in (".mp4", ".pt")}
+    if left:  # a slow machine may not have finished one video
+        assert left == {"f.npy", "f.index.jsonl", "f.recipe.json"}
+        index = (tmp_path / "f.index.jsonl").read_text().splitlines()
+        assert len(np.load(tmp_path / "f.npy")) == len(index)
+        assert 2 <= len(index) < 12
+        assert len(index) % 2 == 0  # whole videos
+
+
+def test_a_closed_pipe_is_not_a_traceback(tmp_path):
+    for i in range(3):
+        write_video(tmp_path / f"{i}.mp4", num_frames=10)
+    process = start(tmp_path, "classify", *[f"{i}.mp4" for i in range(3)])
+    assert json.loads(process.stdout.readline())["video"] == "0.mp4"
+    process.stdout.close()
+    stderr = process.stderr.read()
+    process.wait(timeout=20)
+    assert b"Traceback" not in stderr
+    assert b"Exception" not in stderr
+    assert process.returncode == 141

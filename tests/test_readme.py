@@ -1,0 +1,112 @@
+"""The README's commands run, its Python runs, and its tables say what the code says.
+
+`python tests/test_readme.py` writes the table of models anew.
+"""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from vid3d_cli.cli.models import describe_accuracy, model_row
+from vid3d_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_WEIGHTS
+from vid3d_cli.flow import FLOW_METHODS
+from vid3d_cli.manifest import model_entries
+
+README = Path(__file__).parent.parent / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if "vid3d" in line]
+
+
+def model_table():
+    lines = ["| model | streams | classes | clip | parameters | published top-1 | licence |"]
+    lines += ["| --- | --- | ---: | --- | ---: | --- | --- |"]
+    for entry in model_entries().values():
+        row = model_row(entry)
+        parameters = " + ".join(f"{n / 1e6:.1f} M" for n in row["parameters"].values())
+        cells = [
+            f"`{row['model']}`" + (" (default)" if row["default"] else ""),
+            ", ".join(row["streams"]),
+            str(row["classes"]),
+            row["clip"],
+            parameters,
+            describe_accuracy(row),
+            row["licence"].split(" (")[0],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def part(name):
+    return re.search(rf"<!-- {name}:[^\n]*\n(.*?)<!-- /{name} -->", TEXT, re.DOTALL)[1].strip()
+
+
+def test_the_table_of_models_is_the_manifests():
+    assert part("models") == model_table()
+
+
+def test_the_table_of_flow_methods_has_them_all():
+    assert re.findall(r"^\| ([a-z-]+) \|", part("flow"), re.MULTILINE)[2:] == list(FLOW_METHODS)
+
+
+def test_the_table_of_exit_codes_is_the_codes():
+    codes = [EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_INTERRUPTED]
+    table = TEXT.split("## Exit codes")[1].split("## ")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == codes
+
+
+@pytest.fixture
+def home(tmp_path, tiny_model, video):
+    """What the README's reader has: video.mp4 and a folder of videos."""
+    (tmp_path / "videos" / "b").mkdir(parents=True)
+    (tmp_path / "videos" / "a.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "videos" / "b" / "c.mp4").write_bytes(video.read_bytes())
+    for stream in ("rgb", "flow"):
+        os.link(tiny_model, tmp_path / f"my_{stream}.pt")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command, home, vid3d, monkeypatch):
+    import vid3d_cli.model
+    from conftest import TinyNet
+
+    monkeypatch.setattr(vid3d_cli.model, "create_model", lambda name, *, stream, weights: TinyNet(stream).eval())
+    stdin = None
+    if command.startswith("find"):
+        stdin, command = b"videos/a.mp4\0videos/b/c.mp4\0", command.split(" | ")[1]
+    words = shlex.split(command.split(" | ")[0])
+    result = vid3d(*words[1:], stdin=stdin)
+    assert result.exit_code == 0, result.stderr
+    if "--out" in words:
+        assert (home / words[words.index("--out") + 1]).exists()
+    else:
+        assert result.stdout
+
+
+def test_python_runs(home, monkeypatch):
+    import vid3d_cli
+    from conftest import TinyNet
+
+    def create_model(name, *, stream, weights=None, num_classes=400):
+        torch.manual_seed(0)
+        return TinyNet(stream, num_classes).eval()
+
+    monkeypatch.setattr(vid3d_cli.model, "create_model", create_model)
+    monkeypatch.chdir(home)
+    (block,) = blocks("python")
+    exec(block, {})
+
+
+if __name__ == "__main__":
+    pattern = r"(<!-- models:[^\n]*\n).*?(<!-- /models -->)"
+    README.write_text(re.sub(pattern, lambda m: f"{m[1]}{model_table()}\n{m[2]}", TEXT, flags=re.DOTALL), "utf-8")
