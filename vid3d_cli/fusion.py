@@ -58,8 +58,10 @@ class Fusion:
         if self.on == "logits":
             return _sum(self.weights[s] * x for s, x in logits.items())
         total = sum(self.weights[s] for s in logits)
-        fused: Logits = np.log(_sum(self.weights[s] / total * softmax(x) for s, x in logits.items()))
-        return fused
+        fused = _sum(self.weights[s] / total * softmax(x) for s, x in logits.items())
+        # Bounded from below: JSON has no -inf.
+        log_fused: Logits = np.log(np.maximum(fused, np.finfo(np.float32).tiny))
+        return log_fused
 
 
 def _sum(arrays: Iterable[Logits]) -> Logits:

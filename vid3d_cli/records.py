@@ -168,4 +168,17 @@ class Recipe:
 
     def to_json(self) -> str:
         """One line of JSON, keys in the order above."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        return to_json(dataclasses.asdict(self))
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON that any UTF-8 stream takes.
+
+    File names need not be UTF-8: their odd bytes travel as lone surrogates, which JSON can only write as escapes.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -84,6 +83,7 @@ def run_batch(
     """
     from ..engines import local
     from ..outputs.atomic import AtomicFile
+    from ..records import to_json
 
     failures: list[VideoFailure] = []
     progress = BatchProgress(len(sources))
@@ -105,7 +105,7 @@ def run_batch(
     finally:
         progress.close()
         if failures_path is not None:
-            lines = "".join(json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures)
+            lines = "".join(to_json(asdict(failure)) + "\n" for failure in failures)
             with AtomicFile(failures_path) as file:
                 file.write(lines.encode())
     if failures and len(sources) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +31,7 @@ def probe(
     Example: vid3d probe video.mp4
     """
     from .. import video as video_module
+    from ..records import to_json
 
     if form not in (None, "table", "jsonl"):
         raise UsageError(f"--format {form}: choose table or jsonl")
@@ -47,7 +47,7 @@ def probe(
         if as_table:
             infos.append(info)
         else:
-            typer.echo(json.dumps(asdict(info), ensure_ascii=False))
+            typer.echo(to_json(asdict(info)))
     if infos:
         _print_table(infos)
     raise typer.Exit(code)

@@ -1,11 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, alone or several together."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ class AtomicFile(io.BufferedRandom):
         target: where the file appears; its directory is made.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, here or later.
     """
 
     def __init__(self, target: Path) -> None:
@@ -34,33 +34,36 @@ class AtomicFile(io.BufferedRandom):
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, part = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         except OSError as error:
-            raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+            raise _cannot_write(target, error) from None
         os.fchmod(handle, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
         self.part = Path(part)
-        super().__init__(io.FileIO(handle, "r+b"))
+        self._file = _PartFile(handle, target)
+        super().__init__(self._file)
 
-    def write(self, data: Buffer, /) -> int:
-        """Write all of it."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            raise OutputError(f"{self.target}: cannot be written: {error.strerror}") from None
-
-    def commit(self) -> None:
-        """Put the file in its place, durably."""
+    def sync(self) -> None:
+        """Have the disk hold all that was written, and close."""
         try:
             self.flush()
             os.fsync(self.fileno())
             self.close()
+        except OSError as error:
+            raise _cannot_write(self.target, error) from None
+
+    def publish(self) -> None:
+        """Put the synced file in its place."""
+        try:
             self.part.replace(self.target)
         except OSError as error:
-            self.discard()
-            raise OutputError(f"{self.target}: cannot be written: {error.strerror}") from None
+            raise _cannot_write(self.target, error) from None
+
+    def commit(self) -> None:
+        """Put the file in its place, durably."""
+        commit_all([self])
 
     def discard(self) -> None:
         """Leave no trace."""
-        with contextlib.suppress(OSError):  # a full disk would complain again
-            self.close()
+        self._file.is_discarded = True
+        self.close()
         self.part.unlink(missing_ok=True)
 
     def __exit__(
@@ -70,6 +73,62 @@ class AtomicFile(io.BufferedRandom):
             self.commit()
         else:
             self.discard()
+
+
+class _PartFile(io.FileIO):
+    """What lies below the buffer, so that every way to write raises the same error."""
+
+    def __init__(self, handle: int, target: Path) -> None:
+        super().__init__(handle, "r+b")
+        self._target = target
+        self.is_discarded = False  # then what is still in the buffer need not be written: the disk may be full
+
+    def write(self, data: Buffer, /) -> int:
+        if self.is_discarded:
+            return memoryview(data).nbytes
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise _cannot_write(self._target, error) from None
+
+
+def open_all(targets: Sequence[Path]) -> list[AtomicFile]:
+    """Open several files, or none when one cannot be written."""
+    files: list[AtomicFile] = []
+    try:
+        for target in targets:
+            files.append(AtomicFile(target))
+    except OutputError:
+        discard_all(files)
+        raise
+    return files
+
+
+def commit_all(files: Sequence[AtomicFile]) -> None:
+    """Sync all files, then put them in their places; when one cannot be synced, none appears.
+
+    The last one is the sign that the others are there: an older one in its place goes first.
+    """
+    try:
+        for file in files:
+            file.sync()
+        if len(files) > 1:
+            files[-1].target.unlink(missing_ok=True)
+        for file in files:
+            file.publish()
+    except BaseException:
+        discard_all(files)
+        raise
+
+
+def discard_all(files: Sequence[AtomicFile]) -> None:
+    """Leave no trace of several files."""
+    for file in files:
+        file.discard()
+
+
+def _cannot_write(target: Path, error: OSError) -> OutputError:
+    return OutputError(f"{target}: cannot be written: {error.strerror}")
 
 
 def _umask() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records import VideoResult
-from .atomic import AtomicFile
+from ..errors import OutputError
+from ..records import VideoResult, to_json
+from .atomic import AtomicFile, commit_all, discard_all, open_all
 from .features import FEATURES, FeatureFormat, refuse_existing
 
 
@@ -24,14 +24,13 @@ class GrowingNpy:
 
     def __init__(self, file: AtomicFile) -> None:
         self._file = file
+        self._rows: NDArray[Any] | None = None  # none of the first rows: their shape and dtype
         self.num_rows = 0
-        self._row_shape: tuple[int, ...] = ()
-        self._dtype = np.dtype(np.float32)
 
     def append(self, rows: NDArray[Any]) -> None:
         """Add rows (N, …), of the same shape and dtype as those before."""
-        if not self.num_rows:
-            self._row_shape, self._dtype = rows.shape[1:], rows.dtype
+        if self._rows is None:
+            self._rows = rows[:0]
             self._write_header()
         self._file.write(np.ascontiguousarray(rows).tobytes())
         self.num_rows += len(rows)
@@ -43,9 +42,12 @@ class GrowingNpy:
         self._file.flush()
 
     def _write_header(self) -> None:
-        shape = (self.num_rows, *self._row_shape)
-        descr = np.lib.format.dtype_to_descr(self._dtype)
-        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        rows = np.empty(0, np.float32) if self._rows is None else self._rows
+        header = {
+            "descr": np.lib.format.dtype_to_descr(rows.dtype),
+            "fortran_order": False,
+            "shape": (self.num_rows, *rows.shape[1:]),
+        }
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
@@ -54,13 +56,13 @@ class NpyOutput:
 
     def __init__(self, out: Path, form: FeatureFormat, *, streams: Sequence[str], overwrite: bool) -> None:
         names = [FEATURES] if form.concat else streams
-        paths = {name: out if form.concat else out.with_name(f"{out.stem}_{name}.npy") for name in names}
-        index_path, recipe_path = out.with_suffix(".index.jsonl"), out.with_suffix(".recipe.json")
-        refuse_existing([*paths.values(), index_path], overwrite)
+        paths = [out if form.concat else out.with_name(f"{out.stem}_{name}.npy") for name in names]
+        paths += [out.with_suffix(".recipe.json"), out.with_suffix(".index.jsonl")]
+        refuse_existing(paths, overwrite)
         self._form = form
-        self._files = [AtomicFile(path) for path in paths.values()]
-        self._matrices = {name: GrowingNpy(file) for name, file in zip(paths, self._files, strict=True)}
-        self._recipe, self._index = AtomicFile(recipe_path), AtomicFile(index_path)
+        self._files = open_all(paths)
+        *matrices, self._recipe, self._index = self._files
+        self._matrices = {name: GrowingNpy(file) for name, file in zip(names, matrices, strict=True)}
         self._num_rows = 0
 
     def write(self, result: VideoResult, output_stem: PurePosixPath) -> None:
@@ -72,23 +74,24 @@ class NpyOutput:
         for clip in result.clips:
             span = asdict(clip.span)
             line = {"row": self._num_rows, "video": result.video, "clip": span.pop("index"), **_ordered(span)}
-            self._index.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._index.write(to_json(line).encode() + b"\n")
             self._num_rows += 1
 
     def commit(self) -> None:
         """Put the files in their places, the index last: where it is, the rest is. No rows, no files."""
         if not self._num_rows:
             return self.discard()
-        for matrix in self._matrices.values():
-            matrix.finish()
-        for file in (*self._files, self._recipe, self._index):
-            file.commit()
-        return None
+        try:
+            for matrix in self._matrices.values():
+                matrix.finish()
+        except OutputError:
+            self.discard()
+            raise
+        return commit_all(self._files)
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        for file in (*self._files, self._recipe, self._index):
-            file.discard()
+        discard_all(self._files)
 
 
 def _ordered(span: dict[str, Any]) -> dict[str, Any]:

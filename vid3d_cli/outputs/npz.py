@@ -7,9 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..records import ClipSpan, VideoResult
-from .atomic import AtomicFile
+from .atomic import AtomicFile, discard_all, open_all
 from .features import FEATURES, FeatureFormat, refuse_existing, save_npz, span_arrays, text_array
 from .npy import GrowingNpy
 
@@ -23,8 +24,9 @@ class NpzOutput:
     def __init__(self, out: Path, form: FeatureFormat, *, streams: Sequence[str], overwrite: bool) -> None:
         refuse_existing([out], overwrite)
         self._out, self._form = out, form
-        self._files = {name: AtomicFile(out) for name in ([FEATURES] if form.concat else streams)}
-        self._matrices = {name: GrowingNpy(file) for name, file in self._files.items()}
+        names = [FEATURES] if form.concat else streams
+        self._files = open_all([out] * len(names))  # of which only the parts are used
+        self._matrices = {name: GrowingNpy(file) for name, file in zip(names, self._files, strict=True)}
         self._videos: list[str] = []
         self._spans: list[ClipSpan] = []
         self._recipe = ""
@@ -39,16 +41,21 @@ class NpzOutput:
 
     def commit(self) -> None:
         """Pack everything into the target. No rows, no file."""
-        if self._spans:
-            for matrix in self._matrices.values():
-                matrix.finish()
-            arrays: dict[str, Any] = {name: np.load(file.part, mmap_mode="r") for name, file in self._files.items()}
-            columns = {"video": np.array(self._videos), **span_arrays(self._spans)}
-            with AtomicFile(self._out) as target:
-                save_npz(target, {**arrays, **columns, "recipe": text_array(self._recipe)})
-        self.discard()
+        try:
+            if self._spans:
+                self._pack()
+        finally:
+            self.discard()
+
+    def _pack(self) -> None:
+        arrays: dict[str, NDArray[Any]] = {}
+        for (name, matrix), file in zip(self._matrices.items(), self._files, strict=True):
+            matrix.finish()
+            arrays[name] = np.load(file.part, mmap_mode="r")
+        columns = {"video": np.array(self._videos), **span_arrays(self._spans)}
+        with AtomicFile(self._out) as target:
+            save_npz(target, {**arrays, **columns, "recipe": text_array(self._recipe)})
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        for file in self._files.values():
-            file.discard()
+        discard_all(self._files)

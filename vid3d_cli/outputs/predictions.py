@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from ..fusion import top_k
-from ..records import FUSED, STREAMS, ClipOutput, Prediction, VideoResult
+from ..records import FUSED, STREAMS, ClipOutput, Prediction, VideoResult, to_json
 
 Record = dict[str, Any]
 
@@ -56,7 +55,7 @@ class JsonLines:
     def write(self, records: Iterable[Record]) -> None:
         """Append records."""
         for record in records:
-            self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._stream.write(to_json(record) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
@@ -72,7 +71,7 @@ class JsonArray:
     def write(self, records: Iterable[Record]) -> None:
         """Append records."""
         for record in records:
-            self._stream.write(self._separator + json.dumps(record, ensure_ascii=False))
+            self._stream.write(self._separator + to_json(record))
             self._separator = ",\n"
 
     def close(self) -> None:

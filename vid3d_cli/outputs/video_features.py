@@ -24,7 +24,8 @@ class VideoFeaturesOutput:
         self, out: Path, form: FeatureFormat, *, stems: Sequence[PurePosixPath], streams: Sequence[str], overwrite: bool
     ) -> None:
         self._out, self._form = out, FeatureFormat(form.dtype, concat=False)
-        refuse_existing([self._path(stem, stream) for stem in stems for stream in streams], overwrite)
+        written = ("fps", "timestamps_ms", *streams)
+        refuse_existing([self._path(stem, what) for stem in stems for what in written], overwrite)
 
     def _path(self, stem: PurePosixPath, what: str) -> Path:
         return self._out / stem.with_name(f"{stem.name}_{what}.npy")
