@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner
+from videos import write_video
 
 import vid3d_cli.cli
 import vid3d_cli.model
 import vid3d_cli.weights
 from vid3d_cli.backbones import BackboneOutput
 from vid3d_cli.pipeline import Pipeline
-from videos import write_video
 
 
 class TinyNet(nn.Module):
@@ -56,7 +56,7 @@ def video(tmp_path):
 
 @pytest.fixture
 def vid3d(monkeypatch, tmp_path):
-    """Run the command line in this process: vid3d("classify", path, stdin=b"…") → result with exit_code, stdout, stderr."""
+    """Run the command line in this process: vid3d("classify", path, stdin=b"…").exit_code, .stdout, .stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["vid3d"])
 

@@ -12,11 +12,11 @@ import time
 
 import numpy as np
 import pytest
+from videos import write_audio, write_video
 
 from vid3d_cli import __version__
 from vid3d_cli.cli.options import parse_weights
 from vid3d_cli.errors import UsageError
-from videos import write_audio, write_video
 
 COMMANDS = ["classify", "extract", "flow", "probe", "models"]
 WEIGHTS_COMMANDS = ["list", "pull", "verify", "path", "add"]
@@ -117,7 +117,7 @@ def test_extract_writes_a_matrix_and_an_index(vid3d, tiny_model, video, tmp_path
     assert (recipe["window"], recipe["stride"], recipe["model"]) == (16, 8, "i3d.kinetics400")
     assert set(recipe["streams"]) == {"rgb", "flow"}
     assert len(recipe["streams"]["rgb"]["weights_sha256"]) == 64
-    assert {"vid3d", "torch", "av", "opencv-python", "numpy", "pillow"} <= set(recipe["versions"])
+    assert {"vid3d", "torch", "av", "opencv", "numpy", "pillow"} <= set(recipe["versions"])
 
 
 def test_extract_into_a_directory_mirrors_the_tree(vid3d, tiny_model, tmp_path):
@@ -163,7 +163,12 @@ def broken(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video\n" * 100)
     write_audio(tmp_path / "sound.m4a")
-    return {"empty.mp4": "EmptyFile", "text.mp4": "NotAVideo", "sound.m4a": "NoVideoStream", "gone.mp4": "VideoNotFound"}
+    return {
+        "empty.mp4": "EmptyFile",
+        "text.mp4": "NotAVideo",
+        "sound.m4a": "NoVideoStream",
+        "gone.mp4": "VideoNotFound",
+    }
 
 
 def test_failed_videos_cost_themselves_alone_and_feed_back_in(vid3d, tiny_model, video, broken, tmp_path):
@@ -215,7 +220,13 @@ def test_weights_that_are_not_there(vid3d, video, monkeypatch, tmp_path):
     for command in (["classify", video], ["extract", video, "--out", "f.npy"], ["weights", "path", "i3d"]):
         result = vid3d(*command)
         assert (result.exit_code, result.stdout) == (3, "")
-        for needed in ("rgb_imagenet.pt", str(tmp_path / "cache"), "https://", "vid3d weights pull", "--weights rgb=FILE"):
+        for needed in (
+            "rgb_imagenet.pt",
+            str(tmp_path / "cache"),
+            "https://",
+            "vid3d weights pull",
+            "--weights rgb=FILE",
+        ):
             assert needed in result.stderr
     assert vid3d("classify", video, "--weights", "rgb=nope.pt").exit_code == 3
 

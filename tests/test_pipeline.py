@@ -4,13 +4,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from videos import read_index, write_video
 
 from vid3d_cli import Options, Pipeline, UsageError
 from vid3d_cli.errors import CheckpointError, FlowFilesError
 from vid3d_cli.flow import optical_flow, quantise_flow, to_grey
 from vid3d_cli.preprocess import centre_crop, resize_short_side
 from vid3d_cli.video import VideoReader
-from videos import read_index, write_video
 
 
 def make_pipeline(tmp_path, **options):
@@ -90,7 +90,7 @@ def test_ready_made_flow_gives_what_computing_gives(tmp_path, vid3d, form):
 def test_ready_made_flow_of_another_rate_is_refused(tmp_path, vid3d):
     video = write_video(tmp_path / "a.mp4", num_frames=20, fps=50)
     assert vid3d("flow", video, "--out", "flow.npz").exit_code == 0
-    with pytest.raises(FlowFilesError, match="19 ready-made flow fields do not fit 10 frames at 25 fps.*--fps native"):
+    with pytest.raises(FlowFilesError, match=r"19 ready-made flow fields do not fit 10 frames at 25 fps.*--fps native"):
         read_clips(make_pipeline(tmp_path, flow_files=tmp_path / "flow.npz"), video)
     clips, _ = read_clips(make_pipeline(tmp_path, flow_files=tmp_path / "flow.npz", fps="native"), video)
     assert len(clips) == 1

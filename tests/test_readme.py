@@ -77,8 +77,9 @@ def home(tmp_path, tiny_model, video):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(command, home, vid3d, monkeypatch):
-    import vid3d_cli.model
     from conftest import TinyNet
+
+    import vid3d_cli.model
 
     monkeypatch.setattr(vid3d_cli.model, "create_model", lambda name, *, stream, weights: TinyNet(stream).eval())
     stdin = None
@@ -94,8 +95,9 @@ def test_commands_run(command, home, vid3d, monkeypatch):
 
 
 def test_python_runs(home, monkeypatch):
-    import vid3d_cli
     from conftest import TinyNet
+
+    import vid3d_cli
 
     def create_model(name, *, stream, weights=None, num_classes=400):
         torch.manual_seed(0)

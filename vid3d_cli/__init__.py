@@ -15,6 +15,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .api import classify, extract
     from .errors import UsageError, Vid3dError, VideoError, WeightsError
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from .records import Prediction, Recipe, VideoFailure, VideoResult
     from .video import VideoReader, probe
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "api": ["classify", "extract"],

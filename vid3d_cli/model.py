@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .backbones import BACKBONES, BackboneOutput
-from .errors import CheckpointError, ShapeError, UnknownModel, UsageError
+from .errors import CheckpointError, ShapeError, UnknownModel, UsageError, WeightsError
 from .manifest import Normalisation, find_model
 from .records import STREAMS
 from .weights import pull
 
 StateDict = dict[str, Tensor]
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors")
 
 # Where training scripts put the state dict in what they save.
 WRAPPER_KEYS = ("state_dict", "model_state", "model_state_dict", "model")
@@ -52,8 +54,9 @@ def create_model(
         return net.eval()
     path = find_weights(weights, stream)
     state = convert_keys(read_checkpoint(path), backbone.KEY_LAYOUTS, backbone.CLASSIFIER)
-    if num_classes is None and backbone.CLASSIFIER in state:
-        num_classes = state[backbone.CLASSIFIER].shape[0]
+    classifier = state.get(backbone.CLASSIFIER)
+    if num_classes is None and classifier is not None and classifier.ndim:
+        num_classes = classifier.shape[0]
     net = backbone.build(stream, num_classes or 400)
     load_strictly(net, state, path)
     return net.eval()
@@ -67,7 +70,7 @@ def find_weights(weights: str | Path, stream: str) -> Path:
     try:
         entry = find_model(str(weights))
     except UnknownModel as error:
-        if path.suffix or len(path.parts) > 1:
+        if path.suffix in CHECKPOINT_SUFFIXES or len(path.parts) > 1:
             raise CheckpointError(f"{weights}: no such checkpoint file") from None
         raise error
     if stream not in entry.streams:
@@ -82,9 +85,11 @@ def read_checkpoint(path: Path) -> StateDict:
         CheckpointError: the file is missing, damaged, holds something other than tensors, or wants to run code.
     """
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        return unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an error says in one line what torch warns of at length
+            return _read(path)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it asks to import '{found[1]}'" if found else "it is not a plain PyTorch checkpoint"
@@ -94,18 +99,15 @@ def read_checkpoint(path: Path) -> StateDict:
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-    ) as error:
+    except Exception as error:  # a damaged file can make the readers raise anything: struct.error, AssertionError, …
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint, or a damaged one ({reason})") from None
+
+
+def _read(path: Path) -> StateDict:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    return unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
 
 
 def unwrap(saved: Any, path: Path) -> StateDict:

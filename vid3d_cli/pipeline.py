@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import av
+import cv2
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from .clips import Window, check_clip_options, count_clips, sliding_clips
@@ -22,6 +24,7 @@ from .manifest import ModelEntry, WeightsFile, find_model, read_labels
 from .options import Options
 from .records import STREAMS, Clip, ClipOutput, ClipSpan, Frame, Recipe, StreamRecipe, VideoResult
 from .streams import FlowOfPair, StreamFrame, align_streams
+from .version import __version__
 from .video import VideoReader, parse_fps
 from .weights import file_sha256, pull
 
@@ -45,8 +48,9 @@ class Pipeline:
         self.options = options
         self.entry = find_model(options.model)
         self.streams = _select_streams(options.streams, self.entry)
-        self.window = options.window or self.entry.clip_length
-        self.stride = options.stride or (self.entry.clip_stride if options.window is None else self.window)
+        self.window = self.entry.clip_length if options.window is None else options.window
+        trained_stride = self.entry.clip_stride if options.window is None else self.window
+        self.stride = trained_stride if options.stride is None else options.stride
         check_clip_options(self.window, self.stride, options.tail)
         self.fps = parse_fps(options.fps) if options.fps else self.entry.fps
         self.fusion = Fusion.parse(options.fuse, options.fuse_on)
@@ -104,7 +108,12 @@ class Pipeline:
             precision=self.runtime.precision,
             versions={
                 "python": platform.python_version(),
-                **{name: version(name) for name in ("vid3d", "torch", "av", "opencv-python", "numpy", "pillow")},
+                "vid3d": __version__,
+                self.runtime.name: self.runtime.version,
+                "av": av.__version__,
+                "opencv": cv2.__version__,
+                "numpy": np.__version__,
+                "pillow": PIL.__version__,
             },
         )
 

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import __version__
 from .errors import ChecksumMismatch, UsageError, WeightsError, WeightsUnavailable
 from .manifest import HubSource, PackagedSource, Source, WeightsFile, data_path, model_entries, parse_weights_name
+from .version import __version__
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the bytes received so far and the bytes in all (None: not known)."""

@@ -51,7 +51,7 @@ class BatchProgress:
         """Some clips of the video at hand are done."""
         if num_expected is not None:
             num_clips = self._num_clips + max(num_expected, num_done)
-            self._bar.total = num_clips * self._num_videos / (self._num_done + 1)
+            self._bar.total = round(num_clips * self._num_videos / (self._num_done + 1))
         self._bar.update(num_done - self._now)
         self._now = num_done
 

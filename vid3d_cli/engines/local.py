@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from ..errors import VideoError
+from ..errors import UsageError, VideoError
 from ..pipeline import ClipReader, Pipeline
 from ..records import Clip, ClipOutput, VideoFailure, VideoResult
 
@@ -40,6 +40,8 @@ def run(
         on_failure: is told of a video that failed, and the others go on; None raises the failure.
         on_clips: is told of progress within a video.
     """
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"at least 1 job is needed, got {jobs}")
     waiting = iter(videos)
     feeds: deque[_Feed] = deque()
     try:

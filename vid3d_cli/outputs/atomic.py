@@ -49,6 +49,13 @@ class AtomicFile(io.BufferedRandom):
         except OSError as error:
             raise _cannot_write(self.target, error) from None
 
+    def remove_older(self) -> None:
+        """Delete the file whose place this one will take."""
+        try:
+            self.target.unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.target, error) from None
+
     def publish(self) -> None:
         """Put the synced file in its place."""
         try:
@@ -113,7 +120,7 @@ def commit_all(files: Sequence[AtomicFile]) -> None:
         for file in files:
             file.sync()
         if len(files) > 1:
-            files[-1].target.unlink(missing_ok=True)
+            files[-1].remove_older()
         for file in files:
             file.publish()
     except BaseException:

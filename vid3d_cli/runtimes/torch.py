@@ -64,6 +64,7 @@ class TorchRuntime:
     """
 
     name = "torch"
+    version = torch.__version__
 
     def __init__(
         self,
@@ -73,6 +74,8 @@ class TorchRuntime:
         precision: str = "auto",
         batch_size: int | None = None,
     ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"the batch size must be at least 1, got {batch_size}")
         self.device = select_device(device)
         self.precision = select_precision(precision, self.device)
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)

@@ -1,0 +1,175 @@
+"""Who imports whom: a file imports only from files above it, and torch waits until a model is needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vid3d_cli
+
+PACKAGE = Path(vid3d_cli.__file__).parent
+
+# fmt: off
+LAYERS = [
+    "version", "errors", "records",
+    "options", "video", "sources", "flow", "flow_files", "preprocess", "streams", "clips",
+    "fusion", "outputs", "manifest", "weights", "backbones", "model", "runtimes", "pipeline", "engines", "api",
+    "__init__", "cli", "__main__",
+]
+# fmt: on
+"""Top to bottom; a directory is one layer, whose files may import each other."""
+
+WITH_TORCH = {"backbones", "model", "runtimes"}
+TORCH_PACKAGES = ("torch", "torchvision", "safetensors.torch")
+HEAVY = ["torch", "torchvision", "cv2", "av", "numpy", "PIL", "huggingface_hub", "safetensors"]
+
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def layer_of(file):
+    """ "cli/console.py" → "cli", "clips.py" → "clips"."""
+    return Path(file).parts[0].removesuffix(".py")
+
+
+def is_for_types_only(node):
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def import_nodes(node):
+    """Import statements at any depth, in functions too, but not those for type checkers."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        yield node
+    children = node.orelse if is_for_types_only(node) else ast.iter_child_nodes(node)
+    for child in children:
+        yield from import_nodes(child)
+
+
+def imported_names(file, source):
+    """Full names of what a file imports: `from a import b` is "a.b", whatever b is."""
+    package = ["vid3d_cli", *Path(file).parent.parts]
+    for node in import_nodes(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        else:
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def imported_layers(file, source):
+    layers = set()
+    for name in imported_names(file, source):
+        root, *rest = name.split(".")
+        if root == "vid3d_cli":
+            # what is no file of the package is a name in its __init__
+            layers.add(rest[0] if rest and rest[0] in map(layer_of, FILES) else "__init__")
+    return layers
+
+
+def is_torch(name):
+    return any(name == package or name.startswith(f"{package}.") for package in TORCH_PACKAGES)
+
+
+def test_every_file_has_a_layer():
+    assert {layer_of(file) for file in FILES} <= set(LAYERS)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_imports_only_from_above(file):
+    own = LAYERS.index(layer_of(file))
+    reached = imported_layers(file, (PACKAGE / file).read_text("utf-8"))
+    is_package = "/" in file  # whose files may import each other
+    below = [layer for layer in reached if LAYERS.index(layer) > own or (LAYERS.index(layer) == own and not is_package)]
+    assert below == []
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if layer_of(file) not in WITH_TORCH])
+def test_only_networks_import_torch(file):
+    assert [name for name in imported_names(file, (PACKAGE / file).read_text("utf-8")) if is_torch(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "layers", "torch"),
+    [
+        ("clips.py", "from .errors import UsageError", {"errors"}, False),
+        ("clips.py", "from . import pipeline", {"pipeline"}, False),
+        ("clips.py", "def f():\n    from .pipeline import Pipeline", {"pipeline"}, False),
+        ("clips.py", "import vid3d_cli.api", {"api"}, False),
+        ("outputs/npy.py", "from ..records import Clip\nfrom .atomic import AtomicFile", {"records", "outputs"}, False),
+        ("cli/console.py", "from .. import __version__", {"__init__"}, False),
+        ("clips.py", "import vid3d_cli", {"__init__"}, False),
+        (
+            "clips.py",
+            "if TYPE_CHECKING:\n    import torch\n    from .api import extract\nelse:\n    import av",
+            set(),
+            False,
+        ),
+        ("clips.py", "def f():\n    import torch.nn as nn", set(), True),
+        ("clips.py", "from safetensors import torch", set(), True),
+        ("clips.py", "from torchvision.io import VideoReader", set(), True),
+        ("clips.py", "from safetensors import safe_open\nfrom .runtimes import torchlike", {"runtimes"}, False),
+    ],
+)
+def test_the_check_sees_every_kind_of_import(file, source, layers, torch):
+    assert imported_layers(file, source) == layers
+    assert any(is_torch(name) for name in imported_names(file, source)) == torch
+
+
+def heavy_modules_after(code):
+    """Which heavy packages a fresh Python has imported after some code."""
+    report = f"import sys; print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    script = f"{code}\n{report}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return ast.literal_eval(done.stderr.splitlines()[-1]), done.stdout
+
+
+def test_help_imports_nothing_heavy():
+    heavy, printed = heavy_modules_after(
+        "import sys\n"
+        "from vid3d_cli.cli import main\n"
+        "sys.argv = ['vid3d', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+    )
+    assert "classify" in printed
+    assert heavy == []
+
+
+@pytest.mark.parametrize("command", ["classify", "extract"])
+def test_help_of_a_command_does_not_import_torch(command):
+    heavy, printed = heavy_modules_after(
+        "import sys\n"
+        "from vid3d_cli.cli import main\n"
+        f"sys.argv = ['vid3d', {command!r}, '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+    )
+    assert "--window" in printed
+    assert not {"torch", "torchvision", "av", "cv2"} & set(heavy)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy, _ = heavy_modules_after("import vid3d_cli")
+    assert heavy == []
+
+
+def test_the_check_sees_a_heavy_import():
+    heavy, _ = heavy_modules_after("import vid3d_cli; vid3d_cli.top_k")
+    assert heavy == ["numpy"]
+
+
+@pytest.mark.parametrize("name", vid3d_cli.__all__)
+def test_every_public_name_can_be_had(name):
+    assert getattr(vid3d_cli, name) is not None
+    assert name in dir(vid3d_cli)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'vid3d_cli' has no attribute 'clasify'"):
+        vid3d_cli.clasify  # noqa: B018
