@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .backbones import BACKBONES, BackboneOutput
+from .backbones import BACKBONES, Backbone, BackboneOutput, KeyRules
 from .errors import CheckpointError, ShapeError, UnknownModel, UsageError, WeightsError
 from .manifest import Normalisation, find_model
 from .records import STREAMS
@@ -50,11 +50,11 @@ def create_model(
     if stream not in STREAMS:
         raise UsageError(f"unknown stream '{stream}': choose one of {', '.join(STREAMS)}")
     if weights is None:
-        net: nn.Module = backbone.build(stream, num_classes or 400)
+        net = backbone.build(stream, num_classes or 400)
         return net.eval()
     path = find_weights(weights, stream)
-    state = convert_keys(read_checkpoint(path), backbone.KEY_LAYOUTS, backbone.CLASSIFIER)
-    classifier = state.get(backbone.CLASSIFIER)
+    state = convert_keys(read_checkpoint(path), backbone)
+    classifier = state.get(backbone.classifier)
     if num_classes is None and classifier is not None and classifier.ndim:
         num_classes = classifier.shape[0]
     net = backbone.build(stream, num_classes or 400)
@@ -124,16 +124,16 @@ def unwrap(saved: Any, path: Path) -> StateDict:
     return {str(name).removeprefix("module."): tensor for name, tensor in saved.items()}
 
 
-def convert_keys(state: StateDict, layouts: Mapping[str, list[tuple[str, str]]], classifier: str) -> StateDict:
+def convert_keys(state: StateDict, backbone: Backbone) -> StateDict:
     """Bring published tensor names to ours: the layout whose renaming yields the classifier's name is the file's."""
-    for rules in layouts.values():
+    for rules in backbone.key_layouts.values():
         renamed = {_rename(name, rules): tensor for name, tensor in state.items()}
-        if classifier in renamed:
+        if backbone.classifier in renamed:
             return renamed
     return state
 
 
-def _rename(name: str, rules: list[tuple[str, str]]) -> str:
+def _rename(name: str, rules: KeyRules) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

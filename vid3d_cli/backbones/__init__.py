@@ -1,17 +1,13 @@
-"""The networks, one file each.
+"""The networks, one file each, and the registry of their names.
 
-A backbone module offers `build(stream, num_classes)`, which returns an nn.Module that maps normalised clips
-(N, C, T, H, W) to a `BackboneOutput`; `CLASSIFIER`, the name of the last layer's weight, whose first axis is the number
-of classes; and `KEY_LAYOUTS`, the published names of its tensors.
+A network is an nn.Module that maps normalised clips (N, C, T, H, W) to a `BackboneOutput`.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from . import i3d
-from ._layers import BackboneOutput
+from ._layers import Backbone, BackboneOutput, KeyRules
 
-__all__ = ["BACKBONES", "BackboneOutput"]
+BACKBONES: dict[str, Backbone] = {**i3d.BACKBONES}
 
-BACKBONES: dict[str, ModuleType] = {"i3d": i3d}
+__all__ = ["BACKBONES", "Backbone", "BackboneOutput", "KeyRules"]

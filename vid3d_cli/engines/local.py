@@ -60,7 +60,9 @@ def run(
             _start_next(waiting, feeds, pipeline)
     finally:
         for feed in feeds:
-            feed.stop()
+            feed.ask_to_stop()
+        for feed in feeds:
+            feed.join()
 
 
 def _start_next(waiting: Iterator[str], feeds: deque[_Feed], pipeline: Pipeline) -> None:
@@ -133,7 +135,10 @@ class _Feed:
             batch.append(item)
         return batch
 
-    def stop(self) -> None:
-        """End the thread and close the video."""
+    def ask_to_stop(self) -> None:
+        """Have the thread close the video and end, soon."""
         self._stopped.set()
+
+    def join(self) -> None:
+        """Wait until it has."""
         self._thread.join(timeout=5)  # a decoder that hangs must not hold the whole job
