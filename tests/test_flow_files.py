@@ -13,7 +13,8 @@ import pytest
 from vid3d_cli.errors import FlowFilesError, OutputError, OutputExists, ShapeError, UsageError
 from vid3d_cli.flow import flow_to_rgb, mean_end_point_error, quantise_flow
 from vid3d_cli.flow_files import open_flow_files
-from vid3d_cli.outputs.flow import FILM_CODECS, open_flow_output
+from vid3d_cli.outputs.film import FILM_CODECS
+from vid3d_cli.outputs.flow import open_flow_output
 
 RECIPE = {"flow": "dis", "note": "élan"}
 

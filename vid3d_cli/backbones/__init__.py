@@ -5,9 +5,9 @@ A network is an nn.Module that maps normalised clips (N, C, T, H, W) to a `Backb
 
 from __future__ import annotations
 
-from . import i3d
+from . import i3d, s3d
 from ._layers import Backbone, BackboneOutput, KeyRules
 
-BACKBONES: dict[str, Backbone] = {**i3d.BACKBONES}
+BACKBONES: dict[str, Backbone] = {**i3d.BACKBONES, **s3d.BACKBONES}
 
 __all__ = ["BACKBONES", "Backbone", "BackboneOutput", "KeyRules"]

@@ -24,10 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import av
-import av.container
 import av.error
-import av.video.stream
 import cv2
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -35,25 +32,10 @@ from numpy.typing import DTypeLike, NDArray
 from ..errors import OutputError, OutputExists, ShapeError, UsageError
 from ..flow import flow_to_rgb, quantise_flow
 from ..flow_files import SIDECAR_NAME, is_flow_image_name
+from .film import FILM_CODECS, Film
 
 JPEG_QUALITY = 95
 """OpenCV's default, with which denseflow's images were made too."""
-
-FILM_CODECS = {
-    ".mp4": ("libx264", "mpeg4"),
-    ".mov": ("libx264", "mpeg4"),
-    ".mkv": ("libx264", "mpeg4"),
-    ".avi": ("mpeg4",),
-    ".webm": ("libvpx-vp9", "libvpx"),
-}
-"""Per container, the encoders to try; which of them exist is decided when FFmpeg is built."""
-
-ENCODER_OPTIONS = {
-    "libx264": {"crf": "18"},  # the defaults are made for camera noise and smear edges of motion
-    "libvpx-vp9": {"crf": "24", "b": "0"},
-    "libvpx": {"crf": "10", "b": "4M"},
-    "mpeg4": {},  # see `_add_stream`
-}
 
 FORMS = f"a directory, .npz, or a film ({', '.join(FILM_CODECS)})"
 
@@ -294,59 +276,25 @@ class FilmWriter(FlowWriter):
 
     def __init__(self, target: Path, *, fps: Fraction, max_px: float, overwrite: bool) -> None:
         super().__init__(target, overwrite=overwrite)
-        self._codec = _find_encoder(target.suffix.lower())
-        self._rate = Fraction(fps).limit_denominator(65535)  # MPEG-4 stores no finer one
+        self._film = Film(self._part, fps=fps)
         self._max_px = max_px
-        self._container: av.container.OutputContainer | None = None
-        self._stream: av.video.stream.VideoStream | None = None
 
     def _open(self) -> None:
-        self._container = av.open(str(self._part), "w")
+        self._film.open()
 
     def _append(self, flow: NDArray[np.float32], seconds: float) -> None:
-        picture = flow_to_rgb(flow, self._max_px)
-        # 4:2:0 shares each colour among 2×2 pixels; players and x264 refuse odd sizes.
-        picture = np.pad(picture, [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)], mode="edge")
-        if self._stream is None:
-            self._stream = self._add_stream(*picture.shape[:2])
-        self._mux(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"))
-
-    def _add_stream(self, height_px: int, width_px: int) -> av.video.stream.VideoStream:
-        assert self._container is not None  # opened by __enter__
-        stream = self._container.add_stream(self._codec, rate=self._rate, options=ENCODER_OPTIONS[self._codec])
-        assert isinstance(stream, av.video.stream.VideoStream)
-        stream.height, stream.width, stream.pix_fmt = height_px, width_px, "yuv420p"
-        if self._codec == "mpeg4":
-            stream.bit_rate = 8 * height_px * width_px  # by default it is fixed, which leaves blocks
-        return stream
-
-    def _mux(self, frame: av.VideoFrame | None) -> None:
-        assert self._container is not None
-        assert self._stream is not None
-        self._container.mux(self._stream.encode(frame))
+        self._film.write(flow_to_rgb(flow, self._max_px))
 
     def _finish(self) -> None:
-        if self._stream is None or self._container is None:
+        if not self.num_pairs:
             raise OutputError(f"{self.target}: no pair of frames, so there is nothing to film")
-        self._mux(None)
-        self._container.close()
-        self._container = None
+        self._film.finish()
 
     def _discard(self) -> None:
         try:
-            if self._container:
-                self._container.close()
+            self._film.close()
         finally:
             self._part.unlink(missing_ok=True)
-
-
-def _find_encoder(suffix: str) -> str:
-    for name in FILM_CODECS[suffix]:
-        with suppress(ValueError):
-            return str(av.codec.Codec(name, "w").name)
-    raise UsageError(
-        f"this PyAV has no encoder for {suffix} ({', '.join(FILM_CODECS[suffix])}): use another form: {FORMS}"
-    )
 
 
 def _write_synced(path: Path, text: str) -> None:
