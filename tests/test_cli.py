@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from vid3d_cli import __version__
 from vid3d_cli.cli.options import parse_weights
 from vid3d_cli.errors import UsageError
 
-COMMANDS = ["classify", "extract", "flow", "probe", "models"]
+COMMANDS = ["demo", "classify", "extract", "eval", "flow", "probe", "models"]
 WEIGHTS_COMMANDS = ["list", "pull", "verify", "path", "add"]
 
 
@@ -137,7 +136,7 @@ def test_extract_as_video_features_does(vid3d, tiny_model, video, tmp_path):
     options = ["--layout", "video_features", "--window", 16, "--fps", "native"]
     assert vid3d("extract", video, "--out", "out", *options).exit_code == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "recipe.json", "video_flow.npy", "video_fps.npy", "video_rgb.npy", "video_timestamps_ms.npy",
+        "video_flow.npy", "video_fps.npy", "video_recipe.json", "video_rgb.npy", "video_timestamps_ms.npy",
     ]  # fmt: skip
     assert np.load(tmp_path / "out/video_fps.npy") == 25
     np.testing.assert_allclose(np.load(tmp_path / "out/video_timestamps_ms.npy"), [640, 1280, 1600])
@@ -184,6 +183,33 @@ def test_failed_videos_cost_themselves_alone_and_feed_back_in(vid3d, tiny_model,
     again = vid3d("classify", "@bad.jsonl", "--per", "video")
     assert again.exit_code == 1
     assert [record["video"] for record in lines_of(again)] == ["gone.mp4"]
+
+
+@pytest.mark.parametrize("arguments", [["--device", "bogus"], ["--window", "4"], ["--weights", "rgb=gone.pt"], []])
+def test_what_cannot_start_touches_no_file(vid3d, tiny_model, tmp_path, arguments):
+    files = {"keep.jsonl": b'{"video": "gone.mp4"}\n', "bad.jsonl": b'{"video": "gone.mp4"}\n'}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    result = vid3d("classify", "gone.mp4", "-o", "keep.jsonl", "--failures", "bad.jsonl", *arguments)
+    assert result.exit_code == (3 if "--weights" in arguments else 2)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    assert vid3d("classify", "gone.mp4", "-o", "keep.jsonl", "--overwrite").exit_code == 1
+    assert (tmp_path / "keep.jsonl").read_bytes() == files["keep.jsonl"]
+
+
+def test_outputs_are_checked_before_weights_are_fetched(vid3d, video, monkeypatch):
+    monkeypatch.setattr("vid3d_cli.weights.pull", lambda file, **_: pytest.fail("downloaded for nothing"))
+    assert vid3d("extract", video, "--out", "feats.txt").exit_code == 2
+    assert vid3d("classify", video, "--device", "bogus").exit_code == 2
+
+
+def test_names_that_are_no_utf8(vid3d, tiny_model, tmp_path):
+    video = write_video(tmp_path / os.fsdecode(b"caf\xe9.mp4"), num_frames=10)
+    for form in ("json", "jsonl", "csv"):
+        assert vid3d("classify", video, "--format", form, "-o", f"out.{form}").exit_code == 0
+    (record,) = [r for r in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()) if r["clip"] is None]
+    assert record["video"] == str(video)
+    assert os.fsencode(video) in (tmp_path / "out.csv").read_bytes()
 
 
 def test_nothing_done_leaves_no_output(vid3d, tiny_model, broken, tmp_path):
@@ -241,11 +267,17 @@ def test_lists_on_standard_input(vid3d, tiny_model, tmp_path):
     assert vid3d("classify", "-0", "one.mp4").exit_code == 2
 
 
-def test_global_flags_stand_anywhere(vid3d, tmp_path):
+def test_global_flags_stand_anywhere(vid3d, tiny_model, video):
     for arguments in (["-q", "classify", "--window", "-1", "x"], ["classify", "--window", "-1", "x", "-q"]):
         assert vid3d(*arguments).exit_code == 2
-    result = vid3d("probe", "gone.mp4", "--debug")
-    assert result.exit_code == 1
+    assert vid3d("classify", "--window", "x", "x", "-q").exit_code == 2
+    for arguments in (["--debug", "classify", "gone.mp4"], ["classify", "gone.mp4", "--debug"]):
+        assert "Traceback" in vid3d(*arguments).stderr
+    assert "Traceback" not in vid3d("classify", "gone.mp4").stderr
+    said = {flag: vid3d("classify", video, flag).stderr for flag in ("-v", "-q")}
+    assert "torch on cpu, fp32" in said["-v"]
+    assert "40 frames, 1 clip" in said["-v"]
+    assert said["-q"] == ""
 
 
 def test_parse_weights():
@@ -290,6 +322,47 @@ def test_models_lists_what_the_manifest_has(vid3d):
     assert [p["top1"] for p in rows["i3d.kinetics400"]["published"][:3]] == [71.1, 63.4, 74.2]
 
 
+# eval ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(vid3d, tiny_model, tmp_path):
+    """Four videos whose labels are what the model says of the first two, and something else of the others."""
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        write_video(tmp_path / "in" / f"{i}.mp4", num_frames=10 + i)
+    records = lines_of(vid3d("classify", "in", "--per", "video", "--topk", 400))
+    found = [record["fused"][0 if i < 2 else -1]["label"] for i, record in enumerate(records)]
+    rows = [f'in/{i}.mp4,"{label}"' for i, label in enumerate(found)]
+    (tmp_path / "labels.csv").write_text("video,label\n" + "\n".join(rows) + "\n")
+    return found
+
+
+def test_eval_measures_every_stream(vid3d, labelled):
+    result = vid3d("eval", "--labels", "labels.csv", "in", "--sweep-fusion")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["num_videos"] == 4
+    assert set(report["metrics"]) == {"rgb", "flow", "fused"}
+    assert report["metrics"]["fused"]["top1"] == 0.5
+    assert sum(n for row in report["confusion"].values() for n in row.values()) == 4
+    assert set(report["confusion"]) == set(labelled)
+    assert report["fusion_sweep"]["1.0:0.0"] == report["metrics"]["rgb"]
+
+
+def test_eval_tells_what_does_not_fit(vid3d, labelled, tmp_path):
+    (tmp_path / "some.csv").write_text(f'video,label\n0,"{labelled[0]}"\n')
+    result = vid3d("eval", "--labels", "some.csv", "in")
+    assert json.loads(result.stdout)["num_videos"] == 1
+    assert "3 videos without a label left out" in result.stderr
+    (tmp_path / "none.csv").write_text("video,label\nother.mp4,zumba\n")
+    result = vid3d("eval", "--labels", "none.csv", "in")
+    assert (result.exit_code, "labels none of the 4 videos" in result.stderr) == (2, True)
+    (tmp_path / "unknown.csv").write_text("video,label\n0,zumbaa\n")
+    result = vid3d("eval", "--labels", "unknown.csv", "in")
+    assert (result.exit_code, "did you mean 'zumba'" in result.stderr) == (2, True)
+
+
 # As a process --------------------------------------------------------------------------------------------------------
 
 # Runs the command line with TinyNet in place of the network, and slow enough to be interrupted.
@@ -315,23 +388,34 @@ def start(tmp_path, *arguments, seconds=0.0, **options):
     return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
-def test_interrupt_leaves_whole_outputs_only(tmp_path):
-    for i in range(6):
+@pytest.mark.parametrize("out", ["f.npy", "f.npz", "f/"])
+def test_interrupt_leaves_whole_outputs_only(tmp_path, out):
+    for i in range(8):
         write_video(tmp_path / f"{i}.mp4", num_frames=20)
-    process = start(tmp_path, "extract", *[f"{i}.mp4" for i in range(6)], "--out", "f.npy", "--window", 10, seconds=0.6)
-    time.sleep(7)  # imports, then 1.2 s a video
+    arguments = ["--out", out, "--window", 10, "--failures", "bad.jsonl", "-v"]
+    process = start(tmp_path, "extract", *[f"{i}.mp4" for i in range(8)], *arguments, seconds=0.5)
+    for line in process.stderr:
+        if line.startswith(b"vid3d: debug: 1.mp4"):  # two of eight are done
+            break
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"interrupted" in stderr
     assert b"Traceback" not in stderr
-    left = {path.name for path in tmp_path.iterdir() if path.suffix not in (".mp4", ".pt")}
-    if left:  # a slow machine may not have finished one video
-        assert left == {"f.npy", "f.index.jsonl", "f.recipe.json"}
+    not_done = [json.loads(line)["video"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    num_done = 8 - len(not_done)
+    assert 2 <= num_done < 8
+    assert not_done == [f"{i}.mp4" for i in range(num_done, 8)]
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.suffix in (".npy", ".npz", ".part", ".json")}
+    if out == "f.npy":
+        assert left == {"f.npy", "f.recipe.json"}
         index = (tmp_path / "f.index.jsonl").read_text().splitlines()
-        assert len(np.load(tmp_path / "f.npy")) == len(index)
-        assert 2 <= len(index) < 12
-        assert len(index) % 2 == 0  # whole videos
+        assert len(np.load(tmp_path / "f.npy")) == len(index) == 2 * num_done
+    elif out == "f.npz":
+        assert left == {"f.npz"}
+        assert len(np.load(tmp_path / "f.npz")["features"]) == 2 * num_done
+    else:
+        assert left == {f"f/{i}.npz" for i in range(num_done)}
 
 
 def test_a_closed_pipe_is_not_a_traceback(tmp_path):

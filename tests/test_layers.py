@@ -15,8 +15,8 @@ PACKAGE = Path(vid3d_cli.__file__).parent
 LAYERS = [
     "version", "errors", "records",
     "options", "video", "sources", "flow", "flow_files", "preprocess", "streams", "clips",
-    "fusion", "outputs", "manifest", "weights", "backbones", "model", "runtimes", "pipeline", "engines", "api",
-    "__init__", "cli", "__main__",
+    "fusion", "evaluation", "outputs", "demo", "manifest", "weights", "backbones", "model", "runtimes", "pipeline",
+    "engines", "api", "__init__", "cli", "__main__",
 ]
 # fmt: on
 """Top to bottom; a directory is one layer, whose files may import each other."""

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vid3d_cli.errors import OutputError, OutputExists, UsageError
+from vid3d_cli.outputs import npy
 from vid3d_cli.outputs.atomic import AtomicFile
 from vid3d_cli.outputs.features import FeatureFormat, open_features
 from vid3d_cli.outputs.npy import GrowingNpy
@@ -193,9 +194,13 @@ def test_video_features_layout_is_that_of_video_features(tmp_path, dtype):
     output.commit()
 
     whats = ("rgb", "flow", "fps", "timestamps_ms")
-    expected = sorted([f"feats/{stem}_{what}.npy" for stem in RESULTS for what in whats] + ["feats/recipe.json"])
+    expected = sorted(
+        [f"feats/{stem}_{what}.npy" for stem in RESULTS for what in whats]
+        + [f"feats/{stem}_recipe.json" for stem in RESULTS]
+    )
     assert files_below(tmp_path) == expected
-    assert json.loads((tmp_path / "feats" / "recipe.json").read_text("utf-8")) == asdict(RECIPE)
+    for stem in RESULTS:
+        assert json.loads((tmp_path / "feats" / f"{stem}_recipe.json").read_text("utf-8")) == asdict(RECIPE)
     for stem, result in RESULTS.items():
         stored = {what: load(tmp_path / "feats" / f"{stem}_{what}.npy") for what in whats}
         for stream in ("rgb", "flow"):
@@ -270,9 +275,9 @@ def test_in_a_directory_the_videos_that_are_done_stay(tmp_path, layout, end):
         else [
             "feats/a_flow.npy",
             "feats/a_fps.npy",
+            "feats/a_recipe.json",
             "feats/a_rgb.npy",
             "feats/a_timestamps_ms.npy",
-            "feats/recipe.json",
         ]
     )
     getattr(output, end)()
@@ -389,7 +394,7 @@ def test_a_full_disk_is_one_error_and_no_file(tmp_path, name, concat, layout, li
         write_to_the_end(tmp_path / name, results, **options)
     assert str(tmp_path / "feats") in str(error.value)
     assert "\n" not in str(error.value)
-    whole = {"feats/recipe.json", "feats/a_fps.npy"} if layout == "video_features" else set()
+    whole = {"feats/a_recipe.json", "feats/a_fps.npy"} if layout == "video_features" else set()
     assert set(files_below(tmp_path)) <= whole
     del error
     gc.collect()  # a file that is dropped with unwritten data would complain here
@@ -664,7 +669,7 @@ def grow(path, parts):
         matrix = GrowingNpy(file)
         for part in parts:
             matrix.append(part)
-        matrix.finish()
+        matrix.finish(sum(map(len, parts)))
     return load(path)
 
 
@@ -696,3 +701,37 @@ def test_rows_of_any_memory_layout_are_stored_as_they_look(tmp_path):
     rows = np.arange(24, dtype=np.float32).reshape(4, 6)
     parts = [np.asfortranarray(rows), rows[::-1], rows[:, ::-1]]
     np.testing.assert_array_equal(grow(tmp_path / "a.npy", parts), np.concatenate(parts))
+
+
+def interrupt_on_call(monkeypatch, owner, name, nth):
+    """Have a function do its work and then be interrupted, the nth time."""
+    calls, real = [], getattr(owner, name)
+
+    def interrupted(*args):
+        calls.append(args)
+        result = real(*args)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@one_file_formats
+@pytest.mark.parametrize("where", ["rows", "index"])
+def test_an_interrupted_write_leaves_whole_videos(tmp_path, monkeypatch, name, concat, where):
+    """Rows of features, lines of the index and columns all end with the video before."""
+    output = open_output(tmp_path / name, concat=concat)
+    output.write(make_result("in/a.mp4", 3), PurePosixPath("a"))
+    if where == "rows":
+        interrupt_on_call(monkeypatch, GrowingNpy, "append", 1)
+    elif name == "feats.npy":
+        interrupt_on_call(monkeypatch, npy, "to_json", 2)
+    else:
+        pytest.skip("an .npz has no index")
+    with pytest.raises(KeyboardInterrupt):
+        output.write(make_result("in/b.mp4", 4), PurePosixPath("b"))
+    monkeypatch.undo()
+    output.commit()
+    found, _ = READERS[name](tmp_path / name, concat)
+    assert [(video, len(spans)) for video, _, spans in found] == [("in/a.mp4", 3)]

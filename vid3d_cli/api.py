@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from os import PathLike, fspath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .engines import local
 from .engines.local import OnClips, OnFailure
-from .options import Options
+from .options import Options, OptionValues
 from .pipeline import Pipeline
 from .records import VideoResult
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-def classify(video: str | PathLike[str], *, model: str = "i3d", **options: Any) -> VideoResult:
+
+def classify(video: str | PathLike[str], *, model: str = "i3d", **options: Unpack[OptionValues]) -> VideoResult:
     """Recognise the actions in one video.
 
         result = classify("video.mp4")
@@ -33,13 +36,13 @@ def classify(video: str | PathLike[str], *, model: str = "i3d", **options: Any) 
 
 
 def extract(
-    videos: Iterable[str | PathLike[str]],
+    videos: str | PathLike[str] | Iterable[str | PathLike[str]],
     *,
     model: str = "i3d",
     jobs: int | None = None,
     on_failure: OnFailure | None = None,
     on_clips: OnClips | None = None,
-    **options: Any,
+    **options: Unpack[OptionValues],
 ) -> Iterator[VideoResult]:
     """Run the model over videos, one result each, in their order.
 
@@ -48,7 +51,7 @@ def extract(
             [c.span.start_seconds for c in result.clips]
 
     Args:
-        videos: paths or URLs.
+        videos: paths or URLs, or one of them.
         model: of the manifest.
         jobs: how many videos are read at the same time; None is 2, the one at hand and the next.
         on_failure: is told of a video that failed, and the others go on; None raises the failure.
@@ -61,5 +64,5 @@ def extract(
         VideoError: while iterating, unless `on_failure` takes it.
     """
     pipeline = Pipeline(Options(model=model, **options))
-    paths = [fspath(video) for video in videos]
+    paths = [fspath(video) for video in ([videos] if isinstance(videos, (str, PathLike)) else videos)]
     return local.run(pipeline, paths, jobs=jobs, on_failure=on_failure, on_clips=on_clips)

@@ -114,6 +114,11 @@ def open_flow_files(path: str | Path, video: str, bound_px: float = DEFAULT_BOUN
     raise FlowFilesError(video, f"no ready-made flow in {path}: looked for {_LAYOUTS} in it, then for {tried}")
 
 
+def is_of_one_video(path: Path) -> bool:
+    """Whether ready-made flow lies there itself, and not in files or directories named by videos."""
+    return path.is_file() or (path.is_dir() and _is_image_directory(path))
+
+
 def _is_image_directory(directory: Path) -> bool:
     return any(entry.name == SIDECAR_NAME or is_flow_image_name(entry.name) for entry in directory.iterdir())
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+from typing import TypedDict
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class Options:
     """"rgb", "flow", or "both" (all that the model has)."""
     weights: Mapping[str, str | Path] = field(default_factory=dict)
     """Own checkpoint files per stream, in place of the manifest's."""
-    fps: str | None = None
-    """Frames per second to read, as "25" or "30000/1001", or "native"."""
+    fps: str | float | Fraction | None = None
+    """Frames per second to read, as 25, 29.97 or "30000/1001", or "native"."""
     start_seconds: float = 0.0
     """Where to start reading, relative to the first frame."""
     end_seconds: float | None = None
@@ -47,3 +49,25 @@ class Options:
     """"fp32", "bf16", "fp16", "auto"."""
     batch_size: int | None = None
     """Clips the network takes at a time; None is 1 on a CPU and 8 on a GPU."""
+
+
+class OptionValues(TypedDict, total=False):
+    """The fields of `Options`, for functions that take them as keywords."""
+
+    streams: str
+    weights: Mapping[str, str | Path]
+    fps: str | float | Fraction | None
+    start_seconds: float
+    end_seconds: float | None
+    window: int | None
+    stride: int | None
+    tail: str
+    flow: str
+    flow_files: Path | None
+    flow_bound_px: float | None
+    quantise_flow: bool
+    fuse: str
+    fuse_on: str
+    device: str
+    precision: str
+    batch_size: int | None

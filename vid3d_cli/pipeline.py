@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from .clips import Window, check_clip_options, count_clips, sliding_clips
 from .errors import CheckpointError, FlowFilesError, UsageError
 from .flow import create_flow, describe_flow, quantise_flow, resize_flow
-from .flow_files import FlowFiles, open_flow_files
+from .flow_files import FlowFiles, is_of_one_video, open_flow_files
 from .fusion import Fusion, pool_video
 from .manifest import ModelEntry, WeightsFile, find_model, read_labels
 from .options import Options
@@ -41,7 +42,7 @@ class Pipeline:
 
     Raises:
         UsageError: options that do not fit each other or the model.
-        WeightsError: weights that cannot be had. They are fetched here, the network is built at first use.
+        CheckpointError: an own checkpoint file that is not there.
     """
 
     def __init__(self, options: Options, *, fetch: Callable[[WeightsFile], Path] = pull) -> None:
@@ -52,11 +53,11 @@ class Pipeline:
         trained_stride = self.entry.clip_stride if options.window is None else self.window
         self.stride = trained_stride if options.stride is None else options.stride
         check_clip_options(self.window, self.stride, options.tail)
-        self.fps = parse_fps(options.fps) if options.fps else self.entry.fps
+        self.fps = self.entry.fps if options.fps is None else parse_fps(str(options.fps))
         self.fusion = Fusion.parse(options.fuse, options.fuse_on)
         self._check_options()
-        own = {stream: _own_checkpoint(stream, path) for stream, path in options.weights.items()}
-        self.checkpoints = {s: own[s] if s in own else fetch(self.entry.streams[s].weights) for s in self.streams}
+        self._own = {stream: _own_checkpoint(stream, path) for stream, path in options.weights.items()}
+        self._fetch = fetch
 
     def _check_options(self) -> None:
         options = self.options
@@ -74,11 +75,31 @@ class Pipeline:
             )
 
     @cached_property
-    def runtime(self) -> TorchRuntime:
-        """The networks, loaded; torch is imported here and not before."""
-        from .model import ClipModel, Normalise, create_model
-        from .runtimes.torch import TorchRuntime
+    def checkpoints(self) -> dict[str, Path]:
+        """The checkpoint file of each stream; what is not on disk is fetched here.
 
+        Raises:
+            WeightsUnavailable: the text says what to do.
+        """
+        return {s: self._own.get(s) or self._fetch(self.entry.streams[s].weights) for s in self.streams}
+
+    @cached_property
+    def runtime(self) -> TorchRuntime:
+        """The networks, loaded; torch is imported here and not before.
+
+        Raises:
+            UsageError: a device or precision that is not here, or clips too short for the network.
+            WeightsError: weights that cannot be had or do not fit.
+        """
+        from .backbones import BACKBONES
+        from .model import ClipModel, Normalise, create_model
+        from .runtimes.torch import TorchRuntime, select_device, select_precision
+
+        # Told before anything is downloaded.
+        select_precision(self.options.precision, select_device(self.options.device))
+        min_frames = BACKBONES[self.entry.backbone].min_frames
+        if self.window < min_frames:
+            raise UsageError(f"{self.entry.backbone} needs a window of at least {min_frames} frames, got {self.window}")
         models = {
             stream: ClipModel(
                 create_model(self.entry.backbone, stream=stream, weights=path),
@@ -103,8 +124,8 @@ class Pipeline:
             stride=self.stride,
             tail=options.tail,
             resize=f"short side {entry.short_side_px} px, antialiased bilinear; centre crop {entry.crop_px} px",
-            flow=self._describe_flow() if "flow" in self.streams else None,
-            runtime=f"{self.runtime.name} on {self.runtime.device.type}",
+            flow=None,  # may differ from video to video: see `pool`
+            runtime=self.runtime.description,
             precision=self.runtime.precision,
             versions={
                 "python": platform.python_version(),
@@ -125,13 +146,6 @@ class Pipeline:
             normalisation=self.entry.streams[stream].normalisation.describe(),
         )
 
-    def _describe_flow(self) -> str:
-        if self.options.flow_files:
-            source = f"ready-made, bound {self.flow_bound_px:g} px"
-        else:
-            source = describe_flow(self.options.flow)
-        return source + (", quantised to 8 bits" if self.options.quantise_flow else "")
-
     @property
     def flow_bound_px(self) -> float:
         """The bound that ready-made flow images were stored with."""
@@ -143,6 +157,12 @@ class Pipeline:
         bound_px = self.entry.streams["flow"].normalisation.bound_px
         assert bound_px is not None  # the manifest's reader sees to it
         return bound_px
+
+    def check_videos(self, videos: Sequence[str]) -> None:
+        """Raise UsageError for options that do not suit these videos together."""
+        path = self.options.flow_files
+        if path is not None and len(videos) > 1 and is_of_one_video(path):
+            raise UsageError(f"{path} is the flow of one video: for several, name the directory that holds theirs")
 
     def open_clips(self, video: str) -> ClipReader:
         """Open a video for reading its clips; a context manager."""
@@ -163,7 +183,7 @@ class Pipeline:
             fps=float(self.fps or reader.frames.info.fps),
             num_frames=reader.num_frames,
             num_decode_failures=reader.frames.num_decode_failures,
-            recipe=self.recipe,
+            recipe=replace(self.recipe, flow=reader.flow_description),
         )
 
 
@@ -199,6 +219,15 @@ class ClipReader:
         self.frames.close()
         if self._flow_files is not None:
             self._flow_files.close()
+
+    @property
+    def flow_description(self) -> str | None:
+        """How the flow of this video came about; None without a flow stream."""
+        if "flow" not in self._pipeline.streams:
+            return None
+        options, files = self._pipeline.options, self._flow_files
+        source = describe_flow(options.flow) if files is None else files.description
+        return source + (", quantised to 8 bits" if options.quantise_flow else "")
 
     @property
     def num_expected_clips(self) -> int | None:

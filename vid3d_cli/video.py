@@ -461,7 +461,7 @@ class _Pass:
             self._decoded = self._decode(None)
             first = next(self._decoded, None)
             if first is None:
-                raise NoFrames(video, "no frame of it decodes: the file is damaged or cut off; fetch it again")
+                raise NoFrames(video, _NOTHING_DECODES_URL if _is_url(video) else _NOTHING_DECODES)
             self.first: av.VideoFrame = first
         except VideoError as error:
             self.container.close()
@@ -678,6 +678,11 @@ def _is_url(video: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", video) is not None
 
 
+_NOTHING_DECODES = "no frame of it decodes: the file is damaged or cut off; fetch it again"
+_NOTHING_DECODES_URL = (
+    "no frame of it decodes from there: it is damaged, or its index lies at the end and the server "
+    "cannot jump to it; download it first"
+)
 _TRUNCATED = "cut off before the end of its index (moov), as by a broken download or recording; fetch it again"
 
 

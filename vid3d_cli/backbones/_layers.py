@@ -29,5 +29,7 @@ class Backbone:
     """(stream, number of classes) → the network, untrained."""
     classifier: str
     """Name of the last layer's weight, whose first axis is the number of classes."""
+    min_frames: int
+    """The shortest clip of which something is left to pool."""
     key_layouts: Mapping[str, KeyRules]
     """How published files call the tensors, by the name of the publisher."""

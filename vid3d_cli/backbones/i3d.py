@@ -154,6 +154,7 @@ BACKBONES = {
     "i3d": Backbone(
         build,
         classifier="logits.conv3d.weight",
+        min_frames=9,
         key_layouts={
             "piergiaj": [],  # whose names are ours
             "hassony2": [

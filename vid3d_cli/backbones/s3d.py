@@ -177,6 +177,7 @@ BACKBONES = {
     "s3d": Backbone(
         build,
         classifier="classifier.1.weight",
+        min_frames=5,
         key_layouts={
             "torchvision": [],  # whose names are ours
             "kylemin": [
@@ -192,5 +193,5 @@ BACKBONES = {
             ],
         },
     ),
-    "s3d_mini": Backbone(build_mini, classifier="classifier.1.weight", key_layouts={}),
+    "s3d_mini": Backbone(build_mini, classifier="classifier.1.weight", min_frames=5, key_layouts={}),
 }

@@ -5,6 +5,7 @@ Errors become one message and an exit code here and nowhere else; see `errors` f
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Vid3dError
-from . import classify, extract, flow, models, probe, weights
+from . import classify, demo, evaluate, extract, flow, models, probe, weights
 from .console import log, set_verbosity
 
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as the shell reports it of other programs
@@ -39,7 +40,7 @@ class _Group(TyperGroup):
             log.error("%s", error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            log.error("interrupted")
+            log.error("interrupted; what was done is whole")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             # The reader of our output has had enough. Python would complain again when it flushes at exit.
@@ -74,14 +75,17 @@ def root(
 ) -> None:
     """Recognise actions in video, or extract clip features, with two-stream 3D CNNs.
 
-    Results go to stdout, everything else to stderr. Exit codes: 0 all done, 1 some videos failed, 2 usage,
-    3 weights unavailable, 130 interrupted.
+    Results go to stdout, everything else to stderr.
+
+    Exit codes: 0 all done, 1 some videos failed, 2 usage, 3 weights unavailable, 130 interrupted.
     """
     set_verbosity(verbose or debug, quiet)
 
 
+app.command("demo")(demo.demo)
 app.command("classify")(classify.classify)
 app.command("extract")(extract.extract)
+app.command("eval")(evaluate.evaluate)
 app.command("flow")(flow.flow)
 app.command("probe")(probe.probe)
 app.command("models")(models.models)
@@ -90,6 +94,9 @@ app.add_typer(weights.app, name="weights")
 
 def main() -> None:
     """Run the command line; an exception that nobody foresaw is a bug, and said to be one."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # file names may be no UTF-8
     try:
         app()
     except Exception as error:

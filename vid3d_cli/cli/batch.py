@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,33 +83,54 @@ def run_batch(
         The exit code.
     """
     from ..engines import local
-    from ..outputs.atomic import AtomicFile
-    from ..records import to_json
+    from ..records import VideoFailure
 
     failures: list[VideoFailure] = []
+    left = {source.video: source for source in sources}
     progress = BatchProgress(len(sources))
-    source_of = {source.video: source for source in sources}
 
     def on_failure(failure: VideoFailure, error: Exception) -> None:
         failures.append(failure)
+        del left[failure.video]
         log.error("%s: %s", failure.video, failure.message)
-        log.debug("traceback", exc_info=error)
+        log.debug("as follows", exc_info=error)
         progress.next_video()
 
     try:
-        results = local.run(pipeline, list(source_of), jobs=jobs, on_failure=on_failure, on_clips=progress.on_clips)
-        for result in results:
-            if result.num_decode_failures:
-                log.warning("%s: %s skipped", result.video, count(result.num_decode_failures, "damaged packet"))
-            on_result(source_of[result.video], result)
-            progress.next_video()
+        results = local.run(pipeline, list(left), jobs=jobs, on_failure=on_failure, on_clips=progress.on_clips)
+        _log_set_up(pipeline)
+        with closing(results):
+            for result in results:
+                if result.num_decode_failures:
+                    log.warning("%s: %s skipped", result.video, count(result.num_decode_failures, "damaged packet"))
+                on_result(left.pop(result.video), result)
+                num_frames, num_clips = count(result.num_frames, "frame"), count(len(result.clips), "clip")
+                log.debug("%s: %s, %s", result.video, num_frames, num_clips)
+                progress.next_video()
+    except KeyboardInterrupt:
+        failures += [VideoFailure(video, "Interrupted", "not reached, or not finished") for video in left]
+        write_failures(failures, failures_path)
+        raise
     finally:
         progress.close()
-        if failures_path is not None:
-            lines = "".join(to_json(asdict(failure)) + "\n" for failure in failures)
-            with AtomicFile(failures_path) as file:
-                file.write(lines.encode())
+    write_failures(failures, failures_path)
     if failures and len(sources) > 1:
         advice = f"again: @{failures_path}" if failures_path else "keep a list to feed back in with --failures FILE"
         log.error("%d of %d videos failed; %s", len(failures), len(sources), advice)
     return EXIT_SOME_FAILED if failures else EXIT_OK
+
+
+def write_failures(failures: list[VideoFailure], path: Path | None) -> None:
+    """Write what failed as JSON lines, if that was asked for."""
+    from ..outputs.atomic import AtomicFile
+    from ..records import to_json
+
+    if path is not None:
+        with AtomicFile(path) as file:
+            file.writelines(to_json(asdict(failure)).encode() + b"\n" for failure in failures)
+
+
+def _log_set_up(pipeline: Pipeline) -> None:
+    log.debug("%s, %s, %s", pipeline.entry.name, pipeline.runtime.description, pipeline.runtime.precision)
+    for stream, path in pipeline.checkpoints.items():
+        log.debug("%s weights: %s", stream, path)

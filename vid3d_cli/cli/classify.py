@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO
 
@@ -14,7 +13,7 @@ import typer
 from ..errors import UsageError
 from ..options import Options
 from .batch import Failures, Jobs, NulSeparated, Videos, find_videos, make_pipeline, run_batch
-from .options import takes_pipeline_options
+from .options import Fuse, FuseOn, takes_pipeline_options
 
 if TYPE_CHECKING:
     from ..records import VideoResult
@@ -31,8 +30,8 @@ def classify(
     per: Annotated[
         str, typer.Option(metavar="clip|video", help="A record for every clip and the video, or for the video alone.")
     ] = "clip",
-    fuse: Annotated[str, typer.Option(metavar="RGB:FLOW", help="Weights of the late fusion.")] = "1:1",
-    fuse_on: Annotated[str, typer.Option(metavar="logits|probs", help="What is summed.")] = "logits",
+    fuse: Fuse = Options.fuse,
+    fuse_on: FuseOn = Options.fuse_on,
     form: Annotated[
         str | None,
         typer.Option("--format", metavar="|".join(FORMATS), help="Default: table on a terminal, else jsonl."),
@@ -41,6 +40,7 @@ def classify(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write here, not to stdout.", show_default=False),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of -o.")] = False,
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
@@ -53,19 +53,32 @@ def classify(
         raise UsageError(f"--per {per}: choose clip or video")
     if form not in (None, *FORMATS):
         raise UsageError(f"--format {form}: choose one of {', '.join(FORMATS)}")
+    from ..outputs.atomic import AtomicFile
+    from ..outputs.features import refuse_existing
     from ..outputs.predictions import prediction_records
 
     form = form or ("table" if output is None and sys.stdout.isatty() else "jsonl")
     sources = find_videos(videos, nul_separated)
     pipeline = make_pipeline(options)
-    with ExitStack() as stack:
-        printer = _make_printer(form, _open_output(output, stack))
-        stack.callback(printer.close)  # what is done is whole, also when the rest was interrupted
+    if output is not None:
+        refuse_existing([output], overwrite)
+    file = None if output is None else AtomicFile(output)
+    # File names may be no UTF-8; their bytes are written as they are.
+    stream = sys.stdout if file is None else io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
+    printer, num_videos = _make_printer(form, stream), 0
 
-        def print_result(_: Source, result: VideoResult) -> None:
-            printer.write(prediction_records(result, k=topk, per=per))
+    def print_result(_: Source, result: VideoResult) -> None:
+        nonlocal num_videos
+        printer.write(list(prediction_records(result, k=topk, per=per)))
+        num_videos += 1
 
+    try:
         code = run_batch(pipeline, sources, print_result, jobs=jobs, failures_path=failures)
+    finally:  # what is done is whole, also when the rest was interrupted
+        printer.close()
+        if file is not None and isinstance(stream, io.TextIOWrapper):
+            stream.detach()
+            file.commit() if num_videos else file.discard()
     raise typer.Exit(code)
 
 
@@ -83,16 +96,3 @@ def _make_printer(form: str, stream: TextIO) -> _Printer:
     if form == "csv":
         return predictions.Csv(stream)
     return predictions.JsonArray(stream) if form == "json" else predictions.JsonLines(stream)
-
-
-def _open_output(path: Path | None, stack: ExitStack) -> TextIO:
-    """Standard output, or a file that appears when the stack unwinds."""
-    from ..outputs.atomic import AtomicFile
-
-    if path is None:
-        return sys.stdout
-    file = AtomicFile(path)
-    stack.callback(file.commit)
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    stack.callback(text.detach)
-    return text

@@ -16,7 +16,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"vid3d: {prefix}{record.getMessage()}"
+        text = f"vid3d: {prefix}{self.format(record)}"  # with the traceback, if there is one
         bar_module = sys.modules.get("tqdm")
         if bar_module is not None:
             bar_module.tqdm.write(text, file=sys.stderr)

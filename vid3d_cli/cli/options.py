@@ -13,6 +13,9 @@ import typer
 from ..errors import UsageError
 from ..options import Options
 
+Fuse = Annotated[str, typer.Option(metavar="RGB:FLOW", help="Weights of the late fusion.")]
+FuseOn = Annotated[str, typer.Option(metavar="logits|probs", help="What is summed.")]
+
 _MODEL, _CLIPS, _FLOW, _MACHINE = "Model", "Frames and clips", "Optical flow", "Machine"
 
 
@@ -34,7 +37,7 @@ def _template(
         typer.Option(
             metavar="native|N", help="Frames per second to read.", show_default="the model's", rich_help_panel=_CLIPS
         ),
-    ] = Options.fps,
+    ] = None,
     start: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.0, help="Where to start reading.", rich_help_panel=_CLIPS)
     ] = Options.start_seconds,

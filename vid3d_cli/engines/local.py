@@ -5,9 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
-from ..errors import UsageError, VideoError
+from ..errors import UsageError, VideoError, WeightsError
 from ..pipeline import ClipReader, Pipeline
 from ..records import Clip, ClipOutput, VideoFailure, VideoResult
 
@@ -28,8 +28,8 @@ def run(
     jobs: int | None = None,
     on_failure: OnFailure | None = None,
     on_clips: OnClips | None = None,
-) -> Iterator[VideoResult]:
-    """Run the pipeline over videos, in their order.
+) -> Generator[VideoResult, None, None]:
+    """Run the pipeline over videos, in their order; the networks are loaded at the call.
 
     Memory holds a few clips of `jobs` videos, however long they are. Closing the iterator stops all reading.
 
@@ -39,20 +39,33 @@ def run(
         jobs: how many videos are read at the same time; None is 2, the one at hand and the next.
         on_failure: is told of a video that failed, and the others go on; None raises the failure.
         on_clips: is told of progress within a video.
+
+    Raises:
+        UsageError: no jobs, or options that do not suit the videos or this machine.
+        WeightsError: weights that cannot be had or used.
     """
-    if jobs is not None and jobs < 1:
+    num_jobs = DEFAULT_JOBS if jobs is None else jobs
+    if num_jobs < 1:
         raise UsageError(f"at least 1 job is needed, got {jobs}")
+    pipeline.check_videos(videos)
+    pipeline.runtime  # noqa: B018  (loaded here, so that what is wrong with it is told before a video is read)
+    return _run(pipeline, videos, num_jobs, on_failure, on_clips)
+
+
+def _run(
+    pipeline: Pipeline, videos: Sequence[str], num_jobs: int, on_failure: OnFailure | None, on_clips: OnClips | None
+) -> Generator[VideoResult, None, None]:
     waiting = iter(videos)
     feeds: deque[_Feed] = deque()
     try:
-        for _ in range(jobs or DEFAULT_JOBS):
+        for _ in range(num_jobs):
             _start_next(waiting, feeds, pipeline)
         while feeds:
             try:
                 yield _finish(feeds[0], pipeline, on_clips)
             except _ReadingFailed as failed:
                 error = failed.error
-                if on_failure is None:
+                if on_failure is None or isinstance(error, (UsageError, WeightsError)):
                     raise error from None
                 message = error.message if isinstance(error, VideoError) else str(error) or type(error).__name__
                 on_failure(VideoFailure(feeds[0].video, type(error).__name__, message), error)
@@ -95,8 +108,9 @@ class _Feed:
         self.video = video
         self.num_expected_clips: int | None = None
         self._pipeline = pipeline
-        # Room for the batch that the network takes next, while the thread fills the one after.
-        self._clips: queue.Queue[Clip | Exception | None] = queue.Queue(maxsize=2)
+        # Room for the batch that the network takes next, while it works on the one before.
+        room = max(2, pipeline.runtime.batch_size)
+        self._clips: queue.Queue[Clip | Exception | None] = queue.Queue(room)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read, name=f"read {video}", daemon=True)
         self._thread.start()

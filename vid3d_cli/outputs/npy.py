@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -24,29 +25,31 @@ class GrowingNpy:
 
     def __init__(self, file: AtomicFile) -> None:
         self._file = file
-        self._rows: NDArray[Any] | None = None  # none of the first rows: their shape and dtype
-        self.num_rows = 0
+        self._like = np.empty(0, np.float32)  # none of the rows: their shape and dtype
+        self._data_start: int | None = None
 
     def append(self, rows: NDArray[Any]) -> None:
         """Add rows (N, …), of the same shape and dtype as those before."""
-        if self._rows is None:
-            self._rows = rows[:0]
-            self._write_header()
+        if self._data_start is None:
+            self._like = rows[:0]
+            self._write_header(0)
+            self._data_start = self._file.tell()
         self._file.write(np.ascontiguousarray(rows).tobytes())
-        self.num_rows += len(rows)
 
-    def finish(self) -> None:
-        """Write the number of rows into the header."""
+    def finish(self, num_rows: int) -> None:
+        """Keep the first `num_rows` rows, and write their number into the header."""
+        row_bytes = self._like.dtype.itemsize * math.prod(self._like.shape[1:])
+        self._file.flush()
+        self._file.truncate((self._data_start or 0) + num_rows * row_bytes)
         self._file.seek(0)
-        self._write_header()
+        self._write_header(num_rows)
         self._file.flush()
 
-    def _write_header(self) -> None:
-        rows = np.empty(0, np.float32) if self._rows is None else self._rows
+    def _write_header(self, num_rows: int) -> None:
         header = {
-            "descr": np.lib.format.dtype_to_descr(rows.dtype),
+            "descr": np.lib.format.dtype_to_descr(self._like.dtype),
             "fortran_order": False,
-            "shape": (self.num_rows, *rows.shape[1:]),
+            "shape": (num_rows, *self._like.shape[1:]),
         }
         np.lib.format.write_array_header_1_0(self._file, header)
 
@@ -63,7 +66,7 @@ class NpyOutput:
         self._files = open_all(paths)
         *matrices, self._recipe, self._index = self._files
         self._matrices = {name: GrowingNpy(file) for name, file in zip(names, matrices, strict=True)}
-        self._num_rows = 0
+        self._num_rows = self._index_bytes = 0  # of whole videos: a write may be interrupted anywhere
 
     def write(self, result: VideoResult, output_stem: PurePosixPath) -> None:
         """Append the rows of one video."""
@@ -71,11 +74,11 @@ class NpyOutput:
             self._recipe.write(result.recipe.to_json().encode() + b"\n")
         for name, rows in self._form.matrices(result).items():
             self._matrices[name].append(rows)
-        for clip in result.clips:
+        for row, clip in enumerate(result.clips, start=self._num_rows):
             span = asdict(clip.span)
-            line = {"row": self._num_rows, "video": result.video, "clip": span.pop("index"), **_ordered(span)}
+            line = {"row": row, "video": result.video, "clip": span.pop("index"), **_ordered(span)}
             self._index.write(to_json(line).encode() + b"\n")
-            self._num_rows += 1
+        self._num_rows, self._index_bytes = self._num_rows + len(result.clips), self._index.tell()
 
     def commit(self) -> None:
         """Put the files in their places, the index last: where it is, the rest is. No rows, no files."""
@@ -83,7 +86,9 @@ class NpyOutput:
             return self.discard()
         try:
             for matrix in self._matrices.values():
-                matrix.finish()
+                matrix.finish(self._num_rows)
+            self._index.flush()
+            self._index.truncate(self._index_bytes)
         except OutputError:
             self.discard()
             raise

@@ -27,8 +27,7 @@ class NpzOutput:
         names = [FEATURES] if form.concat else streams
         self._files = open_all([out] * len(names))  # of which only the parts are used
         self._matrices = {name: GrowingNpy(file) for name, file in zip(names, self._files, strict=True)}
-        self._videos: list[str] = []
-        self._spans: list[ClipSpan] = []
+        self._rows: list[tuple[str, ClipSpan]] = []
         self._recipe = ""
 
     def write(self, result: VideoResult, output_stem: PurePosixPath) -> None:
@@ -36,13 +35,13 @@ class NpzOutput:
         self._recipe = result.recipe.to_json()
         for name, rows in self._form.matrices(result).items():
             self._matrices[name].append(rows)
-        self._videos += [result.video] * len(result.clips)
-        self._spans += [clip.span for clip in result.clips]
+        # The last step, so that a write that is interrupted leaves rows that do not count.
+        self._rows += [(result.video, clip.span) for clip in result.clips]
 
     def commit(self) -> None:
         """Pack everything into the target. No rows, no file."""
         try:
-            if self._spans:
+            if self._rows:
                 self._pack()
         finally:
             self.discard()
@@ -50,9 +49,10 @@ class NpzOutput:
     def _pack(self) -> None:
         arrays: dict[str, NDArray[Any]] = {}
         for (name, matrix), file in zip(self._matrices.items(), self._files, strict=True):
-            matrix.finish()
+            matrix.finish(len(self._rows))
             arrays[name] = np.load(file.part, mmap_mode="r")
-        columns = {"video": np.array(self._videos), **span_arrays(self._spans)}
+        videos, spans = zip(*self._rows, strict=True)
+        columns = {"video": np.array(videos), **span_arrays(spans)}
         with AtomicFile(self._out) as target:
             save_npz(target, {**arrays, **columns, "recipe": text_array(self._recipe)})
 

@@ -18,7 +18,7 @@ from .features import FeatureFormat, refuse_existing
 
 
 class VideoFeaturesOutput:
-    """See the head of this file; `recipe.json` in the directory says how they were made."""
+    """See the head of this file; `<stem>_recipe.json` says how they were made."""
 
     def __init__(
         self, out: Path, form: FeatureFormat, *, stems: Sequence[PurePosixPath], streams: Sequence[str], overwrite: bool
@@ -34,7 +34,7 @@ class VideoFeaturesOutput:
         """Write the files of one video."""
         end_ms = np.array([clip.span.end_seconds * 1000 for clip in result.clips])
         arrays = {"fps": np.array(result.fps), "timestamps_ms": end_ms, **self._form.matrices(result)}
-        with AtomicFile(self._out / "recipe.json") as file:
+        with AtomicFile(self._out / output_stem.with_name(f"{output_stem.name}_recipe.json")) as file:
             file.write(result.recipe.to_json().encode() + b"\n")
         for what, array in arrays.items():
             with AtomicFile(self._path(output_stem, what)) as file:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backbones import BackboneOutput
-from ..errors import UsageError, Vid3dError
+from ..errors import CheckpointError, UsageError, Vid3dError
 from ..model import ClipModel
 from ..records import Clip, ClipOutput
 
@@ -53,6 +53,13 @@ def select_precision(name: str, device: torch.device) -> str:
     return name
 
 
+def check_classes(num_classes: Mapping[str, int]) -> None:
+    """Raise CheckpointError for streams whose scores cannot be fused."""
+    if len(set(num_classes.values())) > 1:
+        counts = ", ".join(f"{stream} {count}" for stream, count in num_classes.items())
+        raise CheckpointError(f"the streams have different numbers of classes ({counts}): run one with --streams")
+
+
 class TorchRuntime:
     """Runs the clip models of a two-stream model.
 
@@ -84,6 +91,12 @@ class TorchRuntime:
             for stream, model in models.items()
         }
 
+    @property
+    def description(self) -> str:
+        """What runs where, for the recipe."""
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{self.name} on {where}"
+
     def run(self, clips: Sequence[Clip]) -> list[ClipOutput]:
         """Features and logits of every clip and stream.
 
@@ -98,18 +111,21 @@ class TorchRuntime:
             batch = clips[len(outputs) : len(outputs) + self.batch_size]
             try:
                 outputs += self._run_batch(batch)
+                continue
             except torch.cuda.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise Vid3dError(
-                        f"{self.device}: out of memory with a single clip; try --precision bf16, a shorter --window, "
-                        "or --device cpu"
-                    ) from None
-                self.batch_size = len(batch) // 2
-                torch.cuda.empty_cache()
+                pass  # the rest happens outside: while an exception is handled, its traceback keeps the batch alive
+            if len(batch) == 1:
+                raise Vid3dError(
+                    f"{self.device}: out of memory with a single clip; try --precision bf16, a shorter --window, "
+                    "or --device cpu"
+                )
+            self.batch_size = len(batch) // 2
+            torch.cuda.empty_cache()
         return outputs
 
     def _run_batch(self, clips: Sequence[Clip]) -> list[ClipOutput]:
         results = {stream: self._forward(model, stream, clips) for stream, model in self.models.items()}
+        check_classes({stream: result.logits.shape[1] for stream, result in results.items()})
         features = {stream: result.features.cpu().numpy() for stream, result in results.items()}
         logits = {stream: result.logits.cpu().numpy() for stream, result in results.items()}
         return [

@@ -1,0 +1,142 @@
+"""`vid3d eval`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from ..options import Options
+from .batch import Failures, Jobs, NulSeparated, Videos, count, find_videos, make_pipeline, run_batch
+from .console import log
+from .options import Fuse, FuseOn, takes_pipeline_options
+
+if TYPE_CHECKING:
+    from ..records import VideoResult
+    from ..sources import Source
+
+_MAX_CONFUSION_COLUMNS = 16
+_NUM_CONFUSIONS_LISTED = 10
+
+
+@takes_pipeline_options
+def evaluate(
+    videos: Videos,
+    options: Options,
+    labels: Annotated[
+        Path, typer.Option(metavar="CSV", help="Columns video,label; or Kinetics' annotations.", show_default=False)
+    ],
+    sweep_fusion: Annotated[bool, typer.Option("--sweep-fusion", help="Try weights from 1:0 to 0:1.")] = False,
+    fuse: Fuse = Options.fuse,
+    fuse_on: FuseOn = Options.fuse_on,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object; the default in a pipe.")] = False,
+    nul_separated: NulSeparated = False,
+    failures: Failures = None,
+    jobs: Jobs = None,
+) -> None:
+    """Measure a model on labelled videos: top-1, top-5, mean class accuracy, mAP and confusion, per stream and fused.
+
+    Example: vid3d eval --labels labels.csv videos/
+    """
+    from ..evaluation import class_numbers, find_label, read_label_table
+    from ..manifest import read_labels
+
+    table = read_label_table(labels)
+    sources = find_videos(videos, nul_separated)
+    label_of = {s.video: label for s in sources if (label := find_label(table, s.video, s.output_stem)) is not None}
+    if not label_of:
+        raise UsageError(f"{labels} labels none of the {count(len(sources), 'video')}: its column must name them")
+    if unlabelled := len(sources) - len(label_of):
+        log.warning("%s without a label left out", count(unlabelled, "video"))
+    pipeline = make_pipeline(options)
+    if not options.weights:  # own checkpoints may have classes of their own: then it is told at the end
+        class_numbers(list(label_of.values()), read_labels(pipeline.entry))
+    if sweep_fusion and len(pipeline.streams) < 2:
+        raise UsageError("--sweep-fusion needs both streams")
+    results: list[VideoResult] = []
+
+    def keep(_: Source, result: VideoResult) -> None:
+        results.append(result)
+
+    labelled = [source for source in sources if source.video in label_of]
+    code = run_batch(pipeline, labelled, keep, jobs=jobs, failures_path=failures)
+    if results:
+        report = make_report(results, label_of, options.fuse_on if sweep_fusion else None)
+        if as_json or not sys.stdout.isatty():
+            from ..records import to_json
+
+            typer.echo(to_json(report))
+        else:
+            _print_report(report)
+    raise typer.Exit(code)
+
+
+def make_report(results: list[VideoResult], label_of: dict[str, str], sweep_on: str | None) -> dict[str, Any]:
+    """What is told of the results, as plain values; `sweep_on` is what swept fusion works on, or None."""
+    import numpy as np
+
+    from .. import evaluation
+    from ..records import FUSED
+
+    classes = results[0].labels
+    targets = evaluation.class_numbers([label_of[result.video] for result in results], classes)
+    logits = {stream: np.stack([r.logits[stream] for r in results]) for stream in results[0].logits}
+    counts = evaluation.confusion(logits[FUSED], targets)
+    report: dict[str, Any] = {
+        "model": results[0].recipe.model,
+        "num_videos": len(results),
+        "metrics": {stream: asdict(evaluation.evaluate(x, targets)) for stream, x in logits.items()},
+        "confusion": {
+            classes[true]: {classes[found]: int(counts[true, found]) for found in np.flatnonzero(counts[true])}
+            for true in np.unique(targets)
+        },
+    }
+    if sweep_on is not None:
+        streams = {stream: x for stream, x in logits.items() if stream != FUSED}
+        sweep = evaluation.sweep_fusion(streams, targets, sweep_on)
+        report["fusion_sweep"] = {weights: asdict(metrics) for weights, metrics in sweep.items()}
+    return report
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    title = f"{report['model']} on {count(report['num_videos'], 'video')}, percent"
+    console.print(_metrics_table("stream", report["metrics"], title))
+    if "fusion_sweep" in report:
+        console.print(_metrics_table("rgb:flow", report["fusion_sweep"], "fusion"))
+    console.print(_confusion_table(report["confusion"]))
+
+
+def _metrics_table(first: str, rows: dict[str, dict[str, float]], title: str) -> Any:
+    from .tables import make_table
+
+    names = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class", "mean_average_precision": "mAP"}
+    table = make_table(first, *names.values(), title=title, narrow=list(names.values()))
+    for name, metrics in rows.items():
+        table.add_row(name, *[f"{metrics[key]:.1%}".rstrip("%") for key in names])
+    return table
+
+
+def _confusion_table(confusion: dict[str, dict[str, int]]) -> Any:
+    """The whole matrix where it fits, else the most frequent mistakes."""
+    from .tables import make_table
+
+    classes = list(dict.fromkeys([*confusion, *(found for row in confusion.values() for found in row)]))
+    if len(classes) <= _MAX_CONFUSION_COLUMNS:
+        numbers = [str(i) for i in range(len(classes))]
+        table = make_table("true ↓  recognised →", *numbers, title="confusion of the fused scores", narrow=numbers)
+        for i, true in enumerate(classes):
+            row = confusion.get(true, {})
+            table.add_row(f"{i} {true}", *[str(row[found]) if found in row else "·" for found in classes])
+        return table
+    mistakes = [(n, true, found) for true, row in confusion.items() for found, n in row.items() if found != true]
+    table = make_table("true", "recognised as", "videos", title="most frequent mistakes", narrow=["videos"])
+    for n, true, found in sorted(mistakes, reverse=True)[:_NUM_CONFUSIONS_LISTED]:
+        table.add_row(true, found, str(n))
+    return table
