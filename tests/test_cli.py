@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +213,41 @@ def test_names_that_are_no_utf8(vid3d, tiny_model, tmp_path):
     assert os.fsencode(video) in (tmp_path / "out.csv").read_bytes()
 
 
+def test_a_list_of_failures_that_cannot_be_written_is_told_first(vid3d, tiny_model, video, tmp_path):
+    (tmp_path / "folder").mkdir()
+    result = vid3d("extract", video, "--out", "f.npy", "--failures", "folder")
+    assert (result.exit_code, "folder: cannot be written: it is a directory" in result.stderr) == (1, True)
+    assert vid3d("extract", video, "--out", "f.npy", "--failures", "f.npy").exit_code == 2
+    assert vid3d("classify", video, "-o", "o", "--failures", "./o").exit_code == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "video.mp4", "checkpoint.pt"}
+
+
+def test_scores_that_are_not_finite_are_a_failure_of_the_video(vid3d, tiny_model, video, monkeypatch):
+    import conftest
+
+    real = conftest.TinyNet.forward
+    monkeypatch.setattr(conftest.TinyNet, "forward", lambda net, clips: real(net, clips * float("nan")))
+    result = vid3d("classify", video)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "not finite" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["[abc] x.mp4", "dir[/x].mp4", ":cat:.mp4", "n" * 240 + ".mp4"])
+def test_names_that_mean_something_elsewhere(vid3d, tiny_model, tmp_path, name):
+    video = write_video(tmp_path / "v.mp4", num_frames=5).rename(tmp_path / name.replace("/", "_"))
+    table = vid3d("classify", video.name, "--format", "table")
+    assert (table.exit_code, video.name[:60] in table.stdout) == (0, True)
+    assert vid3d("probe", video.name, "--format", "table").exit_code == 0
+    assert vid3d("extract", video.name, "--out", "out/").exit_code == 0
+
+
+def test_pipes_in_a_directory_are_passed_over(vid3d, tiny_model, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in" / "a.mp4", num_frames=5)
+    os.mkfifo(tmp_path / "in" / "b.mp4")
+    assert [record["video"] for record in lines_of(vid3d("classify", "in", "--per", "video"))] == ["in/a.mp4"]
+
+
 def test_nothing_done_leaves_no_output(vid3d, tiny_model, broken, tmp_path):
     before = set(tmp_path.iterdir())
     assert vid3d("extract", "empty.mp4", "--out", "f.npy").exit_code == 1
@@ -229,6 +265,7 @@ def test_nothing_done_leaves_no_output(vid3d, tiny_model, broken, tmp_path):
         (["--fuse", "1"], "like 1:1"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--precision", "fp16"], "fp16 is for GPUs"),
         (["--window", "-1"], "window"),
         (["--no-such-option"], "no-such-option"),
     ],
@@ -297,6 +334,7 @@ def test_probe(vid3d, video, broken):
     assert (info["width"], info["height"], info["fps"], info["rotation_degrees"]) == (64, 48, 25, 0)
     assert (info["num_frames_declared"], info["num_frames_decoded"], info["num_decode_failures"]) == (40, 40, 0)
     assert "empty.mp4" in result.stderr
+    assert json.loads(vid3d("probe", video, "--format", "json").stdout) == [info]
     table = vid3d("probe", video, "--format", "table").stdout
     assert "64×48" in table
     assert "40" in table
@@ -313,6 +351,8 @@ def test_flow_forms(vid3d, video, tmp_path):
     assert (result.exit_code, "--overwrite" in result.stderr) == (2, True)
     assert vid3d("flow", video, "--out", "flow.gif").exit_code == 2
     assert vid3d("flow", video, "--out", "x.npz", "--flow", "tvl2").exit_code == 2
+    assert vid3d("flow", video, "--out", "x.npz", "--dtype", "banana").exit_code == 2
+    assert vid3d("extract", video, "--out", "").exit_code == 2
 
 
 def test_models_lists_what_the_manifest_has(vid3d):
@@ -385,7 +425,8 @@ def start(tmp_path, *arguments, seconds=0.0, **options):
     checkpoint.write_bytes(b"x")
     script = SLOW.format(tests=os.path.dirname(__file__), checkpoint=str(checkpoint), seconds=seconds)  # noqa: PTH120
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=tmp_path, **{**pipes, **options})
 
 
 @pytest.mark.parametrize("out", ["f.npy", "f.npz", "f/"])
@@ -416,6 +457,15 @@ def test_interrupt_leaves_whole_outputs_only(tmp_path, out):
         assert len(np.load(tmp_path / "f.npz")["features"]) == 2 * num_done
     else:
         assert left == {f"f/{i}.npz" for i in range(num_done)}
+
+
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
+    write_video(tmp_path / "0.mp4", num_frames=10)
+    with Path("/dev/full").open("w") as full:
+        process = start(tmp_path, "classify", "0.mp4", stdout=full)
+        stderr = process.communicate()[1]
+    assert process.returncode == 1
+    assert stderr == b"vid3d: error: the results cannot be written: No space left on device\n"
 
 
 def test_a_closed_pipe_is_not_a_traceback(tmp_path):

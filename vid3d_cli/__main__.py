@@ -1,5 +1,17 @@
-"""`python -m vid3d_cli` is `vid3d`."""
+"""What `vid3d` and `python -m vid3d_cli` run; an interrupt while the commands load is not a traceback either."""
 
-from .cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from .cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@
     │  ├─ TruncatedVideo               cut off before the part that holds its index
     │  ├─ NoVideoStream                audio only, or a cover picture
     │  ├─ NoFrames                     a video stream of which no frame decodes
+    │  ├─ NoScores                     the network's answer is not finite
     │  └─ FlowFilesError               ready-made flow that is missing or does not fit its video
     ├─ WeightsError                3
     │  ├─ WeightsUnavailable       3   not on disk and not to be had from here
@@ -90,6 +91,10 @@ class NoVideoStream(VideoError):
 
 class NoFrames(VideoError):
     """There is a video stream, but no frame of it decodes in the asked span."""
+
+
+class NoScores(VideoError):
+    """The network's answer for this video is not finite."""
 
 
 class FlowFilesError(VideoError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +18,7 @@ import PIL
 from numpy.typing import NDArray
 
 from .clips import Window, check_clip_options, count_clips, sliding_clips
-from .errors import CheckpointError, FlowFilesError, UsageError
+from .errors import CheckpointError, FlowFilesError, NoScores, UsageError
 from .flow import create_flow, describe_flow, quantise_flow, resize_flow
 from .flow_files import FlowFiles, is_of_one_video, open_flow_files
 from .fusion import Fusion, pool_video
@@ -161,8 +162,14 @@ class Pipeline:
     def check_videos(self, videos: Sequence[str]) -> None:
         """Raise UsageError for options that do not suit these videos together."""
         path = self.options.flow_files
-        if path is not None and len(videos) > 1 and is_of_one_video(path):
+        if path is None or len(videos) < 2:
+            return
+        if is_of_one_video(path):
             raise UsageError(f"{path} is the flow of one video: for several, name the directory that holds theirs")
+        names = Counter(Path(video).stem for video in videos)
+        name, number = names.most_common(1)[0]
+        if number > 1:
+            raise UsageError(f"{number} videos are called {name}: their flow in {path} cannot be told apart")
 
     def open_clips(self, video: str) -> ClipReader:
         """Open a video for reading its clips; a context manager."""
@@ -171,6 +178,8 @@ class Pipeline:
     def pool(self, reader: ClipReader, outputs: Sequence[ClipOutput]) -> VideoResult:
         """Put the clips of a wholly read video together."""
         clips, logits = pool_video(outputs, self.fusion)
+        if not all(np.isfinite(values).all() for values in logits.values()):
+            raise NoScores(reader.video, "the network's scores are not finite: the weights are damaged, or try fp32")
         labels = read_labels(self.entry)
         num_classes = next(iter(logits.values())).shape[0]
         if len(labels) != num_classes:  # an own checkpoint with classes of its own

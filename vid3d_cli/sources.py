@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -147,6 +148,10 @@ def _find_matches(pattern: str) -> Iterator[_Found]:
         raise UsageError(f"no video matches {pattern}: check it with ls, and quote it so that ** reaches vid3d")
 
 
+CONTROL_CHARACTERS = {chr(code) for code in range(32)} - {"\t", "\n", "\r"}
+"""What a list of names does not hold, and a video that was taken for one does."""
+
+
 def _videos_below(directory: str) -> list[str]:
     """Paths of all videos in a directory tree, sorted; linked directories are followed, each real one once."""
 
@@ -162,8 +167,18 @@ def _videos_below(directory: str) -> list[str]:
             continue
         seen.add(real)
         subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        videos += [str(Path(parent) / n) for n in names if not n.startswith(".") and _has_video_extension(n)]
+        paths = [str(Path(parent) / n) for n in names if not n.startswith(".") and _has_video_extension(n)]
+        videos += [path for path in paths if not _is_special(path)]
     return sorted(videos, key=_by_parts)
+
+
+def _is_special(path: str) -> bool:
+    """Whether it is a pipe, a socket or a device, on which reading would wait; broken links are not, and fail later."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _has_video_extension(name: str) -> bool:
@@ -197,7 +212,7 @@ def _find_listed(data: bytes, origin: str, nul_separated: bool) -> Iterator[_Fou
         if not entry.strip():
             continue
         name = _listed_name(entry)
-        if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        if len(os.fsencode(name)) > MAX_NAME_BYTES or set(name) & CONTROL_CHARACTERS:
             raise UsageError(f"{origin} is not a list of videos: give one name a line, or name a video without @")
         yield from _find_literal(name)
 

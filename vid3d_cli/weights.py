@@ -38,11 +38,14 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 def cache_dir() -> Path:
     """$VID3D_CACHE, else $XDG_CACHE_HOME/vid3d, else ~/.cache/vid3d. It need not exist."""
-    if own := os.environ.get("VID3D_CACHE"):
-        return Path(own).expanduser().absolute()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser().absolute() / "vid3d"
-    return Path("~/.cache/vid3d").expanduser()
+    try:
+        if own := os.environ.get("VID3D_CACHE"):
+            return Path(own).expanduser().absolute()
+        if xdg := os.environ.get("XDG_CACHE_HOME"):
+            return Path(xdg).expanduser().absolute() / "vid3d"
+        return Path("~/.cache/vid3d").expanduser()
+    except RuntimeError as error:  # a user without a home, as in some containers
+        raise UsageError(f"no directory for weights ({error}): set VID3D_CACHE to one") from None
 
 
 def weights_path(file: WeightsFile) -> Path:

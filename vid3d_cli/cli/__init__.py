@@ -5,8 +5,10 @@ Errors become one message and an exit code here and nowhere else; see `errors` f
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import re
 import sys
 import traceback
 from typing import Annotated, Any
@@ -20,7 +22,7 @@ from . import classify, demo, evaluate, extract, flow, models, probe, weights
 from .console import log, set_verbosity
 
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as the shell reports it of other programs
-_ANYWHERE = ("-v", "--verbose", "-q", "--quiet", "--debug")
+_ANYWHERE = re.compile(r"-[vq]+|--verbose|--quiet|--debug")
 
 
 class _Group(TyperGroup):
@@ -28,8 +30,9 @@ class _Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = args[: args.index("--")] if "--" in args else args
-        flags = [arg for arg in own if arg in _ANYWHERE]
-        return super().parse_args(ctx, flags + [arg for arg in own if arg not in _ANYWHERE] + args[len(own) :])
+        flags = [arg for arg in own if _ANYWHERE.fullmatch(arg)]
+        rest = [arg for arg in own if not _ANYWHERE.fullmatch(arg)]
+        return super().parse_args(ctx, flags + rest + args[len(own) :])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -46,6 +49,11 @@ class _Group(TyperGroup):
             # The reader of our output has had enough. Python would complain again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(_EXIT_BROKEN_PIPE) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            log.error("the results cannot be written: %s", error.strerror)
+            raise typer.Exit(EXIT_SOME_FAILED) from None
 
 
 app = typer.Typer(
@@ -94,6 +102,7 @@ app.add_typer(weights.app, name="weights")
 
 def main() -> None:
     """Run the command line; an exception that nobody foresaw is a bug, and said to be one."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115  (closed by whoever started us)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # file names may be no UTF-8

@@ -16,6 +16,7 @@ from .console import BatchProgress, download_bar, log
 
 if TYPE_CHECKING:
     from ..manifest import WeightsFile
+    from ..outputs.atomic import AtomicFile
     from ..pipeline import Pipeline
     from ..records import VideoFailure, VideoResult
     from ..sources import Source
@@ -83,8 +84,10 @@ def run_batch(
         The exit code.
     """
     from ..engines import local
-    from ..records import VideoFailure
+    from ..outputs.atomic import AtomicFile
 
+    # Opened first: a list that cannot be written is told now, not after a night.
+    failures_file = None if failures_path is None else AtomicFile(failures_path)
     failures: list[VideoFailure] = []
     left = {source.video: source for source in sources}
     progress = BatchProgress(len(sources))
@@ -103,30 +106,44 @@ def run_batch(
             for result in results:
                 if result.num_decode_failures:
                     log.warning("%s: %s skipped", result.video, count(result.num_decode_failures, "damaged packet"))
-                on_result(left.pop(result.video), result)
+                with progress.paused():
+                    on_result(left.pop(result.video), result)
                 num_frames, num_clips = count(result.num_frames, "frame"), count(len(result.clips), "clip")
                 log.debug("%s: %s, %s", result.video, num_frames, num_clips)
                 progress.next_video()
     except KeyboardInterrupt:
-        failures += [VideoFailure(video, "Interrupted", "not reached, or not finished") for video in left]
-        write_failures(failures, failures_path)
+        _write_failures(failures + [_interrupted(video) for video in left], failures_file)
+        raise
+    except BaseException:
+        if failures_file is not None:
+            failures_file.discard()
         raise
     finally:
         progress.close()
-    write_failures(failures, failures_path)
+    _write_failures(failures, failures_file)
     if failures and len(sources) > 1:
         advice = f"again: @{failures_path}" if failures_path else "keep a list to feed back in with --failures FILE"
         log.error("%d of %d videos failed; %s", len(failures), len(sources), advice)
     return EXIT_SOME_FAILED if failures else EXIT_OK
 
 
-def write_failures(failures: list[VideoFailure], path: Path | None) -> None:
-    """Write what failed as JSON lines, if that was asked for."""
-    from ..outputs.atomic import AtomicFile
+def refuse_same_file(failures: Path | None, output: Path | None) -> None:
+    """Raise UsageError for a list of failures that would replace the output."""
+    if failures is not None and output is not None and failures.absolute() == output.absolute():
+        raise UsageError(f"--failures {failures} is the output itself: give it a name of its own")
+
+
+def _interrupted(video: str) -> VideoFailure:
+    from ..records import VideoFailure
+
+    return VideoFailure(video, "Interrupted", "not reached, or not finished")
+
+
+def _write_failures(failures: list[VideoFailure], file: AtomicFile | None) -> None:
     from ..records import to_json
 
-    if path is not None:
-        with AtomicFile(path) as file:
+    if file is not None:
+        with file:
             file.writelines(to_json(asdict(failure)).encode() + b"\n" for failure in failures)
 
 

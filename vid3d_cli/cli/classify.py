@@ -12,10 +12,12 @@ import typer
 
 from ..errors import UsageError
 from ..options import Options
-from .batch import Failures, Jobs, NulSeparated, Videos, find_videos, make_pipeline, run_batch
+from .batch import Failures, Jobs, NulSeparated, Videos, find_videos, make_pipeline, refuse_same_file, run_batch
+from .console import stdout_is_terminal
 from .options import Fuse, FuseOn, takes_pipeline_options
 
 if TYPE_CHECKING:
+    from ..outputs.atomic import AtomicFile
     from ..records import VideoResult
     from ..sources import Source
 
@@ -57,11 +59,12 @@ def classify(
     from ..outputs.features import refuse_existing
     from ..outputs.predictions import prediction_records
 
-    form = form or ("table" if output is None and sys.stdout.isatty() else "jsonl")
+    form = form or ("table" if output is None and stdout_is_terminal() else "jsonl")
     sources = find_videos(videos, nul_separated)
     pipeline = make_pipeline(options)
     if output is not None:
         refuse_existing([output], overwrite)
+    refuse_same_file(failures, output)
     file = None if output is None else AtomicFile(output)
     # File names may be no UTF-8; their bytes are written as they are.
     stream = sys.stdout if file is None else io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
@@ -77,9 +80,17 @@ def classify(
     finally:  # what is done is whole, also when the rest was interrupted
         printer.close()
         if file is not None and isinstance(stream, io.TextIOWrapper):
-            stream.detach()
-            file.commit() if num_videos else file.discard()
+            _end(file, stream, is_empty=not num_videos)
     raise typer.Exit(code)
+
+
+def _end(file: AtomicFile, stream: io.TextIOWrapper, *, is_empty: bool) -> None:
+    try:
+        stream.detach()
+    except BaseException:  # its last lines did not fit on the disk
+        file.discard()
+        raise
+    file.discard() if is_empty else file.commit()
 
 
 class _Printer(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 log = logging.getLogger("vid3d_cli")
@@ -31,6 +31,11 @@ def set_verbosity(verbose: bool, quiet: bool) -> None:
     log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
+def stdout_is_terminal() -> bool:
+    """Whether results go to a person: as tables, not as JSON lines."""
+    return sys.stdout.isatty()
+
+
 def shows_bars() -> bool:
     """Bars are drawn only for a person: on a terminal, and not with -q."""
     return sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
@@ -54,6 +59,11 @@ class BatchProgress:
             self._bar.total = round(num_clips * self._num_videos / (self._num_done + 1))
         self._bar.update(num_done - self._now)
         self._now = num_done
+
+    def paused(self) -> AbstractContextManager[Any]:
+        """Take the bar off the terminal while something else is printed."""
+        manager: AbstractContextManager[Any] = self._bar.external_write_mode(file=sys.stdout)
+        return manager
 
     def next_video(self) -> None:
         """The video at hand is finished, or failed."""

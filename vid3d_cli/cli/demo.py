@@ -60,9 +60,9 @@ def _run(*words: object) -> None:
 
 def _print_timeline(clips: list[dict[str, Any]], truth: list[Segment]) -> int:
     """Print what was found beside what is true; returns how many clips the fused scores got right."""
-    from rich.console import Console
+    from rich.text import Text
 
-    from .tables import make_table
+    from .tables import make_console, make_table
 
     table = make_table("seconds", "true", "rgb", "flow", "fused", narrow=["seconds"])
     num_right = 0
@@ -73,11 +73,9 @@ def _print_timeline(clips: list[dict[str, Any]], truth: list[Segment]) -> int:
         is_right = found["fused"]["label"] == label
         num_right += is_right
         cells = [f"{p['label']} {p['score']:.0%}" for p in found.values()]
-        mark = "[green]✓[/green]" if is_right else "[red]✗[/red]"
-        table.add_row(
-            f"{clip['start_seconds']:.2f} – {clip['end_seconds']:.2f}", label, *cells[:2], f"{cells[2]} {mark}"
-        )
-    console = Console(highlight=False)
+        fused = Text(cells.pop()).append(" ✓" if is_right else " ✗", "green" if is_right else "red")
+        table.add_row(f"{clip['start_seconds']:.2f} – {clip['end_seconds']:.2f}", label, *cells, fused)
+    console = make_console()
     console.print()
     console.print(table)
     return num_right

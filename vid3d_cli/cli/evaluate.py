@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from ..errors import UsageError
 from ..options import Options
 from .batch import Failures, Jobs, NulSeparated, Videos, count, find_videos, make_pipeline, run_batch
-from .console import log
+from .console import log, stdout_is_terminal
 from .options import Fuse, FuseOn, takes_pipeline_options
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def evaluate(
     code = run_batch(pipeline, labelled, keep, jobs=jobs, failures_path=failures)
     if results:
         report = make_report(results, label_of, options.fuse_on if sweep_fusion else None)
-        if as_json or not sys.stdout.isatty():
+        if as_json or not stdout_is_terminal():
             from ..records import to_json
 
             typer.echo(to_json(report))
@@ -103,9 +102,9 @@ def make_report(results: list[VideoResult], label_of: dict[str, str], sweep_on: 
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
+    from .tables import make_console
 
-    console = Console(highlight=False)
+    console = make_console()
     title = f"{report['model']} on {count(report['num_videos'], 'video')}, percent"
     console.print(_metrics_table("stream", report["metrics"], title))
     if "fusion_sweep" in report:

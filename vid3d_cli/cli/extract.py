@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import OutputError
 from ..options import Options
-from .batch import Failures, Jobs, NulSeparated, Videos, count, find_videos, make_pipeline, run_batch
+from .batch import Failures, Jobs, NulSeparated, Videos, count, find_videos, make_pipeline, refuse_same_file, run_batch
 from .console import log
 from .options import takes_pipeline_options
 
@@ -42,6 +43,7 @@ def extract(
     from ..outputs.features import FeatureFormat, open_features
 
     sources = find_videos(videos, nul_separated)
+    refuse_same_file(failures, Path(out))
     pipeline = make_pipeline(options)
     output = open_features(
         out,
@@ -52,20 +54,22 @@ def extract(
         overwrite=overwrite,
     )
     num_videos = num_clips = 0
+    is_broken = False
 
     def write(source: Source, result: VideoResult) -> None:
-        nonlocal num_videos, num_clips
-        output.write(result, source.output_stem)
+        nonlocal num_videos, num_clips, is_broken
+        try:
+            output.write(result, source.output_stem)
+        except OutputError:
+            is_broken = True
+            raise
         num_videos, num_clips = num_videos + 1, num_clips + len(result.clips)
 
     try:
         code = run_batch(pipeline, sources, write, jobs=jobs, failures_path=failures)
-    except BaseException as error:
+    except BaseException:
         # Interrupted, or nothing more can be done: what is done stays, whole.
-        if isinstance(error, OutputError):
-            output.discard()
-        else:
-            output.commit()
+        output.discard() if is_broken else output.commit()
         raise
     output.commit()
     if num_videos:

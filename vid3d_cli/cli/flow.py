@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from .batch import count
 from .console import log, shows_bars
 
@@ -53,6 +54,8 @@ def flow(
     from ..preprocess import resize_short_side
     from ..video import VideoReader, parse_fps
 
+    if dtype not in ("float16", "float32"):
+        raise UsageError(f"--dtype {dtype}: choose float16 or float32")
     compute = create_flow(method)
     rate = parse_fps(fps)
     with VideoReader(video, fps=rate, start_seconds=start, end_seconds=end) as reader:

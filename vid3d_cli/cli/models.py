@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .console import stdout_is_terminal
 
 if TYPE_CHECKING:
     from ..manifest import ModelEntry
@@ -22,7 +23,7 @@ def models(
     from ..manifest import model_entries
 
     rows = [model_row(entry) for entry in model_entries().values()]
-    if as_json or not sys.stdout.isatty():
+    if as_json or not stdout_is_terminal():
         for row in rows:
             typer.echo(json.dumps(row, ensure_ascii=False))
         return
@@ -59,9 +60,7 @@ def describe_accuracy(row: dict[str, Any]) -> str:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-
-    from .tables import make_table
+    from .tables import make_console, make_table
 
     table = make_table(
         "model", "streams", "classes", "clip", "published top-1 %", "licence", "on disk", narrow=["classes"]
@@ -74,7 +73,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             name, ", ".join(row["streams"]), str(row["classes"]), row["clip"], describe_accuracy(row), licence, on_disk
         )
-    console = Console(highlight=False)
+    console = make_console()
     console.print(table)
     console.print(
         "Top-1 as published for rgb / flow / fused; not measured by vid3d yet. Licences are the repositories'."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError, VideoError
 from .batch import NulSeparated, Videos, find_videos
-from .console import log
+from .console import log, stdout_is_terminal
 
 if TYPE_CHECKING:
     from ..video import VideoInfo
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
 def probe(
     videos: Videos,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="table|jsonl", help="Default: table on a terminal, else jsonl.")
+        str | None,
+        typer.Option("--format", metavar="table|json|jsonl", help="Default: table on a terminal, else jsonl."),
     ] = None,
     decode: Annotated[
         bool, typer.Option(help="Decode everything, to count frames and damage; else the header alone.")
@@ -33,10 +33,10 @@ def probe(
     from .. import video as video_module
     from ..records import to_json
 
-    if form not in (None, "table", "jsonl"):
-        raise UsageError(f"--format {form}: choose table or jsonl")
+    if form not in (None, "table", "json", "jsonl"):
+        raise UsageError(f"--format {form}: choose table, json or jsonl")
     infos, code = [], EXIT_OK
-    as_table = form == "table" or (form is None and sys.stdout.isatty())
+    form = form or ("table" if stdout_is_terminal() else "jsonl")
     for source in find_videos(videos, nul_separated):
         try:
             info = video_module.probe(source.video, decode=decode)
@@ -44,19 +44,18 @@ def probe(
             log.error("%s", error)
             code = EXIT_SOME_FAILED
             continue
-        if as_table:
-            infos.append(info)
-        else:
+        infos.append(info)
+        if form == "jsonl":
             typer.echo(to_json(asdict(info)))
-    if infos:
+    if form == "json":
+        typer.echo(to_json([asdict(info) for info in infos]))
+    if form == "table" and infos:
         _print_table(infos)
     raise typer.Exit(code)
 
 
 def _print_table(infos: list[VideoInfo]) -> None:
-    from rich.console import Console
-
-    from .tables import make_table
+    from .tables import make_console, make_table
 
     narrow = ("codec", "size", "turned", "fps", "seconds", "frames", "damaged")
     table = make_table("video", *narrow, narrow=narrow)
@@ -74,7 +73,7 @@ def _print_table(infos: list[VideoInfo]) -> None:
             frames,
             _or_dash(info.num_decode_failures),
         )
-    Console(highlight=False).print(table)
+    make_console().print(table)
 
 
 def _or_dash(value: float | None, spec: str = "") -> str:

@@ -13,6 +13,16 @@ from rich.text import Text
 from ..outputs.predictions import Record, streams_of
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for the group of commands, which answers it; rich would exit with 1
+
+
+def make_console(file: TextIO | None = None) -> Console:
+    """A console that prints names as they are: "[/x]" and ":cat:" occur in file names."""
+    return _Console(file=file, highlight=False, markup=False, emoji=False)
+
+
 def make_table(*columns: str, title: str | None = None, narrow: Sequence[str] = ()) -> Table:
     """An empty table in the one style; the columns named in `narrow` are to the right and keep their width."""
     table = Table(
@@ -34,7 +44,7 @@ class PredictionTables:
     """One table a video: a row a clip, then the whole video."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._console = Console(file=stream, highlight=False)
+        self._console = make_console(stream)
 
     def write(self, records: Iterable[Record]) -> None:
         """Print the records of one video; the last one is the whole video's."""

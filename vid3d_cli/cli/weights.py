@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import EXIT_OK, EXIT_WEIGHTS, WeightsError
-from .console import download_bar, log
+from .console import download_bar, log, stdout_is_terminal
 
 if TYPE_CHECKING:
     from ..manifest import WeightsFile
@@ -29,7 +28,7 @@ def list_() -> None:
     from ..weights import cache_dir, weights_path
 
     files = [(file, weights_path(file)) for file in _all_files()]
-    if sys.stdout.isatty():
+    if stdout_is_terminal():
         _print_table(files)
         log.info("kept in %s; set VID3D_CACHE to change that", cache_dir())
         return
@@ -111,14 +110,12 @@ def add(
 
 
 def _print_table(files: list[tuple[WeightsFile, Path]]) -> None:
-    from rich.console import Console
-
-    from .tables import make_table
+    from .tables import make_console, make_table
 
     table = make_table("name", "size", "on disk")
     for file, path in files:
         table.add_row(file.name, file.describe_size(), "yes" if path.is_file() else "no")
-    Console(highlight=False).print(table)
+    make_console().print(table)
 
 
 def _all_files() -> list[WeightsFile]:

@@ -63,8 +63,8 @@ def _run(
         while feeds:
             try:
                 yield _finish(feeds[0], pipeline, on_clips)
-            except _ReadingFailed as failed:
-                error = failed.error
+            except (_ReadingFailed, VideoError) as failed:
+                error = failed.error if isinstance(failed, _ReadingFailed) else failed
                 if on_failure is None or isinstance(error, (UsageError, WeightsError)):
                     raise error from None
                 message = error.message if isinstance(error, VideoError) else str(error) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tempfile
@@ -30,9 +31,13 @@ class AtomicFile(io.BufferedRandom):
 
     def __init__(self, target: Path) -> None:
         self.target = target
+        if target.is_dir():
+            raise OutputError(f"{target}: cannot be written: it is a directory")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+            with contextlib.suppress(FileNotFoundError):
+                target.lstat()  # a name that is too long is told now, not when the file is done
+            handle, part = tempfile.mkstemp(prefix=".vid3d-", suffix=".part", dir=target.parent)
         except OSError as error:
             raise _cannot_write(target, error) from None
         os.fchmod(handle, 0o666 & ~_umask())  # mkstemp's files are for their owner alone

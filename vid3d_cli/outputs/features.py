@@ -69,7 +69,7 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
     existing = [] if overwrite else [path for path in paths if path.exists()]
     if existing:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
-        raise OutputExists(f"{existing[0]}{more}: already there; choose another --out, or add --overwrite")
+        raise OutputExists(f"{existing[0]}{more}: already there; choose another name, or add --overwrite")
 
 
 def open_features(
@@ -102,6 +102,8 @@ def open_features(
 
     if layout not in LAYOUTS:
         raise UsageError(f"unknown layout '{layout}': choose one of {', '.join(LAYOUTS)}")
+    if not out:
+        raise UsageError("the name of the output is empty: give x.npy, x.npz, or a directory")
     path, suffix = Path(out), Path(out).suffix.lower()
     if out.endswith("/") or path.is_dir() or not suffix:
         if layout == "video_features":

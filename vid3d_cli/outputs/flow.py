@@ -58,7 +58,7 @@ class FlowWriter(ABC):
         self.num_pairs = 0
         self._size: tuple[int, int] | None = None
         # The suffix stays, FFmpeg chooses the container by it; the random part lets two processes race harmlessly.
-        self._part = target.absolute().with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}.part{target.suffix}")
+        self._part = target.absolute().with_name(f".vid3d-{uuid.uuid4().hex[:8]}.part{target.suffix}")
 
     def __enter__(self) -> FlowWriter:
         with self._errors_explained():

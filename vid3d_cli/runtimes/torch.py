@@ -50,6 +50,8 @@ def select_precision(name: str, device: torch.device) -> str:
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if name not in ("fp32", *AUTOCAST_DTYPES):
         raise UsageError(f"unknown precision '{name}': choose one of fp32, bf16, fp16, auto")
+    if name == "fp16" and device.type == "cpu":
+        raise UsageError("fp16 is for GPUs (a CPU takes minutes for a clip): use bf16 or fp32")
     return name
 
 
