@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,12 +33,12 @@ class AtomicFile(io.BufferedRandom):
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        if target.is_dir():
-            raise OutputError(f"{target}: cannot be written: it is a directory")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            # What cannot take this name is told now, not when the file is done: a directory, or a name too long.
             with contextlib.suppress(FileNotFoundError):
-                target.lstat()  # a name that is too long is told now, not when the file is done
+                if stat.S_ISDIR(target.stat().st_mode):
+                    raise IsADirectoryError(errno.EISDIR, "it is a directory")
             handle, part = tempfile.mkstemp(prefix=".vid3d-", suffix=".part", dir=target.parent)
         except OSError as error:
             raise _cannot_write(target, error) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -66,7 +67,7 @@ def span_arrays(spans: Sequence[ClipSpan]) -> dict[str, NDArray[Any]]:
 
 def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
     """Raise OutputExists for the first of the paths that is there, unless they may be overwritten."""
-    existing = [] if overwrite else [path for path in paths if path.exists()]
+    existing = [] if overwrite else [path for path in paths if os.path.lexists(path)]
     if existing:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise OutputExists(f"{existing[0]}{more}: already there; choose another name, or add --overwrite")
