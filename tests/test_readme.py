@@ -68,6 +68,7 @@ def test_the_table_of_exit_codes_is_the_codes():
 def home(tmp_path, tiny_model, video):
     """What the README's reader has: video.mp4 and a folder of videos."""
     (tmp_path / "videos" / "b").mkdir(parents=True)
+    (tmp_path / "labels.csv").write_text("video,label\na,zumba\nb/c,abseiling\n")
     (tmp_path / "videos" / "a.mp4").write_bytes(video.read_bytes())
     (tmp_path / "videos" / "b" / "c.mp4").write_bytes(video.read_bytes())
     for stream in ("rgb", "flow"):
