@@ -107,7 +107,8 @@ def run_batch(
                 if result.num_decode_failures:
                     log.warning("%s: %s skipped", result.video, count(result.num_decode_failures, "damaged packet"))
                 with progress.paused():
-                    on_result(left.pop(result.video), result)
+                    on_result(left[result.video], result)
+                del left[result.video]  # only now: an interrupted write is listed as not finished
                 num_frames, num_clips = count(result.num_frames, "frame"), count(len(result.clips), "clip")
                 log.debug("%s: %s, %s", result.video, num_frames, num_clips)
                 progress.next_video()
