@@ -140,11 +140,23 @@ def locate(file: WeightsFile) -> Path:
     return path
 
 
+def _places(file: WeightsFile) -> Iterator[Path]:
+    """Where a file may lie: what was installed with vid3d first, which needs no cache."""
+    for source in file.sources:
+        if isinstance(source, PackagedSource):
+            yield data_path() / source.file
+    yield weights_path(file)
+
+
+def is_on_disk(file: WeightsFile) -> bool:
+    """Whether a file of that name is there; `locate` also verifies it."""
+    return any(path.is_file() for path in _places(file))
+
+
 def _look_up(file: WeightsFile) -> tuple[Path | None, list[str]]:
     """Where the verified file is, or None and what is wrong with the files that stand in its place."""
     problems = []
-    packaged = [data_path() / source.file for source in file.sources if isinstance(source, PackagedSource)]
-    for path in [weights_path(file), *packaged]:
+    for path in _places(file):
         # False also where a directory of the path may not be read
         if not os.path.lexists(path):
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,22 +25,24 @@ def list_() -> None:
 
     Example: vid3d weights list
     """
-    from ..weights import cache_dir, weights_path
+    from ..weights import cache_dir, is_on_disk, weights_path
 
-    files = [(file, weights_path(file)) for file in _all_files()]
-    if stdout_is_terminal():
-        _print_table(files)
-        log.info("kept in %s; set VID3D_CACHE to change that", cache_dir())
-        return
-    for file, path in files:
-        row = {
+    rows = [
+        {
             "name": file.name,
             "size": file.describe_size(),
-            "on_disk": path.is_file(),
-            "path": str(path),
+            "on_disk": is_on_disk(file),
+            "path": str(weights_path(file)),
             "sources": [source.describe() for source in file.sources],
         }
-        typer.echo(json.dumps(row, ensure_ascii=False))
+        for file in _all_files()
+    ]
+    if not stdout_is_terminal():
+        for row in rows:
+            typer.echo(json.dumps(row, ensure_ascii=False))
+        return
+    _print_table(rows)
+    log.info("kept in %s; set VID3D_CACHE to change that", cache_dir())
 
 
 @app.command()
@@ -67,9 +69,7 @@ def verify(
     """
     from .. import manifest, weights
 
-    files = (
-        manifest.parse_weights_name(name) if name else [f for f in _all_files() if weights.weights_path(f).is_file()]
-    )
+    files = manifest.parse_weights_name(name) if name else [f for f in _all_files() if weights.is_on_disk(f)]
     code = EXIT_OK
     for file in files:
         try:
@@ -109,12 +109,12 @@ def add(
     typer.echo(f"{added.name}\t{weights.weights_path(added)}")
 
 
-def _print_table(files: list[tuple[WeightsFile, Path]]) -> None:
+def _print_table(rows: list[dict[str, Any]]) -> None:
     from .tables import make_console, make_table
 
     table = make_table("name", "size", "on disk")
-    for file, path in files:
-        table.add_row(file.name, file.describe_size(), "yes" if path.is_file() else "no")
+    for row in rows:
+        table.add_row(row["name"], row["size"], "yes" if row["on_disk"] else "no")
     make_console().print(table)
 
 

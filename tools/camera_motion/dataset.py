@@ -1,0 +1,117 @@
+"""Rendered clips as the network sees them: the preprocessing of inference, run once and kept on disk.
+
+cached_clips(folder, seed=1, num_clips=4000)  →  ClipSet: rgb, flow, labels, as memory-mapped arrays
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vid3d_cli.clips import sliding_clips
+from vid3d_cli.flow import create_flow
+from vid3d_cli.manifest import Normalisation
+from vid3d_cli.records import Frame
+from vid3d_cli.streams import align_streams
+
+from .paths import CLASSES
+from .render import NUM_TICKS, TICK_FPS, Frames, render_clip
+
+CLIP_LENGTH = NUM_TICKS - 1
+"""Frames a clip."""
+SHORT_SIDE_PX = 128
+CROP_PX = 112
+FLOW_BOUND_PX = 8.0
+"""At 128 px a fast camera moves the picture by 6 px a tick; a narrow bound keeps slow ones visible."""
+
+NORMALISATION = {
+    "rgb": Normalisation((-1.0, 1.0), None, None, "RGB", None, None, False),
+    "flow": Normalisation((-1.0, 1.0), None, None, None, FLOW_BOUND_PX, "DIS", False),
+}
+"""The same as the manifest says of the model."""
+
+CHANNELS = {"rgb": 3, "flow": 2}
+DTYPES = {"rgb": np.uint8, "flow": np.float16}
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Clips and what the camera does in them."""
+
+    streams: dict[str, NDArray[Any]]
+    """"rgb": (N, 16, 112, 112, 3) uint8; "flow": (N, 16, 112, 112, 2) float16, in pixels."""
+    labels: NDArray[np.int64]
+    """(N,) indices into `CLASSES`."""
+
+
+def to_streams(frames: Frames, *, flow_method: str = "dis") -> dict[str, NDArray[Any]]:
+    """The first clip of some frames, made as the pipeline makes it.
+
+    Args:
+        frames: (T, H, W, 3), RGB, at 12.5 frames per second; fewer than 16 are padded.
+        flow_method: see `vid3d_cli.flow.FLOW_METHODS`.
+    """
+    tick = Fraction(1) / TICK_FPS
+    records = (Frame(i, float(i * tick), float((i + 1) * tick), picture) for i, picture in enumerate(frames))
+    compute = create_flow(flow_method)
+    aligned = align_streams(
+        records,
+        short_side_px=SHORT_SIDE_PX,
+        crop_px=CROP_PX,
+        rgb=True,
+        flow=lambda _, first, second: compute(first, second),
+    )
+    window = next(sliding_clips(aligned, length=CLIP_LENGTH, stride=CLIP_LENGTH))
+    return {stream: np.stack([frame.streams[stream] for frame in window.frames]) for stream in CHANNELS}
+
+
+def cached_clips(folder: Path, *, seed: int, num_clips: int, num_processes: int = 2) -> ClipSet:
+    """Render clips, or find those of an earlier call with the same seed and number.
+
+    Args:
+        folder: where to keep them; about 1 MB a clip.
+        seed: of `render_clip`.
+        num_clips: N; clip i shows class i modulo 10.
+        num_processes: how many render at a time.
+    """
+    paths = {stream: folder / f"{stream}-{seed}-{num_clips}.npy" for stream in CHANNELS}
+    done = folder / f"done-{seed}-{num_clips}.json"
+    if not done.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        for stream, path in paths.items():
+            shape = (num_clips, CLIP_LENGTH, CROP_PX, CROP_PX, CHANNELS[stream])
+            np.lib.format.open_memmap(path, "w+", DTYPES[stream], shape).flush()
+        jobs = [(paths, seed, range(start, min(start + 20, num_clips))) for start in range(0, num_clips, 20)]
+        _run(jobs, num_processes)
+        done.write_text(json.dumps({"seed": seed, "clips": num_clips}))
+    streams = {stream: np.load(path, mmap_mode="r") for stream, path in paths.items()}
+    return ClipSet(streams, np.arange(num_clips) % len(CLASSES))
+
+
+def _run(jobs: Iterable[tuple[dict[str, Path], int, range]], num_processes: int) -> None:
+    if num_processes == 1:
+        for job in jobs:
+            _render_some(job)
+        return
+    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
+        for _ in pool.imap_unordered(_render_some, jobs):
+            pass
+
+
+def _render_some(job: tuple[dict[str, Path], int, range]) -> None:
+    paths, seed, indices = job
+    cv2.setNumThreads(1)
+    arrays = {stream: np.lib.format.open_memmap(path, "r+") for stream, path in paths.items()}
+    for index in indices:
+        streams = to_streams(render_clip(index, seed=seed).frames)
+        for stream, array in arrays.items():
+            array[index] = streams[stream]
