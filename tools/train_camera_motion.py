@@ -161,7 +161,8 @@ def save(states: Mapping[str, dict[str, Tensor]], out: Path) -> dict[str, dict[s
     facts = {}
     for stream, state in states.items():
         path = out / f"{NAME}.{stream}.safetensors"
-        save_file(state, path, metadata={"model": NAME, "stream": stream, "licence": "Apache-2.0"})
+        # One entry alone: safetensors writes several in any order, and the digest would change with it.
+        save_file(state, path, metadata={"model": f"{NAME}:{stream}, Apache-2.0"})
         path.chmod(0o644)  # safetensors writes for the owner alone
         num_parameters = sum(p.numel() for p in new_model(stream).backbone.parameters())
         facts[stream] = {
@@ -214,6 +215,7 @@ def run(plan: Plan, num_real_clips: int) -> dict[str, Any]:
     """Render, train, calibrate, measure, write; the metrics."""
     out = Path(plan.out)
     out.mkdir(parents=True, exist_ok=True)
+    commit = git_commit()  # before the checkpoints in the repository are replaced
     start = time.monotonic()
     sets = {split: plan.clips(split) for split in ("train", "val", "test")}
     rendered = time.monotonic()
@@ -228,7 +230,7 @@ def run(plan: Plan, num_real_clips: int) -> dict[str, Any]:
         "classes": list(CLASSES),
         "plan": {name: value for name, value in asdict(plan).items() if name not in ("cache", "out", "minutes")}
         | {"rounds": {stream: t.rounds for stream, t in trained.items()}},
-        "commit": git_commit(),
+        "commit": commit,
         "machine": machine(),
         "seconds": {"render": round(rendered - start)} | {s: round(t.seconds) for s, t in trained.items()},
         "losses": {stream: t.losses for stream, t in trained.items()},

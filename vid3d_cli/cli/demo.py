@@ -72,7 +72,11 @@ def _print_timeline(clips: list[dict[str, Any]], truth: list[Segment]) -> int:
         found = {stream: clip[stream][0] for stream in ("rgb", "flow", "fused")}
         is_right = found["fused"]["label"] == label
         num_right += is_right
-        cells = [f"{p['label']} {p['score']:.0%}" for p in found.values()]
+        cells = [
+            found["rgb"]["label"],
+            found["flow"]["label"],
+            f"{found['fused']['label']} {found['fused']['score']:.0%}",
+        ]
         fused = Text(cells.pop()).append(" ✓" if is_right else " ✗", "green" if is_right else "red")
         table.add_row(f"{clip['start_seconds']:.2f} – {clip['end_seconds']:.2f}", label, *cells, fused)
     console = make_console()
