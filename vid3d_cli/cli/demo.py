@@ -69,16 +69,13 @@ def _print_timeline(clips: list[dict[str, Any]], truth: list[Segment]) -> int:
     for clip in clips:
         middle = (clip["start_seconds"] + clip["end_seconds"]) / 2
         label = next(s.label for s in truth if middle < s.end_seconds)
-        found = {stream: clip[stream][0] for stream in ("rgb", "flow", "fused")}
-        is_right = found["fused"]["label"] == label
+        rgb, flow, fused = (clip[stream][0] for stream in ("rgb", "flow", "fused"))
+        is_right = fused["label"] == label
         num_right += is_right
-        cells = [
-            found["rgb"]["label"],
-            found["flow"]["label"],
-            f"{found['fused']['label']} {found['fused']['score']:.0%}",
-        ]
-        fused = Text(cells.pop()).append(" ✓" if is_right else " ✗", "green" if is_right else "red")
-        table.add_row(f"{clip['start_seconds']:.2f} – {clip['end_seconds']:.2f}", label, *cells, fused)
+        answer = Text(f"{fused['label']} {fused['score']:.0%}")
+        answer.append(" ✓" if is_right else " ✗", "green" if is_right else "red")
+        seconds = f"{clip['start_seconds']:.2f} – {clip['end_seconds']:.2f}"
+        table.add_row(seconds, label, rgb["label"], flow["label"], answer)
     console = make_console()
     console.print()
     console.print(table)
