@@ -39,7 +39,7 @@ def model_row(entry: ModelEntry) -> dict[str, Any]:
         "default": entry.default,
         "streams": list(entry.streams),
         "classes": entry.num_classes,
-        "clip": f"{entry.clip_length} × {entry.crop_px}² at {entry.fps} fps",
+        "clip": f"{entry.clip_length} × {entry.crop_px}² at {float(entry.fps):g} fps",
         "parameters": {stream: s.num_parameters for stream, s in entry.streams.items()},
         "published": [
             {"stream": m.stream, "on": f"{m.dataset} {m.split}", **m.scores, "protocol": m.protocol, "source": m.source}
