@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import av
 import av.container
@@ -303,7 +303,8 @@ def _check_span(fps: Fraction | None, start_seconds: float, end_seconds: float |
 # Times ---------------------------------------------------------------------------------------------------------------
 
 
-class Timed(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Timed(Generic[T]):
     """Something with a place in time."""
 
     start: Fraction
@@ -313,7 +314,8 @@ class Timed(NamedTuple, Generic[T]):
     item: T
 
 
-class Shown(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Shown(Generic[T]):
     """Something and the span of time that it is shown for."""
 
     start: Fraction
