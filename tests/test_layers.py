@@ -14,7 +14,7 @@ PACKAGE = Path(vid3d_cli.__file__).parent
 # fmt: off
 LAYERS = [
     "version", "errors", "records",
-    "options", "video", "sources", "flow", "flow_files", "preprocess", "streams", "clips",
+    "options", "sources", "video", "flow", "flow_files", "preprocess", "streams", "clips",
     "fusion", "evaluation", "outputs", "demo", "manifest", "weights", "backbones", "model", "runtimes", "pipeline",
     "engines", "api", "__init__", "cli", "__main__",
 ]

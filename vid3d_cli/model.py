@@ -106,7 +106,7 @@ def read_checkpoint(path: Path) -> StateDict:
 
 def _read(path: Path) -> StateDict:
     if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
+        return unwrap(safetensors.torch.load_file(path), path)
     return unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
 
 

@@ -27,7 +27,7 @@ from .options import Options
 from .records import STREAMS, Clip, ClipOutput, ClipSpan, Frame, Recipe, StreamRecipe, VideoResult
 from .streams import FlowOfPair, StreamFrame, align_streams
 from .version import __version__
-from .video import VideoReader, parse_fps
+from .video import VideoReader, check_span, parse_fps
 from .weights import file_sha256, pull
 
 if TYPE_CHECKING:
@@ -66,10 +66,7 @@ class Pipeline:
             create_flow(options.flow)  # an unknown method is told now, not in the first video
         if options.flow_files and options.start_seconds:
             raise UsageError("ready-made flow is counted from the first frame: it cannot be used with --start")
-        if options.end_seconds is not None and options.end_seconds <= options.start_seconds:
-            raise UsageError(
-                f"the end ({options.end_seconds:g} s) must come after the start ({options.start_seconds:g} s)"
-            )
+        check_span(self.fps, options.start_seconds, options.end_seconds)
         if unused := [stream for stream in options.weights if stream not in self.streams]:
             raise UsageError(
                 f"weights were given for '{unused[0]}', but the streams that run are: {', '.join(self.streams)}"

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import re
 import stat
 import struct
 import weakref
@@ -43,6 +42,7 @@ from .errors import (
     VideoNotFound,
 )
 from .records import Frame
+from .sources import is_url
 
 URL_TIMEOUT_SECONDS = 30.0
 """How long a server may keep silent, on opening and on every read."""
@@ -178,7 +178,7 @@ class VideoReader:
         start_seconds: float = 0.0,
         end_seconds: float | None = None,
     ) -> None:
-        _check_span(fps, start_seconds, end_seconds)
+        check_span(fps, start_seconds, end_seconds)
         self._video = video
         self._fps = None if fps is None else Fraction(fps)
         self._start_seconds = start_seconds
@@ -291,13 +291,14 @@ class VideoReader:
         return f"no frame starts between {self._start_seconds:g} s and {self._end_seconds:g} s; give a longer span"
 
 
-def _check_span(fps: Fraction | None, start_seconds: float, end_seconds: float | None) -> None:
+def check_span(fps: Fraction | None, start_seconds: float, end_seconds: float | None) -> None:
+    """Raise UsageError for a rate or a span that cannot be read."""
     if fps is not None and fps <= 0:
         raise UsageError(f"cannot read at {fps} frames per second: give a positive number")
     if not (math.isfinite(start_seconds) and start_seconds >= 0):
         raise UsageError(f"cannot start at {start_seconds} s: give 0 or more")
     if end_seconds is not None and not end_seconds > start_seconds:
-        raise UsageError(f"cannot end at {end_seconds:g} s: give more than the start, {start_seconds:g} s")
+        raise UsageError(f"cannot end at {end_seconds:g} s: give an end after the start, {start_seconds:g} s")
 
 
 # Times ---------------------------------------------------------------------------------------------------------------
@@ -463,11 +464,11 @@ class _Pass:
             self._decoded = self._decode(None)
             first = next(self._decoded, None)
             if first is None:
-                raise NoFrames(video, _NOTHING_DECODES_URL if _is_url(video) else _NOTHING_DECODES)
+                raise NoFrames(video, _NOTHING_DECODES_URL if is_url(video) else _NOTHING_DECODES)
             self.first: av.VideoFrame = first
         except VideoError as error:
             self.container.close()
-            if not _is_url(video) and _is_mp4_without_index(video):  # FFmpeg opens what a cut moov box still tells
+            if not is_url(video) and _is_mp4_without_index(video):  # FFmpeg opens what a cut moov box still tells
                 raise TruncatedVideo(video, _TRUNCATED) from error
             raise
         except BaseException:
@@ -675,11 +676,6 @@ class _Orientation:
 # Opening -------------------------------------------------------------------------------------------------------------
 
 
-def _is_url(video: str) -> bool:
-    """Whether this goes to FFmpeg as it is, rather than naming a local file."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", video) is not None
-
-
 _NOTHING_DECODES = "no frame of it decodes: the file is damaged or cut off; fetch it again"
 _NOTHING_DECODES_URL = (
     "no frame of it decodes from there: it is damaged, or its index lies at the end and the server "
@@ -689,7 +685,7 @@ _TRUNCATED = "cut off before the end of its index (moov), as by a broken downloa
 
 
 def _open_container(video: str) -> av.container.InputContainer:
-    if _is_url(video):
+    if is_url(video):
         return _open_url(video)
     _check_file(video)
     try:
@@ -712,7 +708,7 @@ def _open(name: str, timeout: float | None = None) -> av.container.InputContaine
 
 def _can_read_again(video: str) -> bool:
     """Whether opening the same video again gives the same bytes: not so for a camera or a pipe."""
-    return not _is_url(video) and Path(video).is_file()
+    return not is_url(video) and Path(video).is_file()
 
 
 def _open_url(url: str) -> av.container.InputContainer:
