@@ -1,7 +1,7 @@
 """Checkpoints and inputs that are drawn from seeds, and what the original network answered for them.
 
-`data/i3d_*.npz` hold "case" (JSON: seeds, input shape, published tensor names and their shapes), "features" and
-"logits". Every tensor has a generator of its own, seeded by the case and the CRC-32 of its name, so that neither the
+`data/<case>.npz` hold "case" (JSON: backbone, stream, layout, seeds, input shape, published tensor names and their
+shapes), "features" and "logits". Every tensor has a generator of its own, seeded by the case and the CRC-32 of its name, so that neither the
 order nor the choice of tensors matters.
 """
 
@@ -15,13 +15,18 @@ import numpy as np
 DATA = Path(__file__).parent / "data"
 
 
+def case_names():
+    """All cases, by the names of their files."""
+    return sorted(path.stem for path in DATA.glob("*.npz") if "case" in np.load(path).files)
+
+
 class SeededCase:
     """One case; its tensors are drawn when they are asked for."""
 
     def __init__(self, name):
         with np.load(DATA / f"{name}.npz") as stored:
             self.facts = json.loads(str(stored["case"]))
-            self.features, self.logits = stored["features"], stored["logits"]
+            self.features, self.logits = stored.get("features"), stored["logits"]
 
     def state_dict(self):
         """Published tensor name → array."""

@@ -25,11 +25,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ._layers import Backbone, BackboneOutput
+from ._layers import IN_CHANNELS, Backbone, BackboneOutput
 
 Size3 = tuple[int, int, int]
 
 FEATURE_DIM = 1024
+
+# fmt: off
+LAYERS = (
+    "Conv3d_1a_7x7", "MaxPool3d_2a_3x3", "Conv3d_2b_1x1", "Conv3d_2c_3x3", "MaxPool3d_3a_3x3", "Mixed_3b", "Mixed_3c",
+    "MaxPool3d_4a_3x3", "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f", "MaxPool3d_5a_2x2", "Mixed_5b",
+    "Mixed_5c",
+)
+# fmt: on
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -96,8 +104,6 @@ class I3D(nn.Module):
         num_classes: K.
     """
 
-    feature_dim = FEATURE_DIM
-
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
         stages = {
@@ -121,7 +127,6 @@ class I3D(nn.Module):
         }
         for name, stage in stages.items():
             self.add_module(name, stage)
-        self.stage_names = tuple(stages)
         self.logits = nn.Sequential()
         self.logits.add_module("conv3d", nn.Conv3d(FEATURE_DIM, num_classes, 1))
 
@@ -135,7 +140,7 @@ class I3D(nn.Module):
             ShapeError: a clip so short or small that nothing is left to pool.
         """
         x = clips
-        for name in self.stage_names:
+        for name in LAYERS:
             x = getattr(self, name)(x)  # (N, 1024, T/8, H/32, W/32)
         if x.shape[2] < 2 or x.shape[3] < 7 or x.shape[4] < 7:
             raise ShapeError(f"i3d needs clips of at least 9 frames and 193 × 193 px, got {tuple(clips.shape[2:])}")
@@ -147,14 +152,17 @@ class I3D(nn.Module):
 
 def build(stream: str, num_classes: int) -> I3D:
     """I3D for one stream, untrained."""
-    return I3D({"rgb": 3, "flow": 2}[stream], num_classes)
+    return I3D(IN_CHANNELS[stream], num_classes)
 
 
 BACKBONES = {
     "i3d": Backbone(
         build,
+        clip=(64, 224),
+        feature_dim=FEATURE_DIM,
         classifier="logits.conv3d.weight",
         min_frames=9,
+        layers={name: name for name in LAYERS},
         key_layouts={
             "piergiaj": [],  # whose names are ours
             "hassony2": [

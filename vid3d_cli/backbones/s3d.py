@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ._layers import Backbone, BackboneOutput
+from ._layers import IN_CHANNELS, Backbone, BackboneOutput
 
 MIXED = {
     #      b0  b1a  b1b b2a  b2b  b3b
@@ -44,6 +44,16 @@ MIXED = {
     "5c": (384, 192, 384, 48, 128, 128),
 }
 """Channels that the convolutions of each block put out."""
+
+# fmt: off
+LAYERS = {
+    name: f"features.{i}"
+    for i, name in enumerate((
+        "Conv_1a", "MaxPool_2a", "Conv_2b", "Conv_2c", "MaxPool_3a", "Mixed_3b", "Mixed_3c", "MaxPool_4a",
+        "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f", "MaxPool_5a", "Mixed_5b", "Mixed_5c",
+    ))
+}
+# fmt: on
 
 AVERAGE_POOL = (2, 7, 7)
 
@@ -165,17 +175,20 @@ class S3D(nn.Module):
 
 def build(stream: str, num_classes: int) -> S3D:
     """S3D for one stream, untrained."""
-    return S3D({"rgb": 3, "flow": 2}[stream], num_classes)
+    return S3D(IN_CHANNELS[stream], num_classes)
 
 
 def build_mini(stream: str, num_classes: int) -> S3D:
     """S3D of a quarter of the channels for one stream, untrained; its momentum suits training from scratch."""
-    return S3D({"rgb": 3, "flow": 2}[stream], num_classes, width=0.25, momentum=0.1)
+    return S3D(IN_CHANNELS[stream], num_classes, width=0.25, momentum=0.1)
 
 
 BACKBONES = {
     "s3d": Backbone(
         build,
+        clip=(64, 224),
+        feature_dim=1024,
+        layers=LAYERS,
         classifier="classifier.1.weight",
         min_frames=5,
         key_layouts={
@@ -193,5 +206,13 @@ BACKBONES = {
             ],
         },
     ),
-    "s3d_mini": Backbone(build_mini, classifier="classifier.1.weight", min_frames=5, key_layouts={}),
+    "s3d_mini": Backbone(
+        build_mini,
+        clip=(16, 112),
+        feature_dim=256,
+        layers=LAYERS,
+        classifier="classifier.1.weight",
+        min_frames=5,
+        key_layouts={},
+    ),
 }
