@@ -1,8 +1,8 @@
 """Checkpoints and inputs that are drawn from seeds, and what the original network answered for them.
 
 `data/<case>.npz` hold "case" (JSON: backbone, stream, layout, seeds, input shape, published tensor names and their
-shapes), "features" and "logits". Every tensor has a generator of its own, seeded by the case and the CRC-32 of its name, so that neither the
-order nor the choice of tensors matters.
+shapes), "features" and "logits". Every tensor has a generator of its own, seeded by the case and the CRC-32 of its
+name, so that neither the order nor the choice of tensors matters.
 """
 
 import json
