@@ -48,8 +48,8 @@ def on_meta(name, stream="rgb", num_classes=400, variant=""):
         return backbone.build(stream, num_classes, **(backbone.variants[variant] if variant else {})).eval()
 
 
-def meta_clip(name, stream, num_clips=1):
-    num_frames, side_px = BACKBONES[name].clip
+def meta_clip(name, stream, num_clips=1, variant=""):
+    num_frames, side_px = BACKBONES[name].clip_of(variant)
     return torch.empty(num_clips, {"rgb": 3, "flow": 2}[stream], num_frames, side_px, side_px, device="meta")
 
 
@@ -59,7 +59,7 @@ FORMS = [(name, variant) for name, backbone in BACKBONES.items() for variant in 
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize(("name", "variant"), FORMS)
 def test_both_stems_give_features_and_logits(name, variant, stream):
-    output = on_meta(name, stream, 7, variant)(meta_clip(name, stream, num_clips=2))
+    output = on_meta(name, stream, 7, variant)(meta_clip(name, stream, 2, variant))
     assert output.features.shape == (2, BACKBONES[name].feature_dim)
     assert output.logits.shape == (2, 7)
     assert output.features.dtype == output.logits.dtype == torch.float32

@@ -8,7 +8,8 @@ from torch import nn
 from vid3d_cli.backbones import BackboneOutput
 from vid3d_cli.errors import ShapeError, UsageError, Vid3dError
 from vid3d_cli.flow import quantise_flow
-from vid3d_cli.model import ClipModel, Normalisation, Normalise
+from vid3d_cli.model import POOLS, ClipModel, LayerTap, Normalisation, Normalise, pool_map
+from vid3d_cli.preprocess import Views, place_crops
 from vid3d_cli.records import Clip, ClipSpan
 from vid3d_cli.runtimes.torch import TorchRuntime, select_device, select_precision
 
@@ -339,3 +340,71 @@ def test_a_cpu_takes_one_clip_at_a_time_unless_told_otherwise(num_gpus, device, 
 def test_a_batch_of_no_clips_is_a_usage_error(batch_size):
     with pytest.raises(UsageError, match=str(batch_size)):
         make_runtime(batch_size=batch_size)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Views and layers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def wide_clips(stream, num_clips, height=9, width=14):
+    rng = np.random.default_rng(0)
+    shape = (num_clips, 6, height, width, 3 if stream == "rgb" else 2)
+    arrays = rng.integers(0, 256, shape, np.uint8) if stream == "rgb" else rng.normal(0, 9, shape).astype(np.float32)
+    return [Clip(ClipSpan(i, 0, 6, 0.0, 1.0), {stream: array}) for i, array in enumerate(arrays)]
+
+
+@pytest.mark.parametrize("num_crops", [3, 10])
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_scores_are_the_mean_over_crops_and_features_may_be_kept(stream, num_crops):
+    model = tiny_model(stream)
+    clips = wide_clips(stream, 3)
+    crops = place_crops(num_crops, 9, 14, 8)
+    alone = TorchRuntime({stream: model}, device="cpu")
+    by_crop = [
+        alone.run([Clip(c.span, {stream: crop.cut(c.streams[stream], is_flow=stream == "flow")}) for c in clips])
+        for crop in crops
+    ]
+    averaged = TorchRuntime({stream: model}, device="cpu", batch_size=2, views=Views(num_crops, 8)).run(clips)
+    kept = TorchRuntime({stream: model}, device="cpu", batch_size=2, views=Views(num_crops, 8, True)).run(clips)
+    for i in range(3):
+        features = np.stack([outputs[i].features[stream] for outputs in by_crop])
+        assert features.std(0).max() > 1e-3  # the crops do differ
+        np.testing.assert_allclose(kept[i].features[stream], features, atol=1e-6)
+        np.testing.assert_allclose(averaged[i].features[stream], features.mean(0), atol=1e-6)
+        logits = np.stack([outputs[i].logits[stream] for outputs in by_crop]).mean(0)
+        np.testing.assert_allclose(averaged[i].logits[stream], logits, atol=1e-6)
+        np.testing.assert_allclose(kept[i].logits[stream], logits, atol=1e-6)
+
+
+def tiny_model(stream):
+    range_ = facts() if stream == "rgb" else facts(channel_order=None, bound_px=20.0)
+    return ClipModel(Tiny(3 if stream == "rgb" else 2), Normalise(range_))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_layers_map_is_pooled_as_asked(pool):
+    net, x = Tiny(3), torch.rand(2, 3, 6, 8, 8)
+    model = ClipModel(net, Normalise(facts()), LayerTap(net, "conv", pool))
+    clips = torch.randint(0, 256, (2, 6, 8, 8, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        plain = ClipModel(net, Normalise(facts()))(clips)
+        output = model(clips)
+        x = net.conv(model.normalise(clips.permute(0, 4, 1, 2, 3))).numpy().astype(np.float64)
+    expected = {"avg": x.mean((2, 3, 4)), "max": x.max((2, 3, 4)), "none": x, "spatial": x.mean((3, 4))}[pool]
+    np.testing.assert_allclose(output.features.numpy(), expected, atol=1e-6)
+    torch.testing.assert_close(output.logits, plain.logits)
+
+
+def test_a_layer_is_taken_before_the_next_one_works_in_place():
+    net = nn.Sequential(nn.Conv3d(3, 4, 1), nn.ReLU(inplace=True), nn.Flatten())
+    tap = LayerTap(net, "0", "none")
+    with torch.inference_mode():
+        net(torch.randn(1, 3, 2, 4, 4))
+    assert (tap.features() < 0).any()
+
+
+def test_a_vector_is_left_as_it_is_whatever_the_pooling():
+    x = torch.randn(2, 5)
+    for pool in POOLS:
+        torch.testing.assert_close(pool_map(x, pool), x)

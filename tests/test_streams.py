@@ -41,7 +41,7 @@ class FakeFlow:
 
 
 def align(pictures, *, rgb=True, flow=None, short_side_px=HEIGHT, crop_px=CROP):
-    options = {"short_side_px": short_side_px, "crop_px": crop_px, "rgb": rgb, "flow": flow}
+    options = {"size_px": short_side_px, "crop_px": crop_px, "rgb": rgb, "flow": flow}
     return list(align_streams(frames_of(pictures), **options))
 
 
@@ -64,7 +64,7 @@ def test_flow_t_is_from_frame_t_to_the_next_and_the_last_repeats(short_side_px, 
 def test_flow_is_told_the_index_that_the_frame_carries():
     flow = FakeFlow()
     later = [Frame(i, i / 5, (i + 1) / 5, flat(i)) for i in range(7, 10)]
-    list(align_streams(later, short_side_px=HEIGHT, crop_px=CROP, rgb=False, flow=flow))
+    list(align_streams(later, size_px=HEIGHT, crop_px=CROP, rgb=False, flow=flow))
     assert flow.calls == [(7, 7, 8), (8, 8, 9)]
 
 
@@ -95,6 +95,14 @@ def test_flow_is_computed_on_whole_pictures_of_the_resized_size():
     assert shapes == [((12, 20), (12, 20))]
 
 
+def test_without_a_crop_frames_and_flow_are_whole():
+    entries = align([noise(0, 24, 40), noise(1, 24, 40)], flow=FakeFlow(), short_side_px=12, crop_px=None)
+    shapes = {name: array.shape for name, array in entries[0].streams.items()}
+    assert shapes == {"rgb": (12, 20, 3), "flow": (12, 20, 2)}
+    (single,) = align([noise(0, 24, 40)], flow=FakeFlow(), short_side_px=12, crop_px=None)
+    assert single.streams["flow"].shape == (12, 20, 2)
+
+
 @pytest.mark.parametrize(("rgb", "with_flow"), [(True, False), (False, True), (True, True)])
 def test_only_the_streams_that_were_asked_for_are_made(rgb, with_flow):
     entries = align([noise(0), noise(1)], rgb=rgb, flow=FakeFlow() if with_flow else None)
@@ -102,13 +110,13 @@ def test_only_the_streams_that_were_asked_for_are_made(rgb, with_flow):
 
 
 def test_a_picture_shown_several_times_is_resized_once(monkeypatch):
-    resize, resized = streams.resize_short_side, []
+    resize, resized = streams.resize, []
 
-    def counting(picture, short_side_px):
+    def counting(picture, size_px, *, antialias):
         resized.append(id(picture))
-        return resize(picture, short_side_px)
+        return resize(picture, size_px, antialias=antialias)
 
-    monkeypatch.setattr(streams, "resize_short_side", counting)
+    monkeypatch.setattr(streams, "resize", counting)
     first, second, third = noise(0), noise(1), noise(0)
     entries = align([first, first, first, second, second, third, first], flow=FakeFlow(), short_side_px=9)
     assert resized == [id(first), id(second), id(third), id(first)]
@@ -130,7 +138,7 @@ def test_entries_do_not_hold_the_frames_they_were_cut_from():
             yield Frame(i, i / 5, (i + 1) / 5, picture)
             del picture
 
-    entries = list(align_streams(frames(), short_side_px=HEIGHT, crop_px=CROP, rgb=True, flow=FakeFlow()))
+    entries = list(align_streams(frames(), size_px=HEIGHT, crop_px=CROP, rgb=True, flow=FakeFlow()))
     assert len(entries) == 6
     assert max(num_held) <= 2
     assert not any(reference() is not None for reference in alive)

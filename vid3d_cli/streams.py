@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .flow import to_grey
-from .preprocess import centre_crop, resize_short_side
+from .preprocess import place_crops, resize
 from .records import Frame
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 FlowOfPair = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
 """(index of the first frame, its grey picture (H, W) uint8, that of the next frame) → flow (H, W, 2) in pixels."""
@@ -24,40 +26,56 @@ class StreamFrame:
     seconds: float
     end_seconds: float
     streams: Mapping[str, NDArray[Any]]
-    """"rgb": (S, S, 3) uint8; "flow": (S, S, 2) float32, the motion from this frame to the next in pixels."""
+    """"rgb": (H, W, 3) uint8; "flow": (H, W, 2) float32, the motion from this frame to the next in pixels."""
 
 
 def align_streams(
-    frames: Iterable[Frame], *, short_side_px: int, crop_px: int, rgb: bool, flow: FlowOfPair | None
+    frames: Iterable[Frame],
+    *,
+    size_px: int | tuple[int, int],
+    crop_px: int | None,
+    rgb: bool,
+    flow: FlowOfPair | None,
+    antialias: bool = True,
 ) -> Iterator[StreamFrame]:
-    """Resize and crop every frame once and pair it with its flow.
+    """Resize every frame once, pair it with its flow, and crop both.
 
     flow[t] is the motion from frame t to frame t+1; the last frame has no successor and repeats the flow before it
     (a single frame: no motion), so both streams have as many entries as there are frames. Two frames are held.
 
     Args:
         frames: in the order of time.
-        short_side_px: the frame's short side after resizing; flow is computed at this size.
-        crop_px: side of the central square that is kept.
+        size_px: see `preprocess.resized_size`; flow is computed at this size.
+        crop_px: side of the central square that is kept; None keeps the whole frame.
         rgb: whether to give the rgb stream.
         flow: computes the flow of a pair; None leaves the flow stream out.
+        antialias: see `preprocess.resize`.
     """
     shown: _Resized | None = None
-    motion = np.zeros((crop_px, crop_px, 2), np.float32)
+    motion: NDArray[np.float32] | None = None
     for frame in frames:
         if shown is not None and frame.rgb is shown.frame.rgb:
             # Resampling to a higher rate shows one picture several times: it is resized once.
             coming = _Resized(frame, shown.rgb, shown.grey)
         else:
-            resized = resize_short_side(frame.rgb, short_side_px)
+            resized = resize(frame.rgb, size_px, antialias=antialias)
             coming = _Resized(frame, resized, to_grey(resized) if flow else None)
         if shown is not None:
             if flow is not None and shown.grey is not None and coming.grey is not None:
-                motion = centre_crop(flow(shown.frame.index, shown.grey, coming.grey), crop_px)
-            yield shown.to_streams(crop_px, rgb, motion if flow else None)
+                motion = _crop_centre(flow(shown.frame.index, shown.grey, coming.grey), crop_px)
+            yield shown.to_streams(crop_px, rgb, motion)
         shown = coming
     if shown is not None:
-        yield shown.to_streams(crop_px, rgb, motion if flow else None)
+        if flow is not None and motion is None:
+            motion = _crop_centre(np.zeros((*shown.rgb.shape[:2], 2), np.float32), crop_px)
+        yield shown.to_streams(crop_px, rgb, motion)
+
+
+def _crop_centre(image: NDArray[_Scalar], crop_px: int | None) -> NDArray[_Scalar]:
+    if crop_px is None:
+        return image
+    (centre,) = place_crops(1, image.shape[0], image.shape[1], crop_px)
+    return centre.cut(image)  # a copy: the frame around it can be freed
 
 
 @dataclass(frozen=True)
@@ -66,10 +84,10 @@ class _Resized:
     rgb: NDArray[np.uint8]
     grey: NDArray[np.uint8] | None
 
-    def to_streams(self, crop_px: int, with_rgb: bool, motion: NDArray[np.float32] | None) -> StreamFrame:
+    def to_streams(self, crop_px: int | None, with_rgb: bool, motion: NDArray[np.float32] | None) -> StreamFrame:
         streams: dict[str, NDArray[Any]] = {}
         if with_rgb:
-            streams["rgb"] = centre_crop(self.rgb, crop_px)
+            streams["rgb"] = _crop_centre(self.rgb, crop_px)
         if motion is not None:
             streams["flow"] = motion
         return StreamFrame(self.frame.seconds, self.frame.end_seconds, streams)

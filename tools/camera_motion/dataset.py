@@ -65,7 +65,7 @@ def to_streams(frames: Frames, *, flow_method: str = "dis") -> dict[str, NDArray
     compute = create_flow(flow_method)
     aligned = align_streams(
         records,
-        short_side_px=SHORT_SIDE_PX,
+        size_px=SHORT_SIDE_PX,
         crop_px=CROP_PX,
         rgb=True,
         flow=lambda _, first, second: compute(first, second),

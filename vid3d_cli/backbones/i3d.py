@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput
+from ._layers import GOOGLENET_BLOCKS, IN_CHANNELS, Backbone, BackboneOutput
 
 Size3 = tuple[int, int, int]
 
@@ -155,6 +155,22 @@ def build(stream: str, num_classes: int) -> I3D:
     return I3D(IN_CHANNELS[stream], num_classes)
 
 
+GOOGLENET = [  # torchvision's names, which count the Inception blocks from 3a
+    (r"^aux.*", ""),
+    (r"^conv1\.", "Conv3d_1a_7x7."),
+    (r"^conv2\.", "Conv3d_2b_1x1."),
+    (r"^conv3\.", "Conv3d_2c_3x3."),
+    *((f"^inception{theirs}", f"Mixed_{ours}") for theirs, ours in GOOGLENET_BLOCKS.items()),
+    (r"\.branch1\.", ".b0."),
+    (r"\.branch2\.0\.", ".b1a."),
+    (r"\.branch2\.1\.", ".b1b."),
+    (r"\.branch3\.0\.", ".b2a."),
+    (r"\.branch3\.1\.", ".b2b."),
+    (r"\.branch4\.1\.", ".b3b."),
+    (r"\.conv\.", ".conv3d."),
+    (r"^fc\.", "logits.conv3d."),
+]
+
 BACKBONES = {
     "i3d": Backbone(
         build,
@@ -163,6 +179,7 @@ BACKBONES = {
         classifier="logits.conv3d.weight",
         min_frames=9,
         layers={name: name for name in LAYERS},
+        image_networks={"googlenet": GOOGLENET},
         key_layouts={
             "piergiaj": [],  # whose names are ours
             "hassony2": [
@@ -174,6 +191,21 @@ BACKBONES = {
                 (r"\.branch_([12])\.1\.", r".b\1b."),
                 (r"\.branch_3\.1\.", ".b3b."),
                 (r"\.batch3d\.", ".bn."),
+            ],
+            "deepmind": [
+                (r"/", "."),
+                (r"^((RGB|Flow)\.)?(inception_i3d\.)?", ""),
+                (r"^Logits\.Conv3d_0c_1x1\.", "logits."),
+                (r"\.Branch_0\.Conv3d_0a_1x1\.", ".b0."),
+                (r"\.Branch_([12])\.Conv3d_0a_1x1\.", r".b\1a."),
+                (r"\.Branch_([12])\.Conv3d_0[ab]_3x3\.", r".b\1b."),  # 0a in Mixed_5b's branch 2, a slip
+                (r"\.Branch_3\.Conv3d_0b_1x1\.", ".b3b."),
+                (r"\.conv_3d\.w$", ".conv3d.weight"),
+                (r"\.conv_3d\.b$", ".conv3d.bias"),
+                (r"\.batch_norm\.gamma$", ".bn.weight"),
+                (r"\.batch_norm\.beta$", ".bn.bias"),
+                (r"\.batch_norm\.moving_mean$", ".bn.running_mean"),
+                (r"\.batch_norm\.moving_variance$", ".bn.running_var"),
             ],
         },
     )

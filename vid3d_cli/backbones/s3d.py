@@ -17,6 +17,22 @@
 s3d_mini is the same with a quarter of the channels, for small clips (16 × 112²). An axis shorter than the average
 pool's window is averaged whole.
 
+The paper's other networks do the same convolutions in another form below a split, from it on, or in both places:
+
+    variant            1a, 2c, 3b, 3c     4b … 4f, 5b, 5c
+    i3d                3d                 3d                 3d: k×k×k
+    i2d                2d                 2d                 2d: 1×k×k
+    bottom_heavy_i3d   3d                 2d
+    top_heavy_i3d      2d                 3d
+    bottom_heavy_s3d   separable          2d                 separable: 1×k×k, then k×1×1
+    fast               2d                 separable          Fast-S3D, the top-heavy S3D
+
+Pools and strides stay, in time too, so that maps are as long in every form: a 2D stem looks at every other frame, and
+where all is 2D, frames meet in max pools only. That is how tensorflow/models `slim/nets/s3dg.py` builds the top-heavy
+networks (`first_temporal_kernel_size`, `temporal_conv_startat`); its padding is TensorFlow's, and its first layer is
+never separable. The paper moves the split through the network; 4b, with the top two groups of blocks from it on, is
+chosen here.
+
 Source: Xie et al. 2018, arXiv:1712.04851; torchvision `models/video/s3d.py`, whose tensor names, symmetric padding and
 batch-norm eps of 1e-3 these are, and kylemin/S3D `model.py`, the same network under other names. On maps larger than
 7², kylemin's averages the whole map and torchvision's, like this one, every 7² window of it.
@@ -24,12 +40,20 @@ batch-norm eps of 1e-3 these are, and kylemin/S3D `model.py`, the same network u
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ShapeError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput
+from ..errors import ShapeError, UsageError
+from ._layers import GOOGLENET_BLOCKS, IN_CHANNELS, Backbone, BackboneOutput, TemporalPart, average_in_time
+
+Size3 = tuple[int, int, int]
+
+Form = Literal["3d", "separable", "2d"]
+"""How a convolution with a k×k×k kernel is done."""
 
 MIXED = {
     #      b0  b1a  b1b b2a  b2b  b3b
@@ -44,6 +68,9 @@ MIXED = {
     "5c": (384, 192, 384, 48, 128, 128),
 }
 """Channels that the convolutions of each block put out."""
+
+STAGES = ("1a", "2c", *MIXED)
+"""The stages that come in several forms; their names sort in the order in which they run."""
 
 # fmt: off
 LAYERS = {
@@ -61,13 +88,12 @@ MIN_FRAMES, MIN_SIDE_PX = 5, 17  # less leaves max pool 5a nothing
 
 
 class Unit(nn.Sequential):
-    """Convolution without bias, batch norm, ReLU; strides along what its kernel spans, padded alike on both sides."""
+    """Convolution without bias, batch norm, ReLU; padded alike on both sides."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: Size3, stride: Size3 = (1, 1, 1)) -> None:
         t, h, w = kernel
-        strides = stride if t > 1 else 1, stride if h > 1 else 1, stride if w > 1 else 1
         super().__init__(
-            nn.Conv3d(in_channels, out_channels, kernel, strides, (t // 2, h // 2, w // 2), bias=False),
+            nn.Conv3d(in_channels, out_channels, kernel, stride, (t // 2, h // 2, w // 2), bias=False),
             nn.BatchNorm3d(out_channels, eps=1e-3),
             nn.ReLU(inplace=True),
         )
@@ -80,24 +106,57 @@ class Pointwise(Unit):
         super().__init__(in_channels, out_channels, (1, 1, 1))
 
 
-class Separable(nn.Sequential):
+class Whole(Unit):
+    """In space and time at once, k×k×k."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, (kernel, kernel, kernel), (stride, stride, stride))
+
+
+class Separable(TemporalPart, nn.Sequential):
     """In space, 1×k×k, then in time, k×1×1."""
+
+    temporal = ("1",)
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__(
-            Unit(in_channels, out_channels, (1, kernel, kernel), stride),
-            Unit(out_channels, out_channels, (kernel, 1, 1), stride),
+            Unit(in_channels, out_channels, (1, kernel, kernel), (1, stride, stride)),
+            Unit(out_channels, out_channels, (kernel, 1, 1), (stride, 1, 1)),
         )
+
+    def start_still(self) -> None:
+        convolution, norm, _ = self[1].children()
+        average_in_time(convolution, norm)
+
+
+class Spatial(Unit):
+    """In space, 1×k×k; a stride skips frames too."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, (1, kernel, kernel), (stride, stride, stride))
+
+
+Convolution = Callable[..., nn.Module]
+
+CONVOLUTIONS: dict[Form, Convolution] = {"3d": Whole, "separable": Separable, "2d": Spatial}
 
 
 class Mixed(nn.Module):
-    """Inception block: 1×1×1, 1×1×1 → 3×3×3, 1×1×1 → 3×3×3 and pool → 1×1×1, concatenated."""
+    """Inception block: 1×1×1, 1×1×1 → 3×3×3, 1×1×1 → 3×3×3 and pool → 1×1×1, concatenated.
 
-    def __init__(self, in_channels: int, b0: int, b1a: int, b1b: int, b2a: int, b2b: int, b3b: int) -> None:
+    Args:
+        conv3: what does the two 3×3×3.
+        in_channels: of what comes in.
+        b0, b1a, b1b, b2a, b2b, b3b: channels that the convolutions put out.
+    """
+
+    def __init__(
+        self, conv3: Convolution, in_channels: int, b0: int, b1a: int, b1b: int, b2a: int, b2b: int, b3b: int
+    ) -> None:
         super().__init__()
         self.branch0 = Pointwise(in_channels, b0)
-        self.branch1 = nn.Sequential(Pointwise(in_channels, b1a), Separable(b1a, b1b, 3))
-        self.branch2 = nn.Sequential(Pointwise(in_channels, b2a), Separable(b2a, b2b, 3))
+        self.branch1 = nn.Sequential(Pointwise(in_channels, b1a), conv3(b1a, b1b, 3))
+        self.branch2 = nn.Sequential(Pointwise(in_channels, b2a), conv3(b2a, b2b, 3))
         self.branch3 = nn.Sequential(nn.MaxPool3d(3, 1, 1), Pointwise(in_channels, b3b))
         self.out_channels = b0 + b1b + b2b + b3b
 
@@ -113,10 +172,25 @@ class S3D(nn.Module):
         num_classes: K.
         width: multiplies every number of channels, which is then rounded to a multiple of 8, at least 8.
         momentum: of batch norm, in training; the published networks' is so small for their long training.
+        bottom: form of the stages below the split.
+        top: form of the others.
+        split: the first stage of the top, one of `STAGES`.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, width: float = 1.0, momentum: float = 1e-3) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        width: float = 1.0,
+        momentum: float = 1e-3,
+        bottom: Form = "separable",
+        top: Form = "separable",
+        split: str = "4b",
+    ) -> None:
         super().__init__()
+        if split not in STAGES:
+            raise UsageError(f"s3d has no stage '{split}' to split at: choose one of {', '.join(STAGES)}")
+        convolution = {stage: CONVOLUTIONS[bottom if stage < split else top] for stage in STAGES}
 
         def wide(channels: int) -> int:
             return max(8, int(channels * width / 8 + 0.5) * 8)
@@ -124,13 +198,13 @@ class S3D(nn.Module):
         mixed: dict[str, Mixed] = {}
         channels = wide(192)
         for name, branches in MIXED.items():
-            mixed[name] = Mixed(channels, *map(wide, branches))
+            mixed[name] = Mixed(convolution[name], channels, *map(wide, branches))
             channels = mixed[name].out_channels
         self.features = nn.Sequential(
-            Separable(in_channels, wide(64), 7, 2),
+            convolution["1a"](in_channels, wide(64), 7, 2),
             nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
             Pointwise(wide(64), wide(64)),
-            Separable(wide(64), wide(192), 3),
+            convolution["2c"](wide(64), wide(192), 3),
             nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
             mixed["3b"],
             mixed["3c"],
@@ -173,15 +247,32 @@ class S3D(nn.Module):
         return BackboneOutput(features.flatten(1).float(), self.classifier(features).flatten(1).float())
 
 
-def build(stream: str, num_classes: int) -> S3D:
-    """S3D for one stream, untrained."""
-    return S3D(IN_CHANNELS[stream], num_classes)
+def build(stream: str, num_classes: int, bottom: Form = "separable", top: Form = "separable", split: str = "4b") -> S3D:
+    """S3D, or one of the paper's other forms, for one stream, untrained."""
+    return S3D(IN_CHANNELS[stream], num_classes, bottom=bottom, top=top, split=split)
 
 
 def build_mini(stream: str, num_classes: int) -> S3D:
     """S3D of a quarter of the channels for one stream, untrained; its momentum suits training from scratch."""
     return S3D(IN_CHANNELS[stream], num_classes, width=0.25, momentum=0.1)
 
+
+GOOGLENET = [  # torchvision's names; of a separable convolution the one in space
+    (r"^aux.*", ""),
+    (r"^conv1\.", "features.0.0."),
+    (r"^conv2\.", "features.2."),
+    (r"^conv3\.", "features.3.0."),
+    *((f"^inception{theirs}", LAYERS[f"Mixed_{ours}"]) for theirs, ours in GOOGLENET_BLOCKS.items()),
+    (r"\.branch1\.", ".branch0."),
+    (r"\.branch2\.0\.", ".branch1.0."),
+    (r"\.branch2\.1\.", ".branch1.1.0."),
+    (r"\.branch3\.0\.", ".branch2.0."),
+    (r"\.branch3\.1\.", ".branch2.1.0."),
+    (r"\.branch4\.", ".branch3."),
+    (r"\.conv\.", ".0."),
+    (r"\.bn\.", ".1."),
+    (r"^fc\.", "classifier.1."),
+]
 
 BACKBONES = {
     "s3d": Backbone(
@@ -191,6 +282,7 @@ BACKBONES = {
         layers=LAYERS,
         classifier="classifier.1.weight",
         min_frames=5,
+        image_networks={"googlenet": GOOGLENET},
         key_layouts={
             "torchvision": [],  # whose names are ours
             "kylemin": [
@@ -204,6 +296,14 @@ BACKBONES = {
                 (r"\.conv\.", ".0."),
                 (r"\.bn\.", ".1."),
             ],
+        },
+        variants={
+            "i3d": {"bottom": "3d", "top": "3d"},
+            "i2d": {"bottom": "2d", "top": "2d"},
+            "bottom_heavy_i3d": {"bottom": "3d", "top": "2d"},
+            "top_heavy_i3d": {"bottom": "2d", "top": "3d"},
+            "bottom_heavy_s3d": {"bottom": "separable", "top": "2d"},
+            "fast": {"bottom": "2d", "top": "separable"},
         },
     ),
     "s3d_mini": Backbone(

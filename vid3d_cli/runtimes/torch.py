@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..backbones import BackboneOutput
 from ..errors import CheckpointError, UsageError, Vid3dError
 from ..model import ClipModel
+from ..preprocess import Views
 from ..records import Clip, ClipOutput
 
 DEVICES = "auto, cpu, cuda, cuda:0 (or another number), mps"
@@ -62,6 +65,14 @@ def check_classes(num_classes: Mapping[str, int]) -> None:
         raise CheckpointError(f"the streams have different numbers of classes ({counts}): run one with --streams")
 
 
+def _to_channels_last(model: ClipModel) -> ClipModel:
+    """Lay the kernels of 3-D convolutions out as these run fastest; `Module.to` fails where 2-D ones are among them."""
+    for parameter in model.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return model
+
+
 class TorchRuntime:
     """Runs the clip models of a two-stream model.
 
@@ -70,6 +81,7 @@ class TorchRuntime:
         device: see `select_device`.
         precision: see `select_precision`; below fp32 the convolutions run under autocast, their results are float32.
         batch_size: clips at a time; None is 1 on a CPU and 8 elsewhere. Halved for good when a GPU runs out of memory.
+        views: how many crops of each clip are run, and what becomes of their features; None runs clips as they are.
     """
 
     name = "torch"
@@ -82,16 +94,15 @@ class TorchRuntime:
         device: str = "auto",
         precision: str = "auto",
         batch_size: int | None = None,
+        views: Views | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"the batch size must be at least 1, got {batch_size}")
         self.device = select_device(device)
         self.precision = select_precision(precision, self.device)
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
-        self.models = {
-            stream: model.eval().to(self.device).to(memory_format=torch.channels_last_3d)
-            for stream, model in models.items()
-        }
+        self.views = views
+        self.models = {stream: _to_channels_last(model.eval().to(self.device)) for stream, model in models.items()}
 
     @property
     def description(self) -> str:
@@ -126,17 +137,25 @@ class TorchRuntime:
         return outputs
 
     def _run_batch(self, clips: Sequence[Clip]) -> list[ClipOutput]:
-        results = {stream: self._forward(model, stream, clips) for stream, model in self.models.items()}
-        check_classes({stream: result.logits.shape[1] for stream, result in results.items()})
-        features = {stream: result.features.cpu().numpy() for stream, result in results.items()}
-        logits = {stream: result.logits.cpu().numpy() for stream, result in results.items()}
+        outputs = {stream: self._run_views(stream, [clip.streams[stream] for clip in clips]) for stream in self.models}
+        check_classes({stream: output.logits.shape[1] for stream, output in outputs.items()})
+        features = {stream: output.features.cpu().numpy() for stream, output in outputs.items()}
+        logits = {stream: output.logits.cpu().numpy() for stream, output in outputs.items()}
         return [
             ClipOutput(clip.span, {s: features[s][i] for s in features}, {s: logits[s][i] for s in logits})
             for i, clip in enumerate(clips)
         ]
 
-    def _forward(self, model: ClipModel, stream: str, clips: Sequence[Clip]) -> BackboneOutput:
-        batch: Tensor = torch.from_numpy(np.stack([clip.streams[stream] for clip in clips]))
+    def _run_views(self, stream: str, clips: Sequence[NDArray[Any]]) -> BackboneOutput:
+        if self.views is None:
+            return self._forward(stream, clips)
+        outputs = [self._forward(stream, view) for view in self.views.cut(clips, is_flow=stream == "flow")]
+        features = torch.stack([output.features for output in outputs], 1)
+        logits = torch.stack([output.logits for output in outputs])
+        return BackboneOutput(features if self.views.are_kept else features.mean(1), logits.mean(0))
+
+    def _forward(self, stream: str, clips: Sequence[NDArray[Any]]) -> BackboneOutput:
+        batch: Tensor = torch.from_numpy(np.stack(clips))
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if self.device.type == "cuda" and self.precision == "fp32":
@@ -144,5 +163,5 @@ class TorchRuntime:
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
             if self.precision != "fp32":
                 stack.enter_context(torch.autocast(self.device.type, AUTOCAST_DTYPES[self.precision]))
-            output: BackboneOutput = model(batch.to(self.device))
+            output: BackboneOutput = self.models[stream](batch.to(self.device))
         return output
