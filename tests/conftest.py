@@ -37,7 +37,7 @@ def tiny_model(monkeypatch, tmp_path):
     checkpoint = tmp_path / "checkpoint.pt"
     checkpoint.write_bytes(b"stands in for a verified checkpoint")
 
-    def create_model(name, *, stream, weights, num_classes=400):
+    def create_model(name, *, stream, weights, num_classes=400, variant=None):
         assert Path(weights) == checkpoint
         torch.manual_seed(0)
         return TinyNet(stream).eval()

@@ -148,7 +148,7 @@ class TestCheckpoint:
         entry = manifest.find_model(MODEL)
         assert manifest.read_labels(entry) == CLASSES
         assert (entry.fps, entry.clip_length) == (TICK_FPS, NUM_TICKS - 1)
-        assert (entry.short_side_px, entry.crop_px) == (SHORT_SIDE_PX, CROP_PX)
+        assert (entry.resize_px, entry.crop_px) == (SHORT_SIDE_PX, CROP_PX)
         assert entry.streams["flow"].normalisation.bound_px == FLOW_BOUND_PX
         assert {s: e.normalisation.describe() for s, e in entry.streams.items()} == {
             s: n.describe() for s, n in NORMALISATION.items()

@@ -412,7 +412,7 @@ sys.path.insert(0, {tests!r})
 import vid3d_cli.model, vid3d_cli.weights, vid3d_cli.cli
 from conftest import TinyNet
 from vid3d_cli.runtimes.torch import TorchRuntime
-vid3d_cli.model.create_model = lambda name, *, stream, weights: TinyNet(stream).eval()
+vid3d_cli.model.create_model = lambda name, *, stream, **_: TinyNet(stream).eval()
 vid3d_cli.weights.pull = lambda file, **_: pathlib.Path({checkpoint!r})
 run = TorchRuntime.run
 TorchRuntime.run = lambda self, clips: (time.sleep({seconds}), run(self, clips))[1]

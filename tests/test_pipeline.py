@@ -9,7 +9,7 @@ from videos import read_index, write_video
 from vid3d_cli import Options, Pipeline, UsageError
 from vid3d_cli.errors import CheckpointError, FlowFilesError
 from vid3d_cli.flow import optical_flow, quantise_flow, to_grey
-from vid3d_cli.preprocess import centre_crop, resize_short_side
+from vid3d_cli.preprocess import place_crops, resize
 from vid3d_cli.video import VideoReader
 
 
@@ -42,10 +42,11 @@ def test_streams_are_aligned_and_flow_is_computed_before_clips_are_cut(tmp_path)
     video = write_video(tmp_path / "a.mp4", num_frames=7)
     clips, _ = read_clips(make_pipeline(tmp_path, window=4, stride=2), video)
     with VideoReader(str(video)) as reader:
-        resized = [resize_short_side(frame.rgb, 256) for frame in reader]
+        resized = [resize(frame.rgb, 256) for frame in reader]
     motion = optical_flow(np.stack([to_grey(rgb) for rgb in resized]))
-    motion = np.stack([centre_crop(m, 224) for m in [*motion, motion[-1]]])
-    rgb = np.stack([centre_crop(frame, 224) for frame in resized])
+    (centre,) = place_crops(1, *resized[0].shape[:2], 224)
+    motion = centre.cut(np.stack([*motion, motion[-1]]))
+    rgb = centre.cut(np.stack(resized))
     for clip, frames in zip(clips, [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 6]], strict=True):
         np.testing.assert_array_equal(clip.streams["rgb"], rgb[frames])
         np.testing.assert_array_equal(clip.streams["flow"], motion[frames])

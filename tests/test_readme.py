@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vid3d_cli.cli.models import describe_accuracy, model_row
+from vid3d_cli.cli.models import describe_accuracy, describe_classes, describe_clip, describe_size, model_row
 from vid3d_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_WEIGHTS
 from vid3d_cli.flow import FLOW_METHODS
 from vid3d_cli.manifest import model_entries
@@ -29,22 +29,26 @@ COMMANDS.remove("vid3d demo")  # runs in test_demo.py, with its real model
 
 
 def model_table():
-    lines = ["| model | streams | classes | clip | parameters | published top-1 | licence |"]
-    lines += ["| --- | --- | ---: | --- | ---: | --- | --- |"]
+    headers = ["model", "streams", "clip", "parameters", "multiply-adds", "features", "classes", "top-1 %", "licence"]
+    rows = [headers, ["---", "---", "---", "---:", "---:", "---:", "---:", "---", "---"]]
     for entry in model_entries().values():
         row = model_row(entry)
-        parameters = " + ".join(f"{n / 1e6:.1f} M" for n in row["parameters"].values())
-        cells = [
-            f"`{row['model']}`" + (" (default)" if row["default"] else ""),
-            ", ".join(row["streams"]),
-            str(row["classes"]),
-            row["clip"],
-            parameters,
-            describe_accuracy(row),
-            row["licence"].split(" (")[0],
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        streams = ", ".join(row["streams"]) or "own weights"
+        missing = [f"{stream}: no public weights" for stream in row["unpublished"]] if row["streams"] else []
+        scores, on = describe_accuracy(row)
+        rows.append(
+            [
+                f"`{row['model']}`" + (" (default)" if row["default"] else ""),
+                "; ".join([streams, *missing]),
+                f"{describe_clip(row)} at {row['clip']['fps']:g} fps",
+                *describe_size(row),
+                str(row["feature_dim"]),
+                describe_classes(row),
+                f"{scores} ({on})" if on else scores,
+                row["licence"].split(" (")[0] if row["streams"] else "–",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def part(name):
@@ -83,7 +87,7 @@ def test_commands_run(command, home, vid3d, monkeypatch):
 
     import vid3d_cli.model
 
-    monkeypatch.setattr(vid3d_cli.model, "create_model", lambda name, *, stream, weights: TinyNet(stream).eval())
+    monkeypatch.setattr(vid3d_cli.model, "create_model", lambda name, *, stream, **_: TinyNet(stream).eval())
     stdin = None
     if command.startswith("find"):
         stdin, command = b"videos/a.mp4\0videos/b/c.mp4\0", command.split(" | ")[1]
@@ -101,7 +105,7 @@ def test_python_runs(home, monkeypatch):
 
     import vid3d_cli
 
-    def create_model(name, *, stream, weights=None, num_classes=400):
+    def create_model(name, *, stream, weights=None, num_classes=400, variant=None):
         torch.manual_seed(0)
         return TinyNet(stream, num_classes).eval()
 

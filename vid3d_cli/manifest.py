@@ -1,6 +1,7 @@
 """What the manifest says: every model that vid3d knows, its published files, and how its input is made.
 
     weights/manifest.toml → ModelEntry → StreamEntry → WeightsFile
+                          → BackboneEntry
 
 The manifest is data; every key of it must be known here, and has a field that explains it. `weights.py` gets the files.
 """
@@ -19,7 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import UnknownModel, UsageError, WeightsError
+from .errors import UnknownModel, UsageError, WeightsError, WeightsUnavailable
 from .records import FUSED, STREAMS
 
 if sys.version_info >= (3, 11):
@@ -30,6 +31,8 @@ else:
 _T = TypeVar("_T")
 
 _MIN_SHA256_DIGITS = 8  # torch.hub's convention for the digest in a file name
+
+_TF_DATA_SUFFIX, _TF_INDEX_SUFFIX = ".data-00000-of-00001", ".index"  # the two files of a TensorFlow checkpoint
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,21 @@ class PackagedSource:
         return f"{data_path() / self.file} (installed with vid3d)"
 
 
-Source = HubSource | UrlSource | PackagedSource
+@dataclass(frozen=True)
+class ManualSource:
+    """A place from which a person gets the file, because no program can or should: it is never fetched."""
+
+    url: str
+    """What to open in a browser."""
+    how: str
+    """One sentence: why by hand, and what to do there."""
+
+    def describe(self) -> str:
+        """One phrase for people."""
+        return f"{self.url} by hand: {self.how}"
+
+
+Source = HubSource | UrlSource | PackagedSource | ManualSource
 
 
 @dataclass(frozen=True)
@@ -100,11 +117,28 @@ class WeightsFile:
     """Where the file is to be had, in order of preference."""
     size_text: str | None = None
     """The size in words, where it is not known to the byte."""
+    index: WeightsFile | None = None
+    """The file that must lie beside it: TensorFlow's table of which tensor lies where."""
 
     @property
     def name(self) -> str:
         """Name of the file in commands, as in "i3d.kinetics400:rgb"."""
         return f"{self.model}:{self.stream}"
+
+    @property
+    def parts(self) -> tuple[WeightsFile, ...]:
+        """All files of the checkpoint: itself, and its index if it has one."""
+        return (self,) if self.index is None else (self, self.index)
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether its publisher says how the content is recognised; else the one seen first is held on to."""
+        return self.git_blob is not None or self.sha256 is not None
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether a program can get it; else only a person can."""
+        return not all(isinstance(source, ManualSource) for source in self.sources)
 
     def describe_size(self) -> str:
         """The size for people, as in "50.9 MB"."""
@@ -147,12 +181,16 @@ class Normalisation:
 class StreamEntry:
     """One stream of a model."""
 
-    weights: WeightsFile
-    """The published file of this stream."""
+    weights: WeightsFile | None
+    """The published file of this stream; None where the public has none that can be opened."""
+    unpublished: str
+    """Why there is none, in a sentence; empty where there is one."""
     num_parameters: int
     """Of the network with this stream's input and this model's classes."""
+    multiply_adds: int
+    """Of that network on one clip of this model: half of what `FlopCounterMode` counts."""
     normalisation: Normalisation
-    """How this stream's input is made."""
+    """How this stream's input is made; own checkpoints must have been trained on the same."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +212,22 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class BackboneEntry:
+    """What the models of one backbone share."""
+
+    name: str
+    """As in "i3d"."""
+    summary: str
+    """What it is, in a line."""
+    paper: str
+    """Authors, title, venue."""
+    feature_dim: int
+    """Width of the pooled vector that feeds the classifier."""
+    stated: str
+    """What its authors state of parameters and multiply-adds where the networks here differ from it; may be empty."""
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """A backbone with weights: everything that the manifest says of it."""
 
@@ -186,7 +240,11 @@ class ModelEntry:
     dataset: str
     """What it was trained on last."""
     num_classes: int
-    """Length of the logits."""
+    """Length of the logits; of a model without weights, the paper's number, which own checkpoints need not have."""
+    has_classes: bool
+    """Whether the last layer's output are scores of classes; else it is an embedding."""
+    variant: str | None
+    """Name of the backbone's form, one of `Backbone.variants`; None for the usual one."""
     labels_file: str | None
     """Class names, relative to `data_path()`; None: classes are shown by number."""
     fps: Fraction
@@ -195,22 +253,42 @@ class ModelEntry:
     """Frames in a clip."""
     clip_stride: int
     """Frames from the start of a clip to the start of the next."""
-    short_side_px: int
-    """The shorter side of a frame after the resize."""
+    resize_px: int | tuple[int, int]
+    """A frame after the resize: the shorter side, or (height, width) whatever the aspect ratio was."""
+    antialias: bool
+    """Whether the resize widens its filter on shrinking; the weights' own pipeline decides."""
     crop_px: int
     """Side of the square centre crop."""
     licence: str
     """In words, with what it leaves open."""
-    paper: str
-    """Authors, title, venue."""
     code: str
-    """Address of the repository that the weights come from."""
+    """Address of the repository that the weights, or the network, come from; may be empty."""
     notes: str
     """What a user should know besides; may be empty."""
     metrics: tuple[Metric, ...]
     """Published accuracies; may be empty."""
     streams: Mapping[str, StreamEntry]
     """In the order of `records.STREAMS`."""
+
+    @property
+    def published_streams(self) -> tuple[str, ...]:
+        """The streams that have weights."""
+        return tuple(name for name, stream in self.streams.items() if stream.weights is not None)
+
+    @property
+    def files(self) -> tuple[WeightsFile, ...]:
+        """The published files, one a stream that has any."""
+        return tuple(stream.weights for stream in self.streams.values() if stream.weights is not None)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that one manifest file says."""
+
+    backbones: Mapping[str, BackboneEntry]
+    """By name, in its order."""
+    models: Mapping[str, ModelEntry]
+    """By name, in its order."""
 
 
 class _Table:
@@ -237,6 +315,10 @@ class _Table:
         if value is None:
             raise self.fail(key, "is missing")
         return value
+
+    def flag(self, key: str, *, unless_given: bool) -> bool:
+        value = self.optional(key, bool)
+        return unless_given if value is None else value
 
     def text(self, key: str) -> str:
         value = self.required(key, str)
@@ -266,6 +348,9 @@ class _Table:
             raise self.fail(key, f"must be a list of numbers, got {values!r}")
         return tuple(float(value) for value in values)
 
+    def has(self, key: str) -> bool:
+        return key in self._values
+
     def table(self, key: str) -> _Table:
         return _Table(f"{self._where}.{key}", self.required(key, dict))
 
@@ -293,16 +378,25 @@ def data_path() -> Path:
 
 
 @functools.cache
-def model_entries() -> dict[str, ModelEntry]:
+def _installed() -> Manifest:
+    return read_manifest(data_path() / "manifest.toml")
+
+
+def model_entries() -> Mapping[str, ModelEntry]:
     """All models of the manifest by name, in its order.
 
     Raises:
         WeightsError: the manifest is not valid; the text names the key.
     """
-    return read_manifest(data_path() / "manifest.toml")
+    return _installed().models
 
 
-def read_manifest(path: Path) -> dict[str, ModelEntry]:
+def backbone_entries() -> Mapping[str, BackboneEntry]:
+    """What the models of a backbone share, by the backbone's name; raises as `model_entries` does."""
+    return _installed().backbones
+
+
+def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest.
 
     Raises:
@@ -312,13 +406,29 @@ def read_manifest(path: Path) -> dict[str, ModelEntry]:
         root = _Table(path.name, tomllib.loads(path.read_text("utf-8")))
     except (OSError, ValueError) as error:
         raise WeightsError(f"manifest: {path} cannot be read: {error}") from error
-    entries = {name: _read_model(name, table) for name, table in root.table("models").items()}
+    backbones = {name: _read_backbone(name, table) for name, table in root.table("backbones").items()}
+    models = {name: _read_model(name, table) for name, table in root.table("models").items()}
     root.close()
-    for backbone in {entry.backbone for entry in entries.values()}:
-        defaults = [entry.name for entry in entries.values() if entry.backbone == backbone and entry.default]
-        if len(defaults) > 1:
-            raise WeightsError(f"manifest: more than one default of {backbone}: {', '.join(defaults)}")
-    return entries
+    if undescribed := [entry.name for entry in models.values() if entry.backbone not in backbones]:
+        raise WeightsError(f"manifest: no table [backbones.<name>] for the backbone of {', '.join(undescribed)}")
+    for backbone in backbones:
+        defaults = [entry.name for entry in models.values() if entry.backbone == backbone and entry.default]
+        if len(defaults) != 1:
+            found = ", ".join(defaults) or "none"
+            raise WeightsError(f"manifest: one model of {backbone} must be the default, found: {found}")
+    return Manifest(backbones, models)
+
+
+def _read_backbone(name: str, table: _Table) -> BackboneEntry:
+    entry = BackboneEntry(
+        name=name,
+        summary=table.text("summary"),
+        paper=table.text("paper"),
+        feature_dim=table.count("feature_dim"),
+        stated=table.text("stated") if table.has("stated") else "",
+    )
+    table.close()
+    return entry
 
 
 def _read_model(name: str, table: _Table) -> ModelEntry:
@@ -332,27 +442,43 @@ def _read_model(name: str, table: _Table) -> ModelEntry:
     entry = ModelEntry(
         name=name,
         backbone=backbone,
-        default=table.optional("default", bool) or False,
+        default=table.flag("default", unless_given=False),
         dataset=table.text("dataset"),
         num_classes=table.count("num_classes"),
+        has_classes=table.flag("classes", unless_given=True),
+        variant=table.text("variant") if table.has("variant") else None,
         labels_file=table.optional("labels", str),
         fps=_read_fps(preprocessing),
         clip_length=preprocessing.count("clip_length"),
         clip_stride=preprocessing.count("clip_stride"),
-        short_side_px=preprocessing.count("short_side_px"),
+        resize_px=_read_resize(preprocessing),
+        antialias=preprocessing.flag("antialias", unless_given=True),
         crop_px=preprocessing.count("crop_px"),
         licence=table.text("licence"),
-        paper=table.text("paper"),
-        code=table.text("code"),
+        code=table.text("code") if table.has("code") else "",
         notes=table.optional("notes", str) or "",
         metrics=tuple(_read_metric(metric) for metric in table.tables("metrics")),
         streams={stream: _read_stream(name, stream, streams[stream]) for stream in STREAMS if stream in streams},
     )
-    if entry.crop_px > entry.short_side_px:
-        raise preprocessing.fail("crop_px", f"is larger than short_side_px: {entry.crop_px} > {entry.short_side_px}")
+    shortest_px = entry.resize_px if isinstance(entry.resize_px, int) else min(entry.resize_px)
+    if entry.crop_px > shortest_px:
+        raise preprocessing.fail("crop_px", f"does not fit into the resized frame: {entry.crop_px} > {shortest_px}")
+    if entry.labels_file and not entry.has_classes:
+        raise table.fail("labels", "and classes = false exclude each other")
     preprocessing.close()
     table.close()
     return entry
+
+
+def _read_resize(table: _Table) -> int | tuple[int, int]:
+    if table.has("short_side_px") == table.has("resize_px"):
+        raise table.fail("short_side_px", "or resize_px must be given, one of them")
+    if table.has("short_side_px"):
+        return table.count("short_side_px")
+    size: list[Any] = table.required("resize_px", list)
+    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise table.fail("resize_px", f"must be [height, width], got {size!r}")
+    return size[0], size[1]
 
 
 def _read_fps(table: _Table) -> Fraction:
@@ -384,6 +510,20 @@ def _read_metric(table: _Table) -> Metric:
 
 
 def _read_stream(model: str, stream: str, table: _Table) -> StreamEntry:
+    unpublished = table.text("unpublished") if table.has("unpublished") else ""
+    entry = StreamEntry(
+        weights=None if unpublished else _read_weights(model, stream, table),
+        unpublished=unpublished,
+        num_parameters=table.count("num_parameters"),
+        multiply_adds=table.count("multiply_adds"),
+        normalisation=_read_normalisation(stream, table.table("normalisation")),
+    )
+    table.close()
+    return entry
+
+
+def _read_weights(model: str, stream: str, table: _Table) -> WeightsFile:
+    index = table.table("index") if table.has("index") else None
     weights = WeightsFile(
         model=model,
         stream=stream,
@@ -393,40 +533,42 @@ def _read_stream(model: str, stream: str, table: _Table) -> StreamEntry:
         sha256=table.hex_digest("sha256", _MIN_SHA256_DIGITS, 64),
         sources=tuple(_read_source(source) for source in table.tables("sources")),
         size_text=table.optional("size_text", str),
+        index=_read_weights(model, stream, index) if index else None,
     )
     if Path(weights.file_name).name != weights.file_name:
         raise table.fail("file", f"must be a bare file name, got {weights.file_name!r}")
     if not weights.sources:
         raise table.fail("sources", "is empty")
-    if weights.git_blob is None and weights.sha256 is None:
-        raise table.fail("sha256", "or git_blob must be given: unverified files are not fetched")
-    entry = StreamEntry(
-        weights=weights,
-        num_parameters=table.count("num_parameters"),
-        normalisation=_read_normalisation(stream, table.table("normalisation")),
-    )
-    table.close()
-    return entry
+    if not weights.has_digest and any(isinstance(s, UrlSource) and s.url.startswith("http:") for s in weights.sources):
+        raise table.fail("sources", "has an http:// address but no digest: anybody on the way could change the file")
+    if index:
+        index.close()
+        names = [part.file_name for part in weights.parts]
+        if names[1] != names[0].removesuffix(_TF_DATA_SUFFIX) + _TF_INDEX_SUFFIX:
+            raise table.fail("index", f"must be X{_TF_INDEX_SUFFIX} beside X{_TF_DATA_SUFFIX}, got {names}")
+    return weights
 
 
 def _read_source(table: _Table) -> Source:
-    hub, url, packaged = (table.optional(key, str) for key in ("hub", "url", "packaged"))
+    kinds = ("hub", "url", "packaged", "manual")
+    given = [(kind, table.text(kind)) for kind in kinds if table.has(kind)]
+    if len(given) != 1:
+        raise table.fail(" or ".join(kinds), f"must be given, one of them; got {len(given)}")
+    kind, place = given[0]
+    if kind in ("url", "manual") and not place.startswith(("https://", "http://")):
+        raise table.fail(kind, f"must start with https:// or http://, got {place!r}")
     source: Source
-    if hub is not None:
+    if kind == "hub":
         revision = table.hex_digest("revision", 40, 40)
         if revision is None:
             raise table.fail("revision", "is missing: a branch can change, a commit cannot")
-        source = HubSource(repo=hub, file=table.text("file"), revision=revision)
-    elif url is not None:
-        if not url.startswith(("https://", "http://")):
-            raise table.fail("url", f"must start with https:// or http://, got {url!r}")
-        source = UrlSource(url)
-    elif packaged is not None:
-        source = PackagedSource(packaged)
+        source = HubSource(repo=place, file=table.text("file"), revision=revision)
+    elif kind == "url":
+        source = UrlSource(place)
+    elif kind == "packaged":
+        source = PackagedSource(place)
     else:
-        raise table.fail("hub", "or url or packaged must be given")
-    if [hub, url, packaged].count(None) != 2:
-        raise table.fail("hub", "and url and packaged exclude each other")
+        source = ManualSource(place, how=table.text("how"))
     table.close()
     return source
 
@@ -479,19 +621,22 @@ def parse_weights_name(name: str) -> list[WeightsFile]:
     """The files that a name in a `vid3d weights` command stands for.
 
     Args:
-        name: a model ("i3d.kinetics400", "i3d") for all its streams, or one stream of it ("i3d.kinetics400:rgb").
+        name: a model ("i3d.kinetics400", "i3d") for all its published files, or one stream's ("i3d.kinetics400:rgb").
 
     Raises:
         UnknownModel: there is no such model.
         UsageError: the model has no such stream.
+        WeightsUnavailable: nobody published weights of it; the text says why.
     """
     model, colon, stream = name.partition(":")
     entry = find_model(model)
-    if not colon:
-        return [stream_entry.weights for stream_entry in entry.streams.values()]
-    if stream not in entry.streams:
+    if colon and stream not in entry.streams:
         raise UsageError(f"{entry.name} has no stream {stream!r}: it has {', '.join(entry.streams)}")
-    return [entry.streams[stream].weights]
+    files = [file for file in entry.files if not colon or file.stream == stream]
+    if not files:
+        why = entry.streams[stream or next(iter(entry.streams))].unpublished
+        raise WeightsUnavailable(f"there are no public weights of {name}. {why}")
+    return files
 
 
 def read_labels(entry: ModelEntry) -> tuple[str, ...]:

@@ -19,6 +19,10 @@ class Options:
     """"rgb", "flow", or "both" (all that the model has)."""
     weights: Mapping[str, str | Path] = field(default_factory=dict)
     """Own checkpoint files per stream, in place of the manifest's."""
+    variant: str | None = None
+    """Another form of the backbone, for own checkpoints: see `vid3d models show`."""
+    labels: Path | None = None
+    """Class names, one a line, in the order of the logits; in place of the manifest's."""
     fps: str | float | Fraction | None = None
     """Frames per second to read, as 25, 29.97 or "30000/1001", or "native"."""
     start_seconds: float = 0.0
@@ -31,6 +35,16 @@ class Options:
     """Frames from one clip's start to the next one's."""
     tail: str = "pad"
     """What becomes of the frames after the last whole clip: see `clips.sliding_clips`."""
+    crops: int = 1
+    """Squares that are cut out of a frame: see `preprocess.place_crops`; their scores are averaged."""
+    resize_only: bool = False
+    """Show the network the whole resized frame, without a crop."""
+    layer: str | None = None
+    """Take the features from this layer of the backbone, not from before the classifier."""
+    pool: str = "avg"
+    """What becomes of a layer's map: see `model.POOLS`."""
+    keep_crops: bool = False
+    """Keep the features of every crop instead of their mean."""
     flow: str = "dis"
     """Optical flow method: see `flow.FLOW_METHODS`."""
     flow_files: Path | None = None
@@ -56,12 +70,19 @@ class OptionValues(TypedDict, total=False):
 
     streams: str
     weights: Mapping[str, str | Path]
+    variant: str | None
+    labels: Path | None
     fps: str | float | Fraction | None
     start_seconds: float
     end_seconds: float | None
     window: int | None
     stride: int | None
     tail: str
+    crops: int
+    resize_only: bool
+    layer: str | None
+    pool: str
+    keep_crops: bool
     flow: str
     flow_files: Path | None
     flow_bound_px: float | None

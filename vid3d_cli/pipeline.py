@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,13 @@ import PIL
 from numpy.typing import NDArray
 
 from .clips import Window, check_clip_options, count_clips, sliding_clips
-from .errors import CheckpointError, FlowFilesError, NoScores, UsageError
+from .errors import CheckpointError, FlowFilesError, NoScores, UsageError, WeightsUnavailable
 from .flow import create_flow, describe_flow, quantise_flow, resize_flow
 from .flow_files import FlowFiles, is_of_one_video, open_flow_files
 from .fusion import Fusion, pool_video
 from .manifest import ModelEntry, WeightsFile, find_model, read_labels
 from .options import Options
+from .preprocess import NUM_CROPS, Views, describe_resize
 from .records import STREAMS, Clip, ClipOutput, ClipSpan, Frame, Recipe, StreamRecipe, VideoResult
 from .streams import FlowOfPair, StreamFrame, align_streams
 from .version import __version__
@@ -32,6 +33,10 @@ from .weights import file_sha256, pull
 
 if TYPE_CHECKING:
     from .runtimes.torch import TorchRuntime
+
+
+DEFAULT_VARIANT = "default"
+"""What the plain form of a backbone is called, where a model means another."""
 
 
 class Pipeline:
@@ -49,7 +54,7 @@ class Pipeline:
     def __init__(self, options: Options, *, fetch: Callable[[WeightsFile], Path] = pull) -> None:
         self.options = options
         self.entry = find_model(options.model)
-        self.streams = _select_streams(options.streams, self.entry)
+        self.streams = _select_streams(options.streams, self.entry, options.weights)
         self.window = self.entry.clip_length if options.window is None else options.window
         trained_stride = self.entry.clip_stride if options.window is None else self.window
         self.stride = trained_stride if options.stride is None else options.stride
@@ -67,6 +72,18 @@ class Pipeline:
         if options.flow_files and options.start_seconds:
             raise UsageError("ready-made flow is counted from the first frame: it cannot be used with --start")
         check_span(self.fps, options.start_seconds, options.end_seconds)
+        if options.crops not in NUM_CROPS:
+            raise UsageError(f"cannot cut {options.crops} crops: choose one of {', '.join(map(str, NUM_CROPS))}")
+        if options.resize_only and options.crops != 1:
+            raise UsageError("crops cannot be cut out of frames that are only resized: choose one of the two")
+        if options.keep_crops and options.crops == 1:
+            raise UsageError("the features of several crops can be kept: ask for 3 or 10 of them")
+        if options.labels is not None and not self.labels:
+            raise UsageError(f"{options.labels}: no class names in it")
+        if options.variant and not options.weights:
+            raise UsageError(
+                f"the weights of {self.entry.name} are of another form: a variant needs weights of its own"
+            )
         if unused := [stream for stream in options.weights if stream not in self.streams]:
             raise UsageError(
                 f"weights were given for '{unused[0]}', but the streams that run are: {', '.join(self.streams)}"
@@ -79,7 +96,19 @@ class Pipeline:
         Raises:
             WeightsUnavailable: the text says what to do.
         """
-        return {s: self._own.get(s) or self._fetch(self.entry.streams[s].weights) for s in self.streams}
+        return {stream: self._own.get(stream) or self._fetch(self._published(stream)) for stream in self.streams}
+
+    def _published(self, stream: str) -> WeightsFile:
+        file = self.entry.streams[stream].weights
+        assert file is not None  # `_select_streams` saw to it
+        return file
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The streams that were not asked for by name and do not run, since nobody published weights: why."""
+        if self.options.streams != "both":
+            return {}
+        return {name: stream.unpublished for name, stream in self.entry.streams.items() if name not in self.streams}
 
     @cached_property
     def runtime(self) -> TorchRuntime:
@@ -89,24 +118,55 @@ class Pipeline:
             UsageError: a device or precision that is not here, or clips too short for the network.
             WeightsError: weights that cannot be had or do not fit.
         """
-        from .backbones import BACKBONES
-        from .model import ClipModel, Normalise, create_model
+        from .model import ClipModel, LayerTap, Normalise, create_model
         from .runtimes.torch import TorchRuntime, select_device, select_precision
 
         # Told before anything is downloaded.
-        select_precision(self.options.precision, select_device(self.options.device))
-        min_frames = BACKBONES[self.entry.backbone].min_frames
-        if self.window < min_frames:
-            raise UsageError(f"{self.entry.backbone} needs a window of at least {min_frames} frames, got {self.window}")
-        models = {
-            stream: ClipModel(
-                create_model(self.entry.backbone, stream=stream, weights=path),
-                Normalise(self.entry.streams[stream].normalisation),
-            )
-            for stream, path in self.checkpoints.items()
-        }
         options = self.options
-        return TorchRuntime(models, device=options.device, precision=options.precision, batch_size=options.batch_size)
+        select_precision(options.precision, select_device(options.device))
+        path = self._layer_path()
+        models = {}
+        for stream, checkpoint in self.checkpoints.items():
+            net = create_model(self.entry.backbone, stream=stream, weights=checkpoint, variant=self._variant)
+            tap = None if path is None else LayerTap(net, path, options.pool)
+            models[stream] = ClipModel(net, Normalise(self.entry.streams[stream].normalisation), tap)
+        views = None if options.crops == 1 else Views(options.crops, self.entry.crop_px, options.keep_crops)
+        return TorchRuntime(
+            models, device=options.device, precision=options.precision, batch_size=options.batch_size, views=views
+        )
+
+    @property
+    def _variant(self) -> str | None:
+        asked = self.options.variant or self.entry.variant
+        return None if asked == DEFAULT_VARIANT else asked
+
+    def _layer_path(self) -> str | None:
+        """The module that features are taken from, None for the usual ones; checks what depends on the backbone.
+
+        Raises:
+            UsageError: clips of a length or size that the network cannot take, or no such layer or pooling.
+        """
+        from .backbones import BACKBONES
+        from .model import POOLS
+
+        options, name, backbone = self.options, self.entry.backbone, BACKBONES[self.entry.backbone]
+        if self._variant and self._variant not in backbone.variants:
+            known = f"choose one of {', '.join(backbone.variants)}" if backbone.variants else "it has none"
+            raise UsageError(f"{name} has no variant '{self._variant}': {known}")
+        if self.window < backbone.min_frames:
+            raise UsageError(f"{name} needs a window of at least {backbone.min_frames} frames, got {self.window}")
+        num_frames, side_px = backbone.clip_of(self._variant)
+        if backbone.is_fixed_size and (self.window != num_frames or options.resize_only):
+            raise UsageError(f"{name} takes clips of {num_frames} frames of {side_px} × {side_px} px and no others")
+        if options.pool not in POOLS:
+            raise UsageError(f"unknown pooling '{options.pool}': choose one of {', '.join(POOLS)}")
+        if options.layer is None:
+            if options.pool != "avg":
+                raise UsageError(f"--pool {options.pool} is for the map of a layer: name one with --layer")
+            return None
+        if options.layer not in backbone.layers:
+            raise UsageError(f"{name} has no layer '{options.layer}': choose one of {', '.join(backbone.layers)}")
+        return backbone.layers[options.layer]
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -121,7 +181,10 @@ class Pipeline:
             window=self.window,
             stride=self.stride,
             tail=options.tail,
-            resize=f"short side {entry.short_side_px} px, antialiased bilinear; centre crop {entry.crop_px} px",
+            resize=describe_resize(entry.resize_px, antialias=entry.antialias),
+            crops=self._describe_crops(),
+            keeps_crops=options.keep_crops,
+            features="pooled" if options.layer is None else f"{options.layer}, {options.pool}",
             flow=None,  # may differ from video to video: see `pool`
             runtime=self.runtime.description,
             precision=self.runtime.precision,
@@ -136,10 +199,18 @@ class Pipeline:
             },
         )
 
+    def _describe_crops(self) -> str:
+        options, size_px = self.options, self.entry.crop_px
+        if options.resize_only:
+            return "none"
+        if options.crops == 1:
+            return f"centre {size_px} px"
+        return f"{options.crops} of {size_px} px, {'kept' if options.keep_crops else 'averaged'}"
+
     def _stream_recipe(self, stream: str) -> StreamRecipe:
         own = self.options.weights.get(stream)
         return StreamRecipe(
-            weights=str(own) if own else self.entry.streams[stream].weights.name,
+            weights=str(own) if own else self._published(stream).name,
             weights_sha256=file_sha256(self.checkpoints[stream]),
             normalisation=self.entry.streams[stream].normalisation.describe(),
         )
@@ -168,6 +239,27 @@ class Pipeline:
         if number > 1:
             raise UsageError(f"{number} videos are called {name}: their flow in {path} cannot be told apart")
 
+    def check_classes(self) -> None:
+        """Raise UsageError for a model that has features but no classes."""
+        if not self.entry.has_classes and not self.options.weights:
+            raise UsageError(f"{self.entry.name} puts out an embedding and knows no classes: use vid3d extract")
+
+    @cached_property
+    def labels(self) -> tuple[str, ...] | None:
+        """The class names, where they are known before the checkpoint is read."""
+        if self.options.labels is not None:
+            return _read_label_lines(self.options.labels)
+        return None if self.options.weights else read_labels(self.entry)
+
+    def _labels_of(self, num_classes: int) -> tuple[str, ...]:
+        """The class names of a network that has so many; by number where it has others than the model's."""
+        labels = self.labels or read_labels(self.entry)
+        if len(labels) == num_classes:
+            return labels
+        if self.options.labels is not None:
+            raise UsageError(f"{self.options.labels}: {len(labels)} names for {num_classes} classes: give one a line")
+        return tuple(f"class {i}" for i in range(num_classes))
+
     def open_clips(self, video: str) -> ClipReader:
         """Open a video for reading its clips; a context manager."""
         return ClipReader(video, self)
@@ -177,10 +269,7 @@ class Pipeline:
         clips, logits = pool_video(outputs, self.fusion)
         if not all(np.isfinite(values).all() for values in logits.values()):
             raise NoScores(reader.video, "the network's scores are not finite: the weights are damaged, or try fp32")
-        labels = read_labels(self.entry)
-        num_classes = next(iter(logits.values())).shape[0]
-        if len(labels) != num_classes:  # an own checkpoint with classes of its own
-            labels = tuple(f"class {i}" for i in range(num_classes))
+        labels = self._labels_of(next(iter(logits.values())).shape[0])
         return VideoResult(
             video=reader.video,
             clips=clips,
@@ -246,8 +335,10 @@ class ClipReader:
         p = self._pipeline
         frames = align_streams(
             self._count(self.frames),
-            short_side_px=p.entry.short_side_px,
-            crop_px=p.entry.crop_px,
+            size_px=p.entry.resize_px,
+            # Several squares are cut from the whole frame, later: all at once would take many times the memory.
+            crop_px=p.entry.crop_px if p.options.crops == 1 and not p.options.resize_only else None,
+            antialias=p.entry.antialias,
             rgb="rgb" in p.streams,
             flow=self._flow_of_pair() if "flow" in p.streams else None,
         )
@@ -297,6 +388,20 @@ class ClipReader:
         return Clip(span, streams)
 
 
+def _read_label_lines(path: Path) -> tuple[str, ...]:
+    """The class names of a file, one a line.
+
+    Raises:
+        UsageError: no such file, or not of text.
+    """
+    try:
+        return tuple(line.strip() for line in path.read_text("utf-8-sig").rstrip().splitlines())
+    except OSError as error:
+        raise UsageError(f"{path}: class names cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: class names must be UTF-8 text, one a line") from None
+
+
 def _own_checkpoint(stream: str, path: str | Path) -> Path:
     """The user's own checkpoint file of a stream.
 
@@ -308,16 +413,24 @@ def _own_checkpoint(stream: str, path: str | Path) -> Path:
     return Path(path)
 
 
-def _select_streams(asked: str, entry: ModelEntry) -> tuple[str, ...]:
-    """The streams that "rgb", "flow" or "both" means for this model.
+def _select_streams(asked: str, entry: ModelEntry, own: Mapping[str, str | Path]) -> tuple[str, ...]:
+    """The streams that "rgb", "flow" or "both" (all that have weights) means for this model.
 
     Raises:
         UsageError: an unknown name, or a stream that the model does not have.
+        WeightsUnavailable: nobody published weights, and none of the user's own are given.
     """
-    if asked == "both":
-        return tuple(entry.streams)
-    if asked not in STREAMS:
+    if asked not in (*STREAMS, "both"):
         raise UsageError(f"unknown stream '{asked}': choose one of {', '.join(STREAMS)}, both")
-    if asked not in entry.streams:
-        raise UsageError(f"{entry.name} has no {asked} weights; it has: {', '.join(entry.streams)}")
-    return (asked,)
+    if asked != "both" and asked not in entry.streams:
+        raise UsageError(f"{entry.name} has no {asked} stream; it has: {', '.join(entry.streams)}")
+    candidates = tuple(entry.streams) if asked == "both" else (asked,)
+    streams = tuple(s for s in candidates if s in own or entry.streams[s].weights is not None)
+    if not streams:
+        why = entry.streams[candidates[0]].unpublished
+        other = " or ".join(f"--streams {s}" for s in entry.published_streams)
+        raise WeightsUnavailable(
+            f"{entry.name} has no public {' or '.join(candidates)} weights. {why}\n"
+            f"Give your own with --weights {candidates[0]}=FILE" + (f", or run {other}" if other else "")
+        )
+    return streams

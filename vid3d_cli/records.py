@@ -63,7 +63,8 @@ class ClipOutput:
 
     span: ClipSpan
     features: Mapping[str, NDArray[np.float32]]
-    """Per stream, (D,): the pooled vector that feeds the classifier."""
+    """Per stream, (D,): the pooled vector that feeds the classifier; or what a layer gave, (C,), (C, T) or
+    (C, T, H, W). With a leading axis where the features of several crops were kept."""
     logits: Mapping[str, NDArray[np.float32]]
     """Per stream and, after `fusion.pool_video`, "fused", (K,)."""
 
@@ -105,10 +106,12 @@ class VideoResult:
             stream: "rgb" or "flow"; None for all streams that ran, concatenated rgb first.
 
         Returns:
-            (N, D) float32, a row a clip.
+            (N, D) float32, a row a clip; (N, crops, D) where those of every crop were kept; and with (C, T) or
+            (C, T, H, W) in the place of D where a layer's map was.
         """
         streams = [stream] if stream else [s for s in STREAMS if s in self.clips[0].features]
-        return np.stack([np.concatenate([clip.features[s] for s in streams]) for clip in self.clips])
+        axis = 1 if self.recipe.keeps_crops else 0
+        return np.stack([np.concatenate([clip.features[s] for s in streams], axis) for clip in self.clips])
 
     @property
     def start_seconds(self) -> float:
@@ -158,7 +161,13 @@ class Recipe:
     stride: int
     tail: str
     resize: str
-    """How frames were resized and cropped."""
+    """How frames were resized."""
+    crops: str
+    """Which squares of a frame were seen, and what became of their features."""
+    keeps_crops: bool
+    """Whether features have an axis of crops."""
+    features: str
+    """Where they were taken from: "pooled" is the vector that feeds the classifier."""
     flow: str | None
     """How flow was computed; None without a flow stream."""
     runtime: str

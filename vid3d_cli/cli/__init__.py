@@ -96,7 +96,7 @@ app.command("extract")(extract.extract)
 app.command("eval")(evaluate.evaluate)
 app.command("flow")(flow.flow)
 app.command("probe")(probe.probe)
-app.command("models")(models.models)
+app.add_typer(models.app, name="models")
 app.add_typer(weights.app, name="weights")
 
 

@@ -45,7 +45,16 @@ def make_pipeline(options: Options) -> Pipeline:
     """Build the pipeline; weights that are not on disk are downloaded with a progress bar."""
     from ..pipeline import Pipeline
 
-    return Pipeline(options, fetch=fetch_weights)
+    pipeline = Pipeline(options, fetch=fetch_weights)
+    for stream, why in pipeline.left_out.items():
+        log.info(
+            "%s runs on %s alone: there are no public %s weights. %s",
+            pipeline.entry.name,
+            pipeline.streams[0],
+            stream,
+            why,
+        )
+    return pipeline
 
 
 def fetch_weights(file: WeightsFile) -> Path:

@@ -34,6 +34,12 @@ def classify(
     ] = "clip",
     fuse: Fuse = Options.fuse,
     fuse_on: FuseOn = Options.fuse_on,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", metavar="FILE", help="Class names of an own checkpoint, one a line.", show_default=False
+        ),
+    ] = None,
     form: Annotated[
         str | None,
         typer.Option("--format", metavar="|".join(FORMATS), help="Default: table on a terminal, else jsonl."),
@@ -62,6 +68,7 @@ def classify(
     form = form or ("table" if output is None and stdout_is_terminal() else "jsonl")
     sources = find_videos(videos, nul_separated)
     pipeline = make_pipeline(options)
+    pipeline.check_classes()
     if output is not None:
         refuse_existing([output], overwrite)
     refuse_same_file(failures, output)

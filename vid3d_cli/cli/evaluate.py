@@ -30,6 +30,10 @@ def evaluate(
         Path, typer.Option(metavar="CSV", help="Columns video,label; or Kinetics' annotations.", show_default=False)
     ],
     sweep_fusion: Annotated[bool, typer.Option("--sweep-fusion", help="Try weights from 1:0 to 0:1.")] = False,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Class names of an own checkpoint, one a line.", show_default=False),
+    ] = None,
     fuse: Fuse = Options.fuse,
     fuse_on: FuseOn = Options.fuse_on,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object; the default in a pipe.")] = False,
@@ -42,7 +46,6 @@ def evaluate(
     Example: vid3d eval --labels labels.csv videos/
     """
     from ..evaluation import class_numbers, find_label, read_label_table
-    from ..manifest import read_labels
 
     table = read_label_table(labels)
     sources = find_videos(videos, nul_separated)
@@ -52,8 +55,9 @@ def evaluate(
     if unlabelled := len(sources) - len(label_of):
         log.warning("%s without a label left out", count(unlabelled, "video"))
     pipeline = make_pipeline(options)
-    if not options.weights:  # own checkpoints may have classes of their own: then it is told at the end
-        class_numbers(list(label_of.values()), read_labels(pipeline.entry))
+    pipeline.check_classes()
+    if pipeline.labels is not None:  # an own checkpoint may have classes of its own: then it is told at the end
+        class_numbers(list(label_of.values()), pipeline.labels)
     if sweep_fusion and len(pipeline.streams) < 2:
         raise UsageError("--sweep-fusion needs both streams")
     results: list[VideoResult] = []

@@ -26,6 +26,19 @@ def extract(
         str,
         typer.Option("--out", "-o", metavar="PATH", help="feats.npy, feats.npz, or a directory.", show_default=False),
     ],
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Features of this layer; see: vid3d models show.", show_default="before the classifier"
+        ),
+    ] = None,
+    pool: Annotated[
+        str,
+        typer.Option(metavar="avg|max|none|spatial", help="A layer's map: mean, maximum, as it is, mean over space."),
+    ] = Options.pool,
+    keep_crops: Annotated[
+        bool, typer.Option("--keep-crops", help="Features of every crop, (N, crops, D), not their mean.")
+    ] = False,
     layout: Annotated[
         str, typer.Option(metavar="vid3d|video_features", help="File names and arrays in a directory.")
     ] = "vid3d",

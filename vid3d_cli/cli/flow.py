@@ -51,7 +51,7 @@ def flow(
 
     from ..flow import create_flow, describe_flow, to_grey
     from ..outputs.flow import open_flow_output
-    from ..preprocess import resize_short_side
+    from ..preprocess import describe_resize, resize
     from ..video import VideoReader, parse_fps
 
     if dtype not in ("float16", "float32"):
@@ -63,7 +63,7 @@ def flow(
             "video": video,
             "flow": describe_flow(method),
             "fps": fps,
-            "resize": f"short side {short_side} px, antialiased bilinear",
+            "resize": describe_resize(short_side),
         }
         output = open_flow_output(
             out,
@@ -76,7 +76,7 @@ def flow(
         )
         num_expected = reader.num_expected_frames
         frames = tqdm(reader, total=num_expected, unit="frame", disable=not shows_bars(), leave=False)
-        greys = ((frame.seconds, to_grey(resize_short_side(frame.rgb, short_side))) for frame in frames)
+        greys = ((frame.seconds, to_grey(resize(frame.rgb, short_side))) for frame in frames)
         with output:
             for (seconds, first), (_, second) in pairwise(greys):
                 output.write(compute(first, second), seconds)

@@ -16,6 +16,8 @@ from ..options import Options
 Fuse = Annotated[str, typer.Option(metavar="RGB:FLOW", help="Weights of the late fusion.")]
 FuseOn = Annotated[str, typer.Option(metavar="logits|probs", help="What is summed.")]
 
+_OF_SOME_COMMANDS = ("fuse", "fuse_on", "class_names", "layer", "pool", "keep_crops")
+
 _MODEL, _CLIPS, _FLOW, _MACHINE = "Model", "Frames and clips", "Optical flow", "Machine"
 
 
@@ -32,6 +34,12 @@ def _template(
             metavar="STREAM=FILE", help="Own checkpoint, as in rgb=my.pt; repeatable.", rich_help_panel=_MODEL
         ),
     ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Form of the backbone, for own checkpoints; see: models show.", rich_help_panel=_MODEL
+        ),
+    ] = Options.variant,
     fps: Annotated[
         str | None,
         typer.Option(
@@ -65,6 +73,17 @@ def _template(
             rich_help_panel=_CLIPS,
         ),
     ] = Options.tail,
+    crops: Annotated[
+        int,
+        typer.Option(
+            metavar="1|3|10",
+            help="Squares of a frame to run: centre, along the long side, corners and mirrored.",
+            rich_help_panel=_CLIPS,
+        ),
+    ] = Options.crops,
+    resize_only: Annotated[
+        bool, typer.Option("--resize-only", help="Run whole frames, without a crop.", rich_help_panel=_CLIPS)
+    ] = Options.resize_only,
     flow: Annotated[
         str,
         typer.Option(
@@ -107,8 +126,8 @@ def _template(
 def takes_pipeline_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command all parameters of `_template` as options, handed to it as one `pipeline.Options`.
 
-    The command declares a parameter `options` where they are to stand; `fuse` and `fuse_on`, if the command has them,
-    are added to it.
+    The command declares a parameter `options` where they are to stand; those of `_OF_SOME_COMMANDS` that it has are
+    added to it.
     """
     own = inspect.signature(command, eval_str=True).parameters.values()
     shared = inspect.signature(_template, eval_str=True).parameters
@@ -116,8 +135,8 @@ def takes_pipeline_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapper(**values: Any) -> None:
         picked = {name: values.pop(name) for name in shared}
-        fusion = {name: values.pop(name) for name in ("fuse", "fuse_on") if name in values}
-        command(**values, options=_to_options(**picked, **fusion))
+        added = {name: values.pop(name) for name in _OF_SOME_COMMANDS if name in values}
+        command(**values, options=_to_options(**picked, **added))
 
     parameters = [p for p in own if p.name != "options"] + list(shared.values())
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
@@ -127,10 +146,17 @@ def takes_pipeline_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _to_options(
-    *, weights: list[str] | None, start: float, end: float | None, flow_bound: float | None, **same_name: Any
+    *,
+    weights: list[str] | None,
+    start: float,
+    end: float | None,
+    flow_bound: float | None,
+    class_names: Path | None = None,
+    **same_name: Any,
 ) -> Options:
     return Options(
         weights=parse_weights(weights or []),
+        labels=class_names,
         start_seconds=start,
         end_seconds=end,
         flow_bound_px=flow_bound,

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EXIT_OK, EXIT_WEIGHTS, WeightsError
+from . import inflate
 from .console import download_bar, log, stdout_is_terminal
 
 if TYPE_CHECKING:
     from ..manifest import WeightsFile
 
-app = typer.Typer(no_args_is_help=True, help="List, fetch, verify and add the checkpoints of the models.")
+app = typer.Typer(
+    no_args_is_help=True, help="List, fetch, verify and add the checkpoints of the models; inflate 2-D ones."
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, or one stream of it: i3d.kinetics400:rgb")]
 
@@ -32,6 +35,8 @@ def list_() -> None:
             "name": file.name,
             "size": file.describe_size(),
             "on_disk": is_on_disk(file),
+            "how": _how(file),
+            "digest": file.has_digest,
             "path": str(weights_path(file)),
             "sources": [source.describe() for source in file.sources],
         }
@@ -49,6 +54,8 @@ def list_() -> None:
 def pull(name: Name) -> None:
     """Download the checkpoints of a model and verify them.
 
+    Where no digest was published, the sha256 of what came first is remembered, and checked from then on.
+
     Example: vid3d weights pull i3d.kinetics400
     """
     from .. import manifest, weights
@@ -63,7 +70,7 @@ def pull(name: Name) -> None:
 def verify(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all that are on disk.")] = None,
 ) -> None:
-    """Check the checkpoints on disk against their published digests.
+    """Check the checkpoints on disk against their published digests, or the sha256 remembered at first sight.
 
     Example: vid3d weights verify
     """
@@ -73,7 +80,8 @@ def verify(
     code = EXIT_OK
     for file in files:
         try:
-            typer.echo(f"{file.name}\tok\t{weights.locate(file)}")
+            path = weights.locate(file)
+            typer.echo(f"{file.name}\t{'ok' if file.has_digest else 'ok, as first seen'}\t{path}")
         except WeightsError as error:
             log.error("%s", error)
             code = EXIT_WEIGHTS
@@ -101,24 +109,53 @@ def add(
 ) -> None:
     """File a checkpoint that was downloaded by other means, after verifying it.
 
+    Where no digest was published, it must fit the network. A checkpoint of two files is added one after the other.
+
     Example: vid3d weights add i3d.kinetics400 rgb_imagenet.pt
     """
     from .. import weights
 
-    added = weights.add(name, file)
+    added = weights.add(name, file, check=_check_fit)
     typer.echo(f"{added.name}\t{weights.weights_path(added)}")
+
+
+def _check_fit(file: WeightsFile, path: Path) -> None:
+    """Raise CheckpointError for a checkpoint that is not of this model's stream."""
+    from ..manifest import find_model
+    from ..model import create_model
+
+    entry = find_model(file.model)
+    create_model(entry.backbone, stream=file.stream, num_classes=entry.num_classes, weights=path, variant=entry.variant)
+
+
+def _how(file: WeightsFile) -> str:
+    """How a user comes by the file."""
+    from ..manifest import PackagedSource
+
+    if any(isinstance(source, PackagedSource) for source in file.sources):
+        return "installed"
+    return "pull" if file.is_fetched else "by hand, then add"
+
+
+app.command()(inflate.inflate)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from .tables import make_console, make_table
 
-    table = make_table("name", "size", "on disk")
+    table = make_table("name", "size", "on disk", "digest", "how to get it")
     for row in rows:
-        table.add_row(row["name"], row["size"], "yes" if row["on_disk"] else "no")
+        table.add_row(
+            row["name"],
+            row["size"],
+            "yes" if row["on_disk"] else "no",
+            "published" if row["digest"] else "first seen",
+            row["how"],
+        )
     make_console().print(table)
 
 
 def _all_files() -> list[WeightsFile]:
     from ..manifest import model_entries
 
-    return [stream.weights for entry in model_entries().values() for stream in entry.streams.values()]
+    return [file for entry in model_entries().values() for file in entry.files]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OutputError
+from ..errors import OutputError, UsageError
 from ..records import VideoResult, to_json
 from .atomic import AtomicFile, commit_all, discard_all, open_all
 from .features import FEATURES, FeatureFormat, refuse_existing
@@ -34,6 +34,11 @@ class GrowingNpy:
             self._like = rows[:0]
             self._write_header(0)
             self._data_start = self._file.tell()
+        if rows.shape[1:] != self._like.shape[1:]:
+            raise UsageError(
+                f"{self._file.target}: rows of shape {rows.shape[1:]} do not fit those before, {self._like.shape[1:]}: "
+                "frames of several sizes give maps of several sizes; pool them, or write to a directory"
+            )
         self._file.write(np.ascontiguousarray(rows).tobytes())
 
     def finish(self, num_rows: int) -> None:

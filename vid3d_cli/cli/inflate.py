@@ -1,0 +1,63 @@
+"""`vid3d weights inflate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from .batch import count
+from .console import log
+
+
+def inflate(
+    image: Annotated[Path, typer.Argument(metavar="FILE", help="torchvision's googlenet-….pth or resnet…-….pth.")],
+    backbone: Annotated[str, typer.Option("--to", metavar="BACKBONE", help="i3d, s3d, r3d_18, mc3_18, p3d63, …")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)],
+    stream: Annotated[
+        str, typer.Option(metavar="rgb|flow", help="flow: the first kernels' mean over colours.")
+    ] = "rgb",
+    num_classes: Annotated[
+        int | None,
+        typer.Option("--classes", min=1, help="Start a new classifier.", show_default="ImageNet's 1000 and theirs"),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PREFIX", help="Inflate only the tensors whose names begin so; repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what starts at random.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
+) -> None:
+    """Make a 3-D initialisation for training of a 2-D ImageNet checkpoint; it recognises no actions yet.
+
+    Example: vid3d weights inflate googlenet-1378be20.pth --to i3d --classes 51 --out i3d_start.safetensors
+    """
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}: name a .safetensors file")
+    from ..outputs.features import refuse_existing
+
+    refuse_existing([out], overwrite)
+    from ..backbones import BACKBONES
+    from ..inflation import inflate, save_inflated
+    from ..model import read_checkpoint
+    from ..records import STREAMS
+
+    if backbone not in BACKBONES:
+        able = ", ".join(name for name, entry in BACKBONES.items() if entry.image_networks)
+        raise UsageError(f"--to {backbone}: choose one of {able}")
+    if stream not in STREAMS:
+        raise UsageError(f"--stream {stream}: choose one of {', '.join(STREAMS)}")
+    inflated = inflate(
+        read_checkpoint(image), backbone, stream=stream, num_classes=num_classes, only=only or (), seed=seed
+    )
+    save_inflated(inflated, out)
+    log.info(
+        "%s of %s → %s; %s at random",
+        count(len(inflated.from_image), "tensor"),
+        inflated.image_network,
+        backbone,
+        count(len(inflated.random), "tensor") + (f" ({', '.join(inflated.random[:3])}, …)" if inflated.random else ""),
+    )
+    typer.echo(str(out))
