@@ -23,10 +23,11 @@ class TinyNet(nn.Module):
 
     def __init__(self, stream, num_classes=400):
         super().__init__()
+        self.Mixed_4f = nn.Identity()  # a layer that I3D has too
         self.head = nn.Linear(3 * {"rgb": 3, "flow": 2}[stream], num_classes)
 
     def forward(self, clips):
-        thirds = [part.mean((2, 3, 4)) for part in clips.tensor_split(3, dim=2)]
+        thirds = [part.mean((2, 3, 4)) for part in self.Mixed_4f(clips).tensor_split(3, dim=2)]
         features = torch.cat(thirds, 1)
         return BackboneOutput(features, self.head(features))
 

@@ -127,7 +127,7 @@ def test_memory_is_bounded_by_the_window_not_by_the_video(monkeypatch, tmp_path,
     monkeypatch.setattr(pipeline_module, "VideoReader", SyntheticReader)
     pipeline = Pipeline(Options(streams="rgb", window=window, stride=stride), fetch=lambda file: tmp_path)
     # The stages between frame and clip at the size of the synthetic frames.
-    pipeline.entry = SimpleNamespace(resize_px=8, crop_px=8, antialias=True)
+    pipeline.size_px, pipeline.crop_px = 8, 8
     feature = np.zeros(4, np.float32)
     pipeline.__dict__["runtime"] = SimpleNamespace(
         batch_size=1, run=lambda clips: [ClipOutput(clip.span, {"rgb": feature}, {"rgb": feature}) for clip in clips]

@@ -20,23 +20,25 @@ WAYS = {(entry.backbone, entry.variant, entry.clip_length): name for name, entry
 def untrained(monkeypatch, tmp_path):
     """Options that give every stream of a model an own checkpoint of the right form."""
 
-    def weights_of(model):
+    networks = {}
+
+    def weights_of(model, variant=None):
         entry, options = model_entries()[model], []
+        backbone, variant = BACKBONES[entry.backbone], variant or entry.variant
         for stream in entry.streams:
+            torch.manual_seed(0)
             path = tmp_path / f"{stream}.pt"
-            path.write_bytes(f"stands for an untrained {stream} network".encode())
+            path.write_bytes(b"its digest stands in the recipe")
+            form = backbone.variants[variant] if variant else {}
+            networks[path] = backbone.build(stream, entry.num_classes, **form)
             options += ["--weights", f"{stream}={path}"]
         return options
 
     def read_checkpoint(path):
-        torch.manual_seed(0)
-        variants = BACKBONES[entry_of[0].backbone].variants
-        form = variants[entry_of[0].variant] if entry_of[0].variant else {}
-        return BACKBONES[entry_of[0].backbone].build(path.stem, entry_of[0].num_classes, **form).state_dict()
+        return networks[path].state_dict()
 
-    entry_of = []
     monkeypatch.setattr(vid3d_cli.model, "read_checkpoint", read_checkpoint)
-    return lambda model: (entry_of.insert(0, model_entries()[model]), weights_of(model))[1]
+    return weights_of
 
 
 @pytest.mark.parametrize("model", WAYS.values())
@@ -63,3 +65,13 @@ def test_one_command_gives_predictions(model, untrained, vid3d, tmp_path):
     last = json.loads(result.stdout.splitlines()[-1])
     assert last["clip"] is None
     assert len(last["rgb"]) == len(last["flow"]) == len(last["fused"]) == 5
+
+
+def test_a_variant_brings_its_own_clips(untrained, vid3d, tmp_path):
+    video = write_video(tmp_path / "video.mp4", num_frames=10, fps=5, width=64, height=48)
+    own = untrained("ltc.own", "60x71")
+    result = vid3d("extract", "--out", "feats.npz", "--model", "ltc", "--variant", "60x71", *own, video)
+    assert result.exit_code == 0, result.stderr
+    recipe = json.loads(str(np.load(tmp_path / "feats.npz")["recipe"]))
+    assert (recipe["window"], recipe["crops"]) == (60, "centre 71 px")
+    assert recipe["resize"].startswith("82 × 109 px")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import googlenet
 
 from vid3d_cli.cli.models import describe_accuracy, describe_classes, describe_clip, describe_size, model_row
 from vid3d_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_WEIGHTS
@@ -89,6 +90,9 @@ def test_commands_run(command, home, vid3d, monkeypatch):
 
     monkeypatch.setattr(vid3d_cli.model, "create_model", lambda name, *, stream, **_: TinyNet(stream).eval())
     stdin = None
+    (home / "my_classes.txt").write_text("\n".join(f"class of mine {i}" for i in range(400)))
+    if "inflate" in command:
+        torch.save(googlenet(weights=None, init_weights=False).state_dict(), home / "googlenet-1378be20.pth")
     if command.startswith("find"):
         stdin, command = b"videos/a.mp4\0videos/b/c.mp4\0", command.split(" | ")[1]
     words = shlex.split(command.split(" | ")[0])

@@ -55,8 +55,9 @@ class Pipeline:
         self.options = options
         self.entry = find_model(options.model)
         self.streams = _select_streams(options.streams, self.entry, options.weights)
-        self.window = self.entry.clip_length if options.window is None else options.window
-        trained_stride = self.entry.clip_stride if options.window is None else self.window
+        clip_length, self.size_px, self.crop_px = self._input_of_variant()
+        self.window = clip_length if options.window is None else options.window
+        trained_stride = self.entry.clip_stride if self.window == self.entry.clip_length else self.window
         self.stride = trained_stride if options.stride is None else options.stride
         check_clip_options(self.window, self.stride, options.tail)
         self.fps = self.entry.fps if options.fps is None else parse_fps(str(options.fps))
@@ -64,6 +65,28 @@ class Pipeline:
         self._check_options()
         self._own = {stream: _own_checkpoint(stream, path) for stream, path in options.weights.items()}
         self._fetch = fetch
+
+    def _input_of_variant(self) -> tuple[int, int | tuple[int, int], int]:
+        """Frames of a clip, size of the resized frame and side of the crop: the model's, or those of a variant.
+
+        Raises:
+            UsageError: the backbone has no such variant.
+        """
+        entry = self.entry
+        if self._variant in (None, entry.variant):
+            return entry.clip_length, entry.resize_px, entry.crop_px
+        from .backbones import BACKBONES
+
+        backbone = BACKBONES[entry.backbone]
+        if self._variant not in backbone.variants:
+            known = f"choose one of {', '.join(backbone.variants)}" if backbone.variants else "it has none"
+            raise UsageError(f"{entry.backbone} has no variant '{self._variant}': {known}")
+        num_frames, side_px = backbone.clip_of(self._variant)
+        if (num_frames, side_px) == backbone.clip:
+            return entry.clip_length, entry.resize_px, entry.crop_px
+        sides = (entry.resize_px,) if isinstance(entry.resize_px, int) else entry.resize_px
+        scaled = tuple(round(side * side_px / entry.crop_px) for side in sides)
+        return num_frames, scaled[0] if len(scaled) == 1 else (scaled[0], scaled[1]), side_px
 
     def _check_options(self) -> None:
         options = self.options
@@ -130,7 +153,7 @@ class Pipeline:
             net = create_model(self.entry.backbone, stream=stream, weights=checkpoint, variant=self._variant)
             tap = None if path is None else LayerTap(net, path, options.pool)
             models[stream] = ClipModel(net, Normalise(self.entry.streams[stream].normalisation), tap)
-        views = None if options.crops == 1 else Views(options.crops, self.entry.crop_px, options.keep_crops)
+        views = None if options.crops == 1 else Views(options.crops, self.crop_px, options.keep_crops)
         return TorchRuntime(
             models, device=options.device, precision=options.precision, batch_size=options.batch_size, views=views
         )
@@ -150,14 +173,12 @@ class Pipeline:
         from .model import POOLS
 
         options, name, backbone = self.options, self.entry.backbone, BACKBONES[self.entry.backbone]
-        if self._variant and self._variant not in backbone.variants:
-            known = f"choose one of {', '.join(backbone.variants)}" if backbone.variants else "it has none"
-            raise UsageError(f"{name} has no variant '{self._variant}': {known}")
-        if self.window < backbone.min_frames:
+        if backbone.is_fixed_size:
+            num_frames, side_px = backbone.clip_of(self._variant)
+            if self.window != num_frames or options.resize_only:
+                raise UsageError(f"{name} takes clips of {num_frames} frames of {side_px} × {side_px} px and no others")
+        elif self.window < backbone.min_frames:
             raise UsageError(f"{name} needs a window of at least {backbone.min_frames} frames, got {self.window}")
-        num_frames, side_px = backbone.clip_of(self._variant)
-        if backbone.is_fixed_size and (self.window != num_frames or options.resize_only):
-            raise UsageError(f"{name} takes clips of {num_frames} frames of {side_px} × {side_px} px and no others")
         if options.pool not in POOLS:
             raise UsageError(f"unknown pooling '{options.pool}': choose one of {', '.join(POOLS)}")
         if options.layer is None:
@@ -181,7 +202,7 @@ class Pipeline:
             window=self.window,
             stride=self.stride,
             tail=options.tail,
-            resize=describe_resize(entry.resize_px, antialias=entry.antialias),
+            resize=describe_resize(self.size_px, antialias=entry.antialias),
             crops=self._describe_crops(),
             keeps_crops=options.keep_crops,
             features="pooled" if options.layer is None else f"{options.layer}, {options.pool}",
@@ -200,7 +221,7 @@ class Pipeline:
         )
 
     def _describe_crops(self) -> str:
-        options, size_px = self.options, self.entry.crop_px
+        options, size_px = self.options, self.crop_px
         if options.resize_only:
             return "none"
         if options.crops == 1:
@@ -335,9 +356,9 @@ class ClipReader:
         p = self._pipeline
         frames = align_streams(
             self._count(self.frames),
-            size_px=p.entry.resize_px,
+            size_px=p.size_px,
             # Several squares are cut from the whole frame, later: all at once would take many times the memory.
-            crop_px=p.entry.crop_px if p.options.crops == 1 and not p.options.resize_only else None,
+            crop_px=p.crop_px if p.options.crops == 1 and not p.options.resize_only else None,
             antialias=p.entry.antialias,
             rgb="rgb" in p.streams,
             flow=self._flow_of_pair() if "flow" in p.streams else None,
