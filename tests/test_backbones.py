@@ -10,9 +10,10 @@ import pytest
 import torch
 from seeded import SeededCase, case_names
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vid3d_cli.backbones import BACKBONES
-from vid3d_cli.errors import CheckpointError
+from vid3d_cli.errors import CheckpointError, UsageError
 from vid3d_cli.model import convert_keys, create_model, load_strictly
 from vid3d_cli.records import STREAMS
 
@@ -142,3 +143,76 @@ def test_another_networks_checkpoint_is_refused(name):
 
     message = refusal(on_meta(name), convert_keys(Other().state_dict(), BACKBONES[name]))
     assert "2 unexpected: one.weight, one.bias" in message
+
+
+FAMILIES = [  # what refuses a checkpoint says which network it is of
+    ("s3d", "rgb", "i3d", "rgb"),
+    ("i3d", "flow", "i3d", "rgb"),
+    ("r3d_18", "rgb", "r2plus1d_18", "rgb"),
+    ("p3d63", "rgb", "p3d199", "flow"),
+    ("slowfast_r50", "rgb", "two_stream", "rgb"),
+]
+
+
+@pytest.mark.parametrize(("name", "stream", "asked", "asked_stream"), FAMILIES)
+def test_a_checkpoint_of_another_network_is_named(tmp_path, name, stream, asked, asked_stream):
+    path = tmp_path / "a.pt"
+    torch.save(BACKBONES[name].build(stream, 5).state_dict(), path)
+    with pytest.raises(CheckpointError) as error:
+        create_model(asked, stream=asked_stream, weights=path)
+    message = str(error.value)
+    assert "\n" not in message
+    assert f"It fits {name}'s {stream} stream with 5 classes: try --model {name} --weights {stream}={path}" in message
+
+
+def test_a_checkpoint_of_a_variant_is_named(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save(create_model("s3d", variant="fast", num_classes=5).state_dict(), path)
+    with pytest.raises(CheckpointError, match="try --model s3d --variant fast --weights rgb="):
+        create_model("s3d", weights=path)
+    assert create_model("s3d", weights=path, variant="fast").state_dict().keys() == torch.load(path).keys()
+    with pytest.raises(UsageError, match="s3d has no variant 'slow': choose one of i3d, i2d"):
+        create_model("s3d", variant="slow")
+
+
+def test_half_a_checkpoint_is_told_what_is_read(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save(dict(list(create_model("s3d_mini").state_dict().items())[:50]), path)
+    with pytest.raises(CheckpointError, match=r"missing: .*Is the file whole.*torchvision, kylemin"):
+        create_model("s3d", weights=path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Parameters, and multiply-adds in 1e9, of the public implementations with 400 classes (C3D 487) on the published clip.
+PUBLISHED_SIZES = {
+    ("i3d", "rgb"): (12_697_264, 111.153),
+    ("i3d", "flow"): (12_675_312, 102.341),
+    ("s3d", "rgb"): (8_320_048, 71.916),
+    ("p3d63", "rgb"): (25_745_232, 8.442),
+    ("p3d131", "rgb"): (48_088_400, 12.898),
+    ("p3d199", "rgb"): (66_492_240, 18.403),
+    ("p3d199", "flow"): (66_489_104, 18.082),
+    ("r3d_18", "rgb"): (33_371_472, 40.697),
+    ("mc3_18", "rgb"): (11_695_440, 43.343),
+    ("r2plus1d_18", "rgb"): (31_505_325, 40.519),
+    ("r2plus1d_34", "rgb"): (63_697_175, 152.356),
+    ("c3d", "rgb"): (79_991_015, 38.549),
+    ("slowfast_r50", "rgb"): (34_566_488, 65.709),
+}
+
+# The originals classify each of seven steps in time and average; here the mean is classified, which is the same.
+CLASSIFIED_STEPS = {"i3d": 7, "s3d": 7}
+
+
+@pytest.mark.parametrize(("name", "stream"), PUBLISHED_SIZES)
+def test_sizes_are_those_of_the_public_implementations(name, stream):
+    num_classes = 487 if name == "c3d" else 400
+    net = on_meta(name, stream, num_classes)
+    with FlopCounterMode(display=False) as counter:
+        net(meta_clip(name, stream))
+    spared = (CLASSIFIED_STEPS.get(name, 1) - 1) * BACKBONES[name].feature_dim * num_classes
+    sizes = sum(p.numel() for p in net.parameters()), round((counter.get_total_flops() // 2 + spared) / 1e9, 3)
+    assert sizes == PUBLISHED_SIZES[name, stream]
