@@ -107,7 +107,7 @@ def test_the_classifier_is_the_last_weight(name):
 
 def refusal(net, state):
     with pytest.raises(CheckpointError) as error:
-        load_strictly(net, state, "a.pt")
+        load_strictly(net, state, "a.pt", "net")
     return str(error.value)
 
 
@@ -162,17 +162,61 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path, name, stream, asked,
         create_model(asked, stream=asked_stream, weights=path)
     message = str(error.value)
     assert "\n" not in message
-    assert f"It fits {name}'s {stream} stream with 5 classes: try --model {name} --weights {stream}={path}" in message
+    what = f"It fits {name}'s {stream} stream with 5 classes"
+    assert f"{what}: try --model {name} --streams {stream} --weights {stream}={path}" in message
 
 
 def test_a_checkpoint_of_a_variant_is_named(tmp_path):
     path = tmp_path / "a.pt"
     torch.save(create_model("s3d", variant="fast", num_classes=5).state_dict(), path)
-    with pytest.raises(CheckpointError, match="try --model s3d --variant fast --weights rgb="):
+    with pytest.raises(CheckpointError, match="try --model s3d --variant fast --streams rgb --weights rgb="):
         create_model("s3d", weights=path)
     assert create_model("s3d", weights=path, variant="fast").state_dict().keys() == torch.load(path).keys()
-    with pytest.raises(UsageError, match="s3d has no variant 'slow': choose one of i3d, i2d"):
+    assert create_model("s3d", variant="default").state_dict().keys() == create_model("s3d").state_dict().keys()
+    with pytest.raises(UsageError, match="s3d has no variant 'slow': choose one of default, i3d, i2d"):
         create_model("s3d", variant="slow")
+
+
+@pytest.mark.parametrize(("model", "num_classes"), [("s3d.kinetics400_kylemin", 400), ("c3d.sports1m", 487)])
+def test_the_model_whose_input_a_file_was_trained_on_is_suggested(tmp_path, model, num_classes):
+    """Two models of one backbone, with different input, are told apart by their tensor names."""
+    (case,) = [
+        c
+        for c in map(SeededCase, CASES)
+        if c.facts["layout"] in ("kylemin", "davidea") and c.facts["backbone"] == model.split(".")[0]
+    ]
+    torch.save({key: torch.zeros(shape) for key, shape in case.facts["shapes"].items()}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=f"with {num_classes} classes: try --model {model} --streams rgb"):
+        create_model("i3d", weights=tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("model", ["c3d.sports1m", "p3d199.kinetics400"])
+def test_the_weights_of_a_model_bring_its_variant(monkeypatch, tmp_path, model):
+    name = model.split(".")[0]
+    variant = on_meta(name, "rgb", 400, "caffe")
+    torch.save(BACKBONES[name].build("rgb", 5).state_dict(), tmp_path / "a.pt")
+    monkeypatch.setattr("vid3d_cli.model.pull", lambda file: tmp_path / "a.pt")
+    for net in (create_model(model), create_model(name, weights=model), create_model(model, weights=model)):
+        assert repr(net).replace("=5", "=400") == repr(variant).replace("=487", "=400")
+    assert repr(create_model(name, weights=tmp_path / "a.pt")) != repr(create_model(name, weights=model))
+
+
+def test_other_class_counts_are_told(tmp_path):
+    torch.save(create_model("s3d_mini", num_classes=5).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"does not fit s3d_mini.*It has 5 classes: leave num_classes out"):
+        create_model("s3d_mini", weights=tmp_path / "a.pt", num_classes=7)
+    for num_classes in (0, -1):
+        with pytest.raises(UsageError, match="at least 1 class"):
+            create_model("s3d_mini", num_classes=num_classes)
+
+
+def test_half_a_file_in_anothers_names_is_compared_in_these(tmp_path):
+    (case,) = [case for case in map(SeededCase, CASES) if case.facts["layout"] == "kylemin"]
+    half = list(case.facts["shapes"].items())[:200]
+    torch.save({key: torch.zeros(shape) for key, shape in half}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="missing: ") as error:
+        create_model("s3d", weights=tmp_path / "a.pt")
+    assert "unexpected" not in str(error.value)
 
 
 def test_half_a_checkpoint_is_told_what_is_read(tmp_path):

@@ -12,8 +12,14 @@ import vid3d_cli.model
 from vid3d_cli.backbones import BACKBONES
 from vid3d_cli.manifest import model_entries
 
-# Models that differ in their weights alone take the same way.
-WAYS = {(entry.backbone, entry.variant, entry.clip_length): name for name, entry in model_entries().items()}
+
+def way_of(entry):
+    """What the path from file to features depends on: models of one way differ in their weights alone."""
+    inputs = tuple((stream, str(facts.normalisation)) for stream, facts in entry.streams.items())
+    return entry.backbone, entry.variant, entry.clip_length, entry.fps, entry.resize_px, entry.antialias, inputs
+
+
+WAYS = {way_of(entry): name for name, entry in model_entries().items()}
 
 
 @pytest.fixture
@@ -44,11 +50,11 @@ def untrained(monkeypatch, tmp_path):
 @pytest.mark.parametrize("model", WAYS.values())
 def test_one_command_gives_features_of_both_streams(model, untrained, vid3d, tmp_path):
     entry = model_entries()[model]
-    video = write_video(tmp_path / "video.mp4", num_frames=10, fps=5, width=64, height=48)
+    video = write_video(tmp_path / "video.mp4", num_frames=6, fps=10, width=64, height=48)
     result = vid3d("extract", "--out", "feats.npz", "--model", model, *untrained(model), video)
     assert result.exit_code == 0, result.stderr
     stored = np.load(tmp_path / "feats.npz")
-    num_clips = math.ceil(2 * entry.fps / entry.clip_stride)
+    num_clips = math.ceil(6 * entry.fps / 10 / entry.clip_stride)
     assert stored["features"].shape == (num_clips, len(entry.streams) * BACKBONES[entry.backbone].feature_dim)
     assert np.isfinite(stored["features"]).all()
     assert np.ptp(stored["features"][0]) > 0
@@ -74,4 +80,19 @@ def test_a_variant_brings_its_own_clips(untrained, vid3d, tmp_path):
     assert result.exit_code == 0, result.stderr
     recipe = json.loads(str(np.load(tmp_path / "feats.npz")["recipe"]))
     assert (recipe["window"], recipe["crops"]) == (60, "centre 71 px")
-    assert recipe["resize"].startswith("82 × 109 px")
+    assert recipe["resize"].startswith("81 × 108 px")
+
+
+@pytest.mark.parametrize("model", ["c3d.sports1m", "p3d199.kinetics400"])
+def test_the_form_of_the_weights_is_run_and_recorded(model, untrained, vid3d, tmp_path):
+    """A checkpoint does not tell which of the two it needs."""
+    video = write_video(tmp_path / "video.mp4", num_frames=3, fps=10, width=64, height=48)
+    own, forms = [*untrained(model)[:2], "--streams", "rgb"], {}
+    for variant in ("caffe", "default"):
+        named = ["--variant", variant] if variant == "default" else []
+        result = vid3d("extract", "--out", f"{variant}.npz", "--model", model, *named, *own, video)
+        assert result.exit_code == 0, result.stderr
+        stored = np.load(tmp_path / f"{variant}.npz")
+        forms[variant] = stored["features"], json.loads(str(stored["recipe"]))["variant"]
+    assert [recorded for _, recorded in forms.values()] == ["caffe", None]
+    assert np.abs(forms["caffe"][0] - forms["default"][0]).max() > 0.01 * np.abs(forms["caffe"][0]).max()

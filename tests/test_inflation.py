@@ -217,13 +217,17 @@ def test_an_inflated_kernel_on_a_still_clip_is_the_kernel_on_the_picture(out, ch
 
 def test_files_of_other_networks_are_refused():
     image = picture_network("googlenet").state_dict()
-    with pytest.raises(CheckpointError, match=r"r3d_18 starts from torchvision's resnet18"):
+    with pytest.raises(CheckpointError, match=r"r3d_18 starts from torchvision's resnet18; this is no whole resnet18"):
         inflate(image, "r3d_18")
     half = dict(list(image.items())[:100])
-    with pytest.raises(CheckpointError, match=r"i3d starts from torchvision's googlenet, and this is no whole one"):
+    with pytest.raises(CheckpointError, match=r"no whole googlenet \(\d+ missing: Mixed_4b"):
         inflate(half, "i3d")
     with pytest.raises(CheckpointError, match=r"p3d131 starts from torchvision's resnet101"):
         inflate(picture_network("resnet50").state_dict(), "p3d131")
+    with pytest.raises(CheckpointError, match=r"no whole resnet50 \(\d+ misshapen: layer1\.0"):
+        inflate(models.wide_resnet50_2(weights=None).state_dict(), "p3d63")
+    with pytest.raises(CheckpointError, match=r"no whole googlenet \(\d+ misshapen: Conv3d_1a_7x7"):
+        inflate(inflated("i3d", "googlenet").net.state_dict(), "i3d")
     with pytest.raises(UsageError, match=r"c3d cannot start from a picture network; these can: .*i3d"):
         inflate(image, "c3d")
     with pytest.raises(UsageError, match=r"no tensors that begin with 'Mixed_9'.*Mixed_3b"):

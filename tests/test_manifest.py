@@ -53,7 +53,8 @@ class TestEveryModel:
         assert [manifest.parse_weights_name(file.name) for file in entry.files] == [[file] for file in entry.files]
 
     def test_kinetics400_has_one_list_of_classes(self, entry):
-        assert (entry.dataset == "Kinetics-400") == (entry.labels_file == "labels/kinetics400.txt")
+        of_kinetics400 = entry.dataset == "Kinetics-400" and bool(entry.files)
+        assert of_kinetics400 == (entry.labels_file == "labels/kinetics400.txt")
 
     def test_the_network_takes_its_clips(self, entry):
         backbone = BACKBONES[entry.backbone]
@@ -110,6 +111,14 @@ def test_i3d_is_the_published_one():
     assert rgb.normalisation.describe() == "RGB to [-1, 1]"
     assert flow.normalisation.describe() == "flow, truncated to ±20 px, to [-1, 1]"
     assert [type(source) for source in rgb.weights.sources] == [HubSource, UrlSource]
+
+
+def test_i3d_of_kinetics400_has_one_input_in_all_its_files():
+    entries = [manifest.find_model(f"i3d.kinetics400{tag}") for tag in ("", "_tf", "_hassony2", "_scratch")]
+    assert len({(e.fps, e.clip_length, e.clip_stride, e.resize_px, e.antialias, e.crop_px) for e in entries}) == 1
+    for stream in ("rgb", "flow"):
+        assert len({entry.streams[stream].normalisation for entry in entries}) == 1
+        assert len({entry.streams[stream].weights.git_blob for entry in entries}) == len(entries)
 
 
 def test_kinetics400_labels_are_deepminds():
@@ -193,6 +202,18 @@ def test_manifest_of_another_kind_of_network(tmp_path):
     assert entry.streams["rgb"].weights.sources == (PackagedSource("w.pt"),)
     words = "BGR to [0, 255], minus [104.0, 117.0, 123.0], divided by [1.0, 1.0, 2.0]"
     assert entry.streams["rgb"].normalisation.describe() == words
+
+
+def test_manifest_of_metrics(tmp_path):
+    metric = '[[models."net.tag".metrics]]\nstream = "rgb"\ndataset = "D"\nsplit = "test"\nscores = { top1 = 1.5 }\n'
+    metric += 'protocol = "P"\nsource = "S"\n'
+    told, not_told = (
+        read_manifest(tmp_path, f'{MANIFEST}\n{metric}views = "5 clips"\n{metric}').models["net.tag"].metrics
+    )
+    assert (told.views, not_told.views) == ("5 clips", "")
+    assert (told.scores, told.protocol, told.source) == ({"top1": 1.5}, "P", "S")
+    with pytest.raises(WeightsError, match="views is empty"):
+        read_manifest(tmp_path, f'{MANIFEST}\n{metric}views = ""\n')
 
 
 def test_manifest_of_a_model_without_weights(tmp_path):

@@ -11,7 +11,14 @@ import pytest
 from vid3d_cli import manifest
 from vid3d_cli.backbones import BACKBONES
 from vid3d_cli.cli import models
-from vid3d_cli.cli.models import describe_accuracy, example_command, model_details, model_row
+from vid3d_cli.cli.models import (
+    describe_accuracy,
+    describe_clip,
+    describe_input,
+    example_command,
+    model_details,
+    model_row,
+)
 
 MODELS = manifest.model_entries()
 
@@ -60,6 +67,7 @@ def test_a_row_tells_what_the_manifest_knows(rows):
 def test_a_row_tells_which_weights_there_are(rows, monkeypatch, tmp_path):
     assert rows["s3d.kinetics400"]["streams"] == ["rgb"]
     assert rows["s3d.kinetics400"]["unpublished"] == {"flow": "Nobody published flow weights of S3D."}
+    assert (rows["fstcn.own"]["dataset"], rows["c3d.ucf101"]["dataset"]) == (None, "UCF-101 split 1")
     assert (rows["fstcn.own"]["streams"], list(rows["fstcn.own"]["unpublished"])) == ([], ["rgb", "flow"])
     assert rows["s3d_mini.camera_motion"]["on_disk"] == {"rgb": True, "flow": True}
     assert rows["s3d_g.howto100m"]["classes"] is None
@@ -73,14 +81,23 @@ def test_a_row_tells_which_weights_there_are(rows, monkeypatch, tmp_path):
 
 def test_accuracy_is_the_first_published_of_each_stream():
     accuracy = {name: describe_accuracy(model_row(entry)) for name, entry in MODELS.items()}
-    assert accuracy["i3d.kinetics400"] == ("71.1 / 63.4 / 74.2", "K400 test")
-    assert accuracy["s3d.kinetics400_kylemin"] == ("67.3", "K400 val")
+    assert accuracy["i3d.kinetics400"] == ("71.1 / 63.4 / 74.2", "K400 test, whole videos")
+    assert accuracy["s3d.kinetics400_kylemin"] == ("67.3", "K400 val, 1 clip")
     assert accuracy["p3d199.kinetics400"] == ("72.1 / 61.2", "K400 val")
-    assert accuracy["c3d.ucf101"] == ("83.1", "UCF-101 split 1")
+    assert accuracy["c3d.ucf101"] == ("83.1", "UCF-101 split 1, 10 clips")
+    assert accuracy["slowfast_r50.kinetics400"] == ("76.9", "K400 val, 10 × 3 views")
+    assert accuracy["s3d_mini.camera_motion"] == ("94.8 / 94.2 / 95.6", "rendered, 1 clip")
     assert accuracy["ltc.own"] == ("–", "")
 
 
-@pytest.mark.parametrize("columns", [100, 120])
+def test_frames_and_input_are_told_shortly():
+    told = {name: (describe_clip(model_row(e)), describe_input(model_row(e))) for name, e in MODELS.items()}
+    assert told["i3d.kinetics400"] == ("64 at 25/s", "256→224")
+    assert told["s3d_mini.camera_motion"] == ("16 at 12.5/s", "128→112")
+    assert told["c3d.sports1m"] == ("16 at 30/s", "128×171→112")
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140])
 def test_two_lines_a_model_where_one_has_no_room(on_terminal, columns):
     lines = [line.rstrip() for line in on_terminal(columns, "models")]
     assert max(map(len, lines)) <= columns
@@ -90,13 +107,17 @@ def test_two_lines_a_model_where_one_has_no_room(on_terminal, columns):
         assert lines[first + 2 * i].split()[0] == backbone
         assert lines[first + 2 * i + 1].split()[0] == f".{tag}"
     assert lines[first + 2 * len(MODELS)].startswith("* what the bare backbone name means")
+    i3d = [line.split() for line in lines[first : first + 2]]
+    assert i3d[0][-1 - (columns > 100)] == "74.2" and i3d[1][-4:] == ["K400", "test,", "whole", "videos"]
+    heads = set(" ".join(lines[: first - 1]).split())
+    assert {"licence", "params"} & heads == {80: set(), 100: {"params"}, 140: {"params", "licence"}}[columns]
 
 
 def test_one_line_a_model_where_there_is_room(on_terminal):
-    lines = {line.split()[0]: line for line in on_terminal(140, "models") if line}
-    assert max(map(len, lines.values())) <= 140
-    row = r"i3d\.kinetics400 \* +rgb✓? flow✓? +64 × 224² 25 fps +12\.7 M +111\.2 G +1024 +400"
-    assert re.match(row + r" +71\.1 / 63\.4 / 74\.2 K400 test +Apache-2\.0", lines["i3d.kinetics400"])
+    lines = {line.split()[0]: line for line in on_terminal(180, "models") if line}
+    assert max(map(len, lines.values())) <= 180
+    row = r"i3d\.kinetics400 \* +rgb✓? flow✓? +64 at 25/s +256→224 +12\.7 M +111\.2 G +1024 +400"
+    assert re.match(row + r" +71\.1 / 63\.4 / 74\.2 K400 test, whole videos +Apache-2\.0", lines["i3d.kinetics400"])
     assert re.search(r" rgb✓? no flow ", lines["slowfast_r50.kinetics400"])
     assert re.search(r" own weights .* any +– +–", lines["two_stream.own"])
     assert re.search(r" rgb✓ flow✓ ", lines["s3d_mini.camera_motion"])
@@ -144,13 +165,28 @@ def test_show_json_tells_the_same(vid3d):
     assert vid3d("models", "--json", "show", "c3d.sports1m").stdout == result.stdout
     assert {key: row[key] for key in ("variant", "variants", "resize")} == {
         "variant": "caffe",
-        "variants": ["caffe"],
+        "variants": ["default", "caffe"],
         "resize": "128 × 171 px (h × w), bilinear",
     }
     assert row["other_models"] == ["c3d.ucf101"]
     assert row["layers"][-2:] == ["fc6", "fc7"]
     assert row["files"]["rgb"]["parts"][0]["path"] is None
     assert row["files"]["flow"]["parts"] == []
+
+
+def test_show_of_a_backbone_without_weights_tells_whose_classes_the_sizes_are_with(vid3d):
+    shown = vid3d("models", "show", "fstcn").stdout
+    line = re.search("^classes +(.*)$", shown, re.MULTILINE)[1]
+    assert line == "those of your checkpoint (sizes are with the 101 classes of UCF-101)"
+    assert not re.search("^trained on", shown, re.MULTILINE)
+
+
+def test_show_tells_which_variant_the_weights_take(vid3d):
+    plain = "for own weights; default is the plain form"
+    assert f"--variant default tcl3 tcl5: {plain}\n" in vid3d("models", "show", "fstcn").stdout
+    caffe = "these weights, and own ones unless --variant says otherwise, take caffe"
+    assert f"--variant default A B C caffe: {plain}; {caffe}\n" in vid3d("models", "show", "p3d199").stdout
+    assert "--variant" not in vid3d("models", "show", "i3d").stdout
 
 
 def test_a_backbone_stands_for_its_default_model(vid3d):

@@ -38,6 +38,7 @@ RECIPE = Recipe(
     resize="short side 256 px – bilinear",
     crops="centre 224 px",
     keeps_crops=False,
+    variant=None,
     features="pooled",
     flow=None,
     runtime="torch on cpu",

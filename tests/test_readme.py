@@ -12,7 +12,14 @@ import pytest
 import torch
 from torchvision.models import googlenet
 
-from vid3d_cli.cli.models import describe_accuracy, describe_classes, describe_clip, describe_size, model_row
+from vid3d_cli.cli.models import (
+    describe_accuracy,
+    describe_classes,
+    describe_clip,
+    describe_input,
+    describe_size,
+    model_row,
+)
 from vid3d_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_WEIGHTS
 from vid3d_cli.flow import FLOW_METHODS
 from vid3d_cli.manifest import model_entries
@@ -30,8 +37,9 @@ COMMANDS.remove("vid3d demo")  # runs in test_demo.py, with its real model
 
 
 def model_table():
-    headers = ["model", "streams", "clip", "parameters", "multiply-adds", "features", "classes", "top-1 %", "licence"]
-    rows = [headers, ["---", "---", "---", "---:", "---:", "---:", "---:", "---", "---"]]
+    headers = ["model", "streams", "frames", "input px", "parameters", "multiply-adds", "features", "classes"]
+    headers += ["top-1 %", "licence"]
+    rows = [headers, ["---", "---", "---", "---", "---:", "---:", "---:", "---:", "---", "---"]]
     for entry in model_entries().values():
         row = model_row(entry)
         streams = ", ".join(row["streams"]) or "own weights"
@@ -41,7 +49,8 @@ def model_table():
             [
                 f"`{row['model']}`" + (" (default)" if row["default"] else ""),
                 "; ".join([streams, *missing]),
-                f"{describe_clip(row)} at {row['clip']['fps']:g} fps",
+                describe_clip(row),
+                describe_input(row),
                 *describe_size(row),
                 str(row["feature_dim"]),
                 describe_classes(row),

@@ -1,16 +1,23 @@
-"""Normalisation against its formula, and the PyTorch runtime with networks small enough to check by hand."""
+"""Normalisation against its formula, and the runtimes with networks small enough to check by hand."""
+
+import importlib.util
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from vid3d_cli.backbones import BackboneOutput
-from vid3d_cli.errors import ShapeError, UsageError, Vid3dError
+from vid3d_cli.backbones import BACKBONES, BackboneOutput
+from vid3d_cli.errors import CheckpointError, ShapeError, UsageError, Vid3dError
 from vid3d_cli.flow import quantise_flow
 from vid3d_cli.model import POOLS, ClipModel, LayerTap, Normalisation, Normalise, pool_map
 from vid3d_cli.preprocess import Views, place_crops
 from vid3d_cli.records import Clip, ClipSpan
+from vid3d_cli.runtimes import create_runtime, select_runtime
+from vid3d_cli.runtimes.folding import fold_batch_norms
 from vid3d_cli.runtimes.torch import TorchRuntime, select_device, select_precision
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -154,7 +161,8 @@ def by_hand(clip):
         net = Tiny(x.shape[-1]).double()
         with torch.no_grad():
             y = net.conv(torch.from_numpy(x).permute(3, 0, 1, 2)[None]).relu().numpy()[0]
-            features = np.concatenate([y[:, :2].mean((1, 2, 3)), y[:, 2:].mean((1, 2, 3))])
+            half = y.shape[1] // 2
+            features = np.concatenate([y[:, :half].mean((1, 2, 3)), y[:, half:].mean((1, 2, 3))])
             answers[stream] = features, net.head.weight.numpy() @ features + net.head.bias.numpy()
     return answers
 
@@ -340,6 +348,299 @@ def test_a_cpu_takes_one_clip_at_a_time_unless_told_otherwise(num_gpus, device, 
 def test_a_batch_of_no_clips_is_a_usage_error(batch_size):
     with pytest.raises(UsageError, match=str(batch_size)):
         make_runtime(batch_size=batch_size)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every runtime
+# ---------------------------------------------------------------------------------------------------------------------
+
+has_openvino = importlib.util.find_spec("openvino") is not None
+
+each_runtime = pytest.mark.parametrize(
+    "runtime",
+    ["torch", pytest.param("openvino", marks=pytest.mark.skipif(not has_openvino, reason="openvino is not installed"))],
+)
+
+
+def create(runtime, models=None, **options):
+    return create_runtime(models or make_models(), **{"name": runtime, "device": "cpu", **options})
+
+
+@each_runtime
+@pytest.mark.parametrize(("num_clips", "batch_size"), [(0, None), (1, None), (5, 1), (5, 2), (3, 8)])
+def test_every_runtime_gives_each_clip_its_own_answer(runtime, num_clips, batch_size):
+    clips = make_clips(num_clips)
+    check_outputs(clips, create(runtime, batch_size=batch_size).run(clips))
+
+
+@each_runtime
+def test_outputs_stay_when_a_runtime_goes_on(runtime):
+    clips = make_clips(4)
+    created = create(runtime)
+    outputs = created.run(clips)
+    created.run(clips[::-1])
+    check_outputs(clips, outputs)
+
+
+@each_runtime
+def test_clips_of_other_shapes_and_types_may_follow(runtime):
+    created = create(runtime)
+    for clips in (make_clips(1), long_clips(10), make_clips(1), long_clips(4), make_clips(1)):
+        check_outputs(clips, created.run(clips))
+    flow = make_clips(1)[0].streams["flow"]
+    quantised = Clip(ClipSpan(0, 0, 6, 0, 1), {"rgb": make_clips(1)[0].streams["rgb"], "flow": quantise_flow(flow, 20)})
+    as_floats = quantised.streams["flow"].astype(np.float32) / 255 * 40 - 20
+    (output,) = created.run([quantised])
+    (expected,) = created.run([Clip(quantised.span, {**quantised.streams, "flow": as_floats})])
+    np.testing.assert_allclose(output.features["flow"], expected.features["flow"], atol=1e-5)
+
+
+def long_clips(num_frames):
+    rng = np.random.default_rng(num_frames)
+    streams = {
+        "rgb": rng.integers(0, 256, (num_frames, 8, 8, 3), dtype=np.uint8),
+        "flow": rng.normal(0, 12, (num_frames, 8, 8, 2)).astype(np.float32),
+    }
+    return [Clip(ClipSpan(0, 0, num_frames, 0, 1), streams)]
+
+
+@each_runtime
+@pytest.mark.parametrize("are_kept", [False, True])
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_every_runtime_runs_the_views(runtime, stream, are_kept):
+    clips, views = wide_clips(stream, 3), Views(10, 8, are_kept)
+    outputs = create(runtime, {stream: tiny_model(stream)}, views=views, batch_size=2).run(clips)
+    cut = [crop.cut(clips[2].streams[stream], is_flow=stream == "flow") for crop in place_crops(10, 9, 14, 8)]
+    expected = [by_hand(Clip(clips[2].span, {stream: square}))[stream] for square in cut]
+    features = np.stack([answer[0] for answer in expected])
+    np.testing.assert_allclose(outputs[2].features[stream], features if are_kept else features.mean(0), atol=1e-5)
+    np.testing.assert_allclose(outputs[2].logits[stream], np.mean([answer[1] for answer in expected], 0), atol=1e-5)
+
+
+@each_runtime
+@pytest.mark.parametrize("pool", POOLS)
+def test_every_runtime_taps_layers(runtime, pool):
+    net = Tiny(3)
+    clips = make_clips(2, streams=("rgb",))
+    x = torch.from_numpy(np.stack([clip.streams["rgb"] for clip in clips])).permute(0, 4, 1, 2, 3) / 127.5 - 1
+    with torch.no_grad():
+        expected = pool_map(net.conv(x), pool).numpy()
+    outputs = create(runtime, {"rgb": ClipModel(net, Normalise(facts()), LayerTap(net, "conv", pool))}).run(clips)
+    np.testing.assert_allclose(np.stack([output.features["rgb"] for output in outputs]), expected, atol=1e-5)
+    for clip, output in zip(clips, outputs, strict=True):
+        np.testing.assert_allclose(output.logits["rgb"], by_hand(clip)["rgb"][1], atol=1e-5)
+
+
+@each_runtime
+def test_one_thread_and_two_give_the_same(runtime):
+    before = torch.get_num_threads()
+    clips = make_clips(2)
+    try:
+        for num_threads in (1, 2):
+            check_outputs(clips, create(runtime, num_threads=num_threads).run(clips))
+    finally:
+        torch.set_num_threads(before)
+
+
+@each_runtime
+def test_streams_of_different_classes_cannot_be_fused(runtime):
+    models = make_models()
+    models["flow"].backbone.head = nn.Linear(8, K + 1)
+    with pytest.raises(CheckpointError, match=r"rgb 5, flow 6.*--streams"):
+        create(runtime, models).run(make_clips(1))
+
+
+@each_runtime
+def test_what_a_runtime_says_of_itself(runtime):
+    created = create(runtime)
+    assert (created.name, created.description) == (runtime, f"{runtime} on cpu")
+    assert (created.precision, created.batch_size) == ("fp32", 1)
+    assert created.version.startswith(("2.", "20"))
+
+
+@each_runtime
+def test_a_batch_of_no_clips_is_refused_by_every_runtime(runtime):
+    with pytest.raises(UsageError, match="at least 1, got 0"):
+        create(runtime, batch_size=0)
+
+
+@each_runtime
+def test_clips_that_a_network_cannot_take_are_its_own_error(runtime):
+    net = BACKBONES["s3d_mini"].build("rgb", K).eval()
+    (clip,) = make_clips(1, streams=("rgb",))
+    with pytest.raises(ShapeError, match="17 × 17 px"):
+        create(runtime, {"rgb": ClipModel(net, Normalise(facts()))}).run([clip])
+
+
+@pytest.mark.parametrize(
+    ("options", "is_installed", "expected"),
+    [
+        ({}, True, "openvino"),
+        ({}, False, "torch"),
+        ({"device": "cpu", "precision": "bf16"}, True, "openvino"),
+        ({"compile": True}, True, "torch"),
+        ({"name": "torch"}, True, "torch"),
+        ({"name": "openvino"}, True, "openvino"),
+    ],
+)
+def test_a_cpu_runs_openvino_where_it_is_installed(monkeypatch, num_gpus, options, is_installed, expected):
+    num_gpus(0)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if is_installed else None)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert select_runtime(**options) == expected
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, "torch"), ({"device": "cpu"}, "openvino")])
+def test_a_gpu_runs_torch(monkeypatch, num_gpus, options, expected):
+    num_gpus(1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert select_runtime(**options) == expected
+    assert select_runtime("openvino") == "openvino"  # asked for by name, it takes the CPU
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"name": "onnx"}, "'onnx'.*auto, torch, openvino"),
+        ({"name": "openvino", "device": "cuda"}, "on a CPU, not on 'cuda'.*--runtime torch"),
+        ({"name": "openvino", "compile": True}, "--compile is for --runtime torch"),
+        ({"precision": "fp16", "device": "cpu"}, "fp16 is for GPUs"),
+        ({"precision": "fp64"}, "'fp64'"),
+        ({"device": "tpu"}, "'tpu'"),
+        ({"num_threads": 0}, "at least 1 thread"),
+    ],
+)
+def test_choices_that_do_not_fit_are_told_before_a_model_is_loaded(monkeypatch, num_gpus, options, named):
+    num_gpus(1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(UsageError, match=named) as error:
+        select_runtime(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_openvino_that_is_not_installed_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'vid3d\[openvino\]'"):
+        select_runtime("openvino")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Faster on a CPU
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shake(net):
+    """Give the batch norms numbers of their own, as training does."""
+    generator = torch.Generator().manual_seed(1)
+    for norm in net.modules():
+        if isinstance(norm, _BatchNorm):
+            for tensor, low, high in [
+                (norm.running_mean, -0.5, 0.5),
+                (norm.running_var, 0.5, 2),
+                (norm.weight.data, 0.5, 2),
+                (norm.bias.data, -0.5, 0.5),
+            ]:
+                tensor.uniform_(low, high, generator=generator)
+    return net.eval()
+
+
+def fold(net, x):
+    """How many norms were folded, after a check that the answer is the same."""
+    with torch.inference_mode():
+        before = net(x)
+    num_folded = fold_batch_norms(net, x)
+    with torch.inference_mode():
+        after = net(x)
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+    return num_folded
+
+
+@pytest.mark.parametrize("name", ["s3d_mini", "r2plus1d_18", "p3d63"])
+def test_all_batch_norms_of_a_network_are_folded(name):
+    torch.manual_seed(0)
+    net = shake(BACKBONES[name].build("rgb", K))
+    num_norms = sum(isinstance(module, _BatchNorm) for module in net.modules())
+    assert fold(net, torch.rand(1, 3, 8, 32, 32)) == num_norms > 0
+    assert not any(isinstance(module, _BatchNorm) for module in net.modules())
+
+
+class Pairs(nn.Module):
+    """Two convolutions and norms, in a forward pass of the test's making."""
+
+    def __init__(self, forward):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv3d(2, 2, 1), nn.Conv3d(2, 2, 1, bias=False)
+        self.norm_a, self.norm_b = nn.BatchNorm3d(2), nn.BatchNorm3d(2)
+        self._forward = forward
+        shake(self)
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+def residual(net, x):
+    y = net.a(x)
+    return net.norm_a(y) + y
+
+
+@pytest.mark.parametrize(
+    ("forward", "num_folded"),
+    [
+        (lambda net, x: net.norm_b(net.b(net.norm_a(net.a(x)).relu())), 2),
+        (lambda net, x: net.norm_a(net.b(x)), 1),  # by what happens, not by name
+        (lambda net, x: F.relu(net.norm_b(F.conv3d(x, net.b.weight, net.b.bias)), inplace=True), 1),
+        (lambda net, x: net.norm_b(F.conv3d(x, net.b.weight, None)), 0),  # has no use for a bias
+        (lambda net, x: net.norm_b(F.conv3d(x, net.b.weight.abs(), net.b.bias)), 0),
+        (lambda net, x: net.a(net.norm_a(x)), 0),
+        (lambda net, x: net.norm_a(net.a(x).relu()), 0),
+        (residual, 0),
+        (lambda net, x: net.norm_a(net.a(x)) + net.norm_b(net.a(x)), 0),
+        (lambda net, x: net.norm_a(net.a(x)) + net.norm_a(net.b(x)), 0),
+    ],
+)
+def test_a_norm_is_folded_where_nothing_else_sees_the_convolution(forward, num_folded):
+    assert fold(Pairs(forward), torch.randn(2, 2, 3, 4, 4)) == num_folded
+
+
+@pytest.mark.parametrize("tapped", ["a", "norm_a"])
+@pytest.mark.parametrize("pool", ["avg", "none"])
+def test_what_a_tap_sees_is_not_folded(tapped, pool):
+    net, x = Pairs(lambda net, x: net.norm_b(net.b(net.norm_a(net.a(x))))), torch.randn(2, 2, 3, 4, 4)
+    tap = LayerTap(net, tapped, pool)
+    with torch.inference_mode():
+        net(x)
+        before = tap.features()
+        assert fold_batch_norms(net, x) == 1
+        net(x)
+        torch.testing.assert_close(tap.features(), before)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+def test_small_convolutions_are_onednns_too():
+    models = make_models(("rgb",))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        make_runtime(models).run(make_clips(1, ("rgb",)))
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in called
+    assert not [name for name in called if "slow_conv" in name]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_compiled_networks_give_the_same():
+    clips = make_clips(3, streams=("rgb",))
+    runtime = make_runtime(make_models(("rgb",)), compile=True, batch_size=2)
+    assert runtime.description == "torch, compiled, on cpu"
+    check_outputs(clips, runtime.run(clips))
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for create_it in (lambda: make_runtime(compile=True), lambda: select_runtime("torch", compile=True)):
+        with pytest.raises(UsageError, match=r"there is no no-such-compiler.*CXX"):
+            create_it()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

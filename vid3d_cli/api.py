@@ -32,6 +32,7 @@ def classify(video: str | PathLike[str], *, model: str = "i3d", **options: Unpac
         WeightsError: weights that cannot be had or used.
         VideoError: the video cannot be used.
     """
+    Pipeline(Options(model=model, **options)).check_classes()
     return next(extract([video], model=model, **options))
 
 
@@ -53,7 +54,7 @@ def extract(
     Args:
         videos: paths or URLs, or one of them.
         model: of the manifest.
-        jobs: how many videos are read at the same time; None is 2, the one at hand and the next.
+        jobs: how many videos are read at the same time; None is 2, the one at hand and the next, or more on many cores.
         on_failure: is told of a video that failed, and the others go on; None raises the failure.
         on_clips: is told of progress: clips of this video done, and expected in all or None.
         **options: fields of `Options`.

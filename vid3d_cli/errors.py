@@ -12,6 +12,7 @@
     │  ├─ NoVideoStream                audio only, or a cover picture
     │  ├─ NoFrames                     a video stream of which no frame decodes
     │  ├─ NoScores                     the network's answer is not finite
+    │  ├─ OddFeatures                  features of another shape than those before them in the file
     │  └─ FlowFilesError               ready-made flow that is missing or does not fit its video
     ├─ WeightsError                3
     │  ├─ WeightsUnavailable       3   not on disk and not to be had from here
@@ -95,6 +96,10 @@ class NoFrames(VideoError):
 
 class NoScores(VideoError):
     """The network's answer for this video is not finite."""
+
+
+class OddFeatures(VideoError):
+    """The features are of another shape than those of the videos before, and go into one matrix with them."""
 
 
 class FlowFilesError(VideoError):

@@ -154,6 +154,16 @@ def _dis_method(preset: str) -> FlowMethod:
     return FlowMethod(f"dis, preset {preset} ({parameters})", functools.partial(DisFlow, parameters))
 
 
+def tvl1_flow(prev: NDArray[np.uint8], following: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """TV-L1 on the CPU, see `tvl1.tvl1_flow_of_pairs`; torch is imported here."""
+    from .tvl1 import tvl1_flow_of_pairs
+
+    _check_pair(prev, following)
+    pair = np.ascontiguousarray(prev)[None], np.ascontiguousarray(following)[None]  # torch knows no negative strides
+    flow: NDArray[np.float32] = tvl1_flow_of_pairs(*pair)[0]
+    return flow
+
+
 FLOW_METHODS: dict[str, FlowMethod] = {
     "dis": _dis_method("fast"),
     "dis-ultrafast": _dis_method("ultrafast"),
@@ -161,6 +171,10 @@ FLOW_METHODS: dict[str, FlowMethod] = {
     "dis-medium": _dis_method("medium"),
     "farneback": FlowMethod(
         "farneback (" + ", ".join(f"{name} {value}" for name, value in FARNEBACK.items()) + ")", lambda: farneback_flow
+    ),
+    "tvl1": FlowMethod(
+        "tvl1, OpenCV's default parameters (tau 0.25, lambda 0.15, theta 0.3, 5 scales, 5 warps, epsilon 0.01)",
+        lambda: tvl1_flow,
     ),
 }
 

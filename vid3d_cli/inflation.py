@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .backbones import BACKBONES, Backbone, TemporalPart
 from .errors import CheckpointError, UsageError
-from .model import StateDict, is_counter, rename_keys
+from .model import StateDict, describe_misfits, is_counter, rename_keys
 from .outputs.atomic import AtomicFile
 
 
@@ -117,15 +117,30 @@ def _recognise(image: StateDict, name: str) -> tuple[str, StateDict]:
     if not networks:
         able = ", ".join(other for other, backbone in BACKBONES.items() if backbone.image_networks)
         raise UsageError(f"{name} cannot start from a picture network; these can: {able}")
-    with torch.device("meta"):
-        net = BACKBONES[name].build("rgb", 1)
-    temporal = {key for part, _ in _temporal_parts(net) for key in part}
-    needed = {key for key in net.state_dict() if not is_counter(key) and key not in temporal}
+    misfits = []
     for network, rules in networks.items():
         renamed = {key: tensor for key, tensor in rename_keys(image, rules).items() if not is_counter(key)}
-        if set(renamed) == needed:
+        classifier = renamed.get(BACKBONES[name].classifier)
+        with torch.device("meta"):
+            net = BACKBONES[name].build("rgb", len(classifier) if classifier is not None and classifier.ndim else 1)
+        shapes = _picture_shapes(net)
+        head = BACKBONES[name].classifier
+        shapes[head] = shapes[head].flatten(1)  # fully connected in the picture network
+        misfit = describe_misfits(shapes, renamed)
+        if not misfit:
             return network, renamed
-    raise CheckpointError(f"{name} starts from torchvision's {' or '.join(networks)}, and this is no whole one")
+        misfits.append(f"no whole {network} ({misfit})")
+    raise CheckpointError(f"{name} starts from torchvision's {' or '.join(networks)}; this is {', '.join(misfits)}")
+
+
+def _picture_shapes(net: nn.Module) -> StateDict:
+    """The tensors of the picture network that a 3-D one starts from, on meta: no time, and nothing in time alone."""
+    temporal = {key for keys, _ in _temporal_parts(net) for key in keys}
+    shapes = {}
+    for key, tensor in net.state_dict().items():
+        if key not in temporal and not is_counter(key):
+            shapes[key] = tensor[:, :, 0] if tensor.ndim == 5 else tensor
+    return shapes
 
 
 def _start_still(net: nn.Module, chosen: Sequence[str]) -> Iterator[str]:

@@ -205,6 +205,8 @@ class Metric:
     """Which part of it: "test", "val", "split 1"."""
     scores: Mapping[str, float]
     """Percent by name, as in {"top1": 71.1}."""
+    views: str
+    """What each video was judged by, in a word or two: "1 clip", "10 × 3 views"; empty where that was not published."""
     protocol: str
     """How it was measured: implementation, frames, crops."""
     source: str
@@ -238,13 +240,15 @@ class ModelEntry:
     default: bool
     """Whether the bare backbone name means this model."""
     dataset: str
-    """What it was trained on last."""
+    """What it was trained on last; of a model without weights, what `num_classes` is of."""
     num_classes: int
-    """Length of the logits; of a model without weights, the paper's number, which own checkpoints need not have."""
+    """Length of the logits; without weights, what the sizes were counted with: own checkpoints need not have it."""
     has_classes: bool
     """Whether the last layer's output are scores of classes; else it is an embedding."""
     variant: str | None
     """Name of the backbone's form, one of `Backbone.variants`; None for the usual one."""
+    layout: str | None
+    """The published tensor names, one of `Backbone.key_layouts`, that tell checkpoints of this model's input."""
     labels_file: str | None
     """Class names, relative to `data_path()`; None: classes are shown by number."""
     fps: Fraction
@@ -447,6 +451,7 @@ def _read_model(name: str, table: _Table) -> ModelEntry:
         num_classes=table.count("num_classes"),
         has_classes=table.flag("classes", unless_given=True),
         variant=table.text("variant") if table.has("variant") else None,
+        layout=table.optional("layout", str),
         labels_file=table.optional("labels", str),
         fps=_read_fps(preprocessing),
         clip_length=preprocessing.count("clip_length"),
@@ -498,6 +503,7 @@ def _read_metric(table: _Table) -> Metric:
         dataset=table.text("dataset"),
         split=table.text("split"),
         scores=table.required("scores", dict),
+        views=table.text("views") if table.has("views") else "",
         protocol=table.text("protocol"),
         source=table.text("source"),
     )

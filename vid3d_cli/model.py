@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import re
+import shlex
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +15,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .backbones import BACKBONES, Backbone, BackboneOutput, KeyRules
+from .backbones import BACKBONES, Backbone, BackboneOutput, KeyRules, Stepwise, find_variant
 from .errors import CheckpointError, ShapeError, UnknownModel, UsageError, WeightsError, WeightsUnavailable
-from .manifest import Normalisation, find_model
+from .manifest import Normalisation, find_model, model_entries
 from .records import STREAMS
 from .tf_checkpoint import is_tf_checkpoint, read_tf_checkpoint
 from .weights import pull
 
 StateDict = dict[str, Tensor]
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pyth", ".tar", ".pickle", ".pkl", ".safetensors")
 
 # Where training scripts put the state dict in what they save.
 WRAPPER_KEYS = ("state_dict", "model_state", "model_state_dict", "model")
@@ -46,7 +47,8 @@ def create_model(
         weights: None (random), the name of a model in the manifest (downloaded when it is not on disk), or the path of
             a checkpoint (.pt, .pth, .pth.tar, .safetensors, TensorFlow's .index) in any published key layout that the
             backbone knows.
-        variant: another form of the backbone, one of its `variants`.
+        variant: another form of the backbone, one of its `variants`, or "default"; None is that of the model, if `name`
+            or `weights` names one.
 
     Returns:
         A module that maps normalised clips (N, C, T, H, W) to `features` (N, D) and `logits` (N, K).
@@ -56,37 +58,41 @@ def create_model(
         UsageError: no such stream or variant.
         WeightsError: the weights cannot be had, are unsafe, or do not fit; the message names the first offenders.
     """
-    if name not in BACKBONES:
-        entry = find_model(name)
-        name, variant = entry.backbone, variant or entry.variant
+    if variant is None:
+        variant = next((v for model in (name, weights) if (v := _variant_of_model(model))), None)
+    name = name if name in BACKBONES else find_model(name).backbone
     backbone = BACKBONES[name]
     if stream not in STREAMS:
         raise UsageError(f"unknown stream '{stream}': choose one of {', '.join(STREAMS)}")
-    options = _variant_options(name, variant)
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"a network needs at least 1 class, got {num_classes}")
+    options = _build_options(name, variant)
     if weights is None:
         return backbone.build(stream, num_classes or 400, **options).eval()
     path = find_weights(weights, stream)
     published = read_checkpoint(path)
     state = convert_keys(published, backbone)
-    net = backbone.build(stream, num_classes or _count_classes(state, backbone) or 400, **options)
+    net = backbone.build(stream, num_classes or count_classes(state, backbone) or 400, **options)
     try:
-        load_strictly(net, state, path)
+        load_strictly(net, state, path, name)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}. {_suggest(published, name, path)}") from None
+        raise CheckpointError(f"{error}. {_suggest(published, name, stream, path)}") from None
     return net.eval()
 
 
-def _variant_options(name: str, variant: str | None) -> Mapping[str, Any]:
-    variants = BACKBONES[name].variants
-    if variant is None:
-        return {}
-    if variant not in variants:
-        known = f"choose one of {', '.join(variants)}" if variants else "it has none"
-        raise UsageError(f"{name} has no variant '{variant}': {known}")
-    return variants[variant]
+def _variant_of_model(model: str | Path | None) -> str | None:
+    """The variant that the weights of a model take; None where it is no model's name, but a backbone's or a file's."""
+    known = {entry.name: entry.variant for entry in model_entries().values()}
+    return known.get(str(model))
 
 
-def _count_classes(state: StateDict, backbone: Backbone) -> int | None:
+def _build_options(name: str, variant: str | None) -> Mapping[str, Any]:
+    found = find_variant(name, variant)
+    return BACKBONES[name].variants[found] if found else {}
+
+
+def count_classes(state: StateDict, backbone: Backbone) -> int | None:
+    """K, by the classifier's weight, if it is there."""
     classifier = state.get(backbone.classifier)
     return classifier.shape[0] if classifier is not None and classifier.ndim else None
 
@@ -133,6 +139,10 @@ def read_checkpoint(path: Path) -> StateDict:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged file can make the readers raise anything: struct.error, AssertionError, …
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if "TorchScript" in reason:
+            raise CheckpointError(
+                f"{path}: refused, nothing in it was run: it is a TorchScript program; save the state dict of its model"
+            ) from None
         raise CheckpointError(f"{path}: not a readable checkpoint, or a damaged one ({reason})") from None
 
 
@@ -159,12 +169,20 @@ def unwrap(saved: Any, path: Path) -> StateDict:
 
 
 def convert_keys(state: StateDict, backbone: Backbone) -> StateDict:
-    """Bring published tensor names to ours: the layout whose renaming yields the classifier's name is the file's."""
-    for rules in backbone.key_layouts.values():
-        renamed = rename_keys(state, rules)
+    """Bring published tensor names to ours.
+
+    The file's layout is the one whose renaming yields the classifier's name; of a part of a file, the one that yields
+    the most other names of which the network has some.
+    """
+    layouts = [rename_keys(state, rules) for rules in backbone.key_layouts.values()]
+    for renamed in layouts:
         if backbone.classifier in renamed:
             return renamed
-    return state
+    if not layouts:
+        return state
+    with torch.device("meta"):
+        own = backbone.build(STREAMS[0], 1).state_dict().keys()
+    return max([state, *layouts], key=lambda renamed: len(own & renamed.keys()))
 
 
 def rename_keys(state: StateDict, rules: KeyRules) -> StateDict:
@@ -183,26 +201,24 @@ def is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def load_strictly(net: nn.Module, state: StateDict, path: Path) -> None:
+def load_strictly(net: nn.Module, state: StateDict, path: Path, name: str) -> None:
     """Load a state dict of which nothing may be missing, left over or misshapen.
 
-    Batch norm's counters are left aside: older files lack them.
+    Batch norm's counters are left aside: older files lack them. `name` is the network's in messages.
 
     Raises:
         CheckpointError: names the first offenders of each kind.
     """
-    misfits = find_misfits(net, state)
-    if any(misfits.values()):
-        parts = [f"{len(names)} {kind}: {', '.join(names[:3])}" for kind, names in misfits.items() if names]
-        raise CheckpointError(f"{path}: does not fit {type(net).__name__}: {'; '.join(parts)}")
+    if misfits := describe_misfits(net.state_dict(), state):
+        raise CheckpointError(f"{path}: does not fit {name}: {misfits}")
     net.load_state_dict({name: t for name, t in state.items() if not is_counter(name)}, strict=False)
 
 
-def find_misfits(net: nn.Module, state: StateDict) -> dict[str, list[str]]:
-    """The tensors that keep a state dict from being the network's, by kind: missing, unexpected, misshapen."""
-    own = {name: t for name, t in net.state_dict().items() if not is_counter(name)}
+def describe_misfits(own: Mapping[str, Tensor], state: StateDict) -> str:
+    """Which tensors keep a state dict from being the network's own: how many of each kind, the first; "" if none do."""
+    own = {name: t for name, t in own.items() if not is_counter(name)}
     state = {name: t for name, t in state.items() if not is_counter(name)}
-    return {
+    misfits = {
         "missing": [name for name in own if name not in state],
         "unexpected": [name for name in state if name not in own],
         "misshapen": [
@@ -211,30 +227,50 @@ def find_misfits(net: nn.Module, state: StateDict) -> dict[str, list[str]]:
             if name in own and t.shape != own[name].shape
         ],
     }
+    return "; ".join(f"{len(names)} {kind}: {', '.join(names[:3])}" for kind, names in misfits.items() if names)
 
 
-def recognise(published: StateDict) -> list[tuple[str, str, str | None]]:
-    """The networks that a checkpoint is a whole one of: (backbone, stream, variant)."""
-    found: list[tuple[str, str, str | None]] = []
+def recognise(published: StateDict) -> list[tuple[str, str, str | None, int]]:
+    """The networks that a checkpoint is a whole one of: (backbone, stream, variant, number of classes)."""
+    found: list[tuple[str, str, str | None, int]] = []
     for name, backbone in BACKBONES.items():
         state = convert_keys(published, backbone)
-        if num_classes := _count_classes(state, backbone):
+        if num_classes := count_classes(state, backbone):
             for variant, stream in itertools.product((None, *backbone.variants), STREAMS):
                 with torch.device("meta"):
-                    net = backbone.build(stream, num_classes, **_variant_options(name, variant))
-                if not any(find_misfits(net, state).values()):
-                    found.append((name, stream, variant))
+                    net = backbone.build(stream, num_classes, **_build_options(name, variant))
+                if not describe_misfits(net.state_dict(), state):
+                    found.append((name, stream, variant, num_classes))
     return found
 
 
-def _suggest(published: StateDict, name: str, path: Path) -> str:
-    """What to do with a checkpoint that does not fit the backbone `name`."""
+def recognise_layout(published: StateDict, backbone: Backbone) -> str | None:
+    """The publisher whose tensor names a checkpoint has."""
+    for layout, rules in backbone.key_layouts.items():
+        if backbone.classifier in rename_keys(published, rules):
+            return layout
+    return None
+
+
+def suggest_model(published: StateDict, name: str) -> str:
+    """The model of the manifest whose input a checkpoint of the backbone `name` was trained on, by its tensor names."""
+    layout = recognise_layout(published, BACKBONES[name])
+    for entry in model_entries().values():
+        if entry.backbone == name and entry.layout is not None and entry.layout == layout:
+            return name if entry.default else entry.name
+    return name
+
+
+def _suggest(published: StateDict, name: str, stream: str, path: Path) -> str:
+    """What to do with a checkpoint that does not fit this stream of the backbone `name`."""
     if found := recognise(published):
-        backbone, stream, variant = found[0]
-        what = f"--model {backbone}" + (f" --variant {variant}" if variant else "")
-        num_classes = _count_classes(convert_keys(published, BACKBONES[backbone]), BACKBONES[backbone])
-        fits = f"It fits {backbone}'s {stream} stream with {num_classes} classes"
-        return f"{fits}: try {what} --weights {stream}={path}"
+        backbone, other, variant, num_classes = found[0]
+        if (backbone, other, variant) == (name, stream, None):
+            return f"It has {num_classes} classes: leave num_classes out"
+        model = suggest_model(published, backbone)
+        what = f"--model {model}" + (f" --variant {variant}" if variant else "")
+        fits = f"It fits {backbone}'s {other} stream with {num_classes} classes"
+        return f"{fits}: try {what} --streams {other} --weights {other}={shlex.quote(str(path))}"
     layouts = ", ".join(BACKBONES[name].key_layouts)
     known = f"the published layouts that are read are: {layouts}" if layouts else "it has no published layout"
     return f"Is the file whole, and of {name}? Save the whole state dict; {known}"
@@ -312,16 +348,23 @@ class ClipModel(nn.Module):
         backbone: see `create_model`.
         normalise: runs on the device, so that frames travel as uint8.
         tap: where the features come from; None is the vector that feeds the classifier.
+        is_dense: answer for every step in time of a `Stepwise` backbone: features (N, D, S), logits (N, K, S).
     """
 
-    def __init__(self, backbone: nn.Module, normalise: Normalise, tap: LayerTap | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, normalise: Normalise, tap: LayerTap | None = None, is_dense: bool = False
+    ) -> None:
         super().__init__()
-        self.backbone, self.normalise, self.tap = backbone, normalise, tap
+        self.backbone, self.normalise, self.tap, self.is_dense = backbone, normalise, tap, is_dense
 
     def forward(self, clips: Tensor) -> BackboneOutput:
         """(N, T, H, W, C) uint8, or float32 pixels of flow → features (N, D) or what the tap takes, logits (N, K)."""
         if clips.ndim != 5:
             raise ShapeError(f"clips must be (N, T, H, W, C), got {tuple(clips.shape)}")
         # Moving C to the front is free and leaves the memory channels-last, as the convolutions like it.
-        output: BackboneOutput = self.backbone(self.normalise(clips.permute(0, 4, 1, 2, 3)))
+        x = self.normalise(clips.permute(0, 4, 1, 2, 3))
+        if self.is_dense:
+            assert isinstance(self.backbone, Stepwise)
+            return self.backbone.steps(x)
+        output: BackboneOutput = self.backbone(x)
         return output if self.tap is None else output._replace(features=self.tap.features())

@@ -21,7 +21,7 @@ class Options:
     """Own checkpoint files per stream, in place of the manifest's."""
     variant: str | None = None
     """Another form of the backbone, for own checkpoints: see `vid3d models show`."""
-    labels: Path | None = None
+    labels: str | Path | None = None
     """Class names, one a line, in the order of the logits; in place of the manifest's."""
     fps: str | float | Fraction | None = None
     """Frames per second to read, as 25, 29.97 or "30000/1001", or "native"."""
@@ -35,6 +35,8 @@ class Options:
     """Frames from one clip's start to the next one's."""
     tail: str = "pad"
     """What becomes of the frames after the last whole clip: see `clips.sliding_clips`."""
+    dense: bool = False
+    """Run over long stretches and pool the windows from them: see `dense`."""
     crops: int = 1
     """Squares that are cut out of a frame: see `preprocess.place_crops`; their scores are averaged."""
     resize_only: bool = False
@@ -59,6 +61,12 @@ class Options:
     """What is fused: "logits" or "probs"."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    runtime: str = "auto"
+    """"torch", "openvino", or "auto": OpenVINO on a CPU where it is installed."""
+    compile: bool = False
+    """Have torch compile the networks, which takes a minute or so at the start."""
+    threads: int | None = None
+    """Threads that the networks get of a CPU; None is one a core."""
     precision: str = "auto"
     """"fp32", "bf16", "fp16", "auto"."""
     batch_size: int | None = None
@@ -71,13 +79,14 @@ class OptionValues(TypedDict, total=False):
     streams: str
     weights: Mapping[str, str | Path]
     variant: str | None
-    labels: Path | None
+    labels: str | Path | None
     fps: str | float | Fraction | None
     start_seconds: float
     end_seconds: float | None
     window: int | None
     stride: int | None
     tail: str
+    dense: bool
     crops: int
     resize_only: bool
     layer: str | None
@@ -90,5 +99,8 @@ class OptionValues(TypedDict, total=False):
     fuse: str
     fuse_on: str
     device: str
+    runtime: str
+    compile: bool
+    threads: int | None
     precision: str
     batch_size: int | None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import av
 import cv2
@@ -18,25 +20,27 @@ import PIL
 from numpy.typing import NDArray
 
 from .clips import Window, check_clip_options, count_clips, sliding_clips
+from .dense import DensePlan
 from .errors import CheckpointError, FlowFilesError, NoScores, UsageError, WeightsUnavailable
-from .flow import create_flow, describe_flow, quantise_flow, resize_flow
+from .flow import FlowFunction, create_flow, describe_flow, quantise_flow, resize_flow
 from .flow_files import FlowFiles, is_of_one_video, open_flow_files
 from .fusion import Fusion, pool_video
 from .manifest import ModelEntry, WeightsFile, find_model, read_labels
 from .options import Options
-from .preprocess import NUM_CROPS, Views, describe_resize
+from .preprocess import Views, check_num_crops, describe_resize
 from .records import STREAMS, Clip, ClipOutput, ClipSpan, Frame, Recipe, StreamRecipe, VideoResult
 from .streams import FlowOfPair, StreamFrame, align_streams
 from .version import __version__
 from .video import VideoReader, check_span, parse_fps
 from .weights import file_sha256, pull
+from .workers import Workers
 
 if TYPE_CHECKING:
-    from .runtimes.torch import TorchRuntime
+    from .model import ClipModel
+    from .runtimes.base import Runtime
 
 
-DEFAULT_VARIANT = "default"
-"""What the plain form of a backbone is called, where a model means another."""
+_Timed = TypeVar("_Timed")
 
 
 class Pipeline:
@@ -65,6 +69,7 @@ class Pipeline:
         self._check_options()
         self._own = {stream: _own_checkpoint(stream, path) for stream, path in options.weights.items()}
         self._fetch = fetch
+        self.num_classes: dict[str, int] = {}
 
     def _input_of_variant(self) -> tuple[int, int | tuple[int, int], int]:
         """Frames of a clip, size of the resized frame and side of the crop: the model's, or those of a variant.
@@ -73,20 +78,16 @@ class Pipeline:
             UsageError: the backbone has no such variant.
         """
         entry = self.entry
-        if self._variant in (None, entry.variant):
-            return entry.clip_length, entry.resize_px, entry.crop_px
+        usual = entry.clip_length, entry.resize_px, entry.crop_px
+        if self.options.variant is None:
+            return usual
         from .backbones import BACKBONES
 
         backbone = BACKBONES[entry.backbone]
-        if self._variant not in backbone.variants:
-            known = f"choose one of {', '.join(backbone.variants)}" if backbone.variants else "it has none"
-            raise UsageError(f"{entry.backbone} has no variant '{self._variant}': {known}")
         num_frames, side_px = backbone.clip_of(self._variant)
         if (num_frames, side_px) == backbone.clip:
-            return entry.clip_length, entry.resize_px, entry.crop_px
-        sides = (entry.resize_px,) if isinstance(entry.resize_px, int) else entry.resize_px
-        scaled = tuple(round(side * side_px / entry.crop_px) for side in sides)
-        return num_frames, scaled[0] if len(scaled) == 1 else (scaled[0], scaled[1]), side_px
+            return usual
+        return num_frames, backbone.resizes_px.get(side_px, entry.resize_px), side_px
 
     def _check_options(self) -> None:
         options = self.options
@@ -95,12 +96,15 @@ class Pipeline:
         if options.flow_files and options.start_seconds:
             raise UsageError("ready-made flow is counted from the first frame: it cannot be used with --start")
         check_span(self.fps, options.start_seconds, options.end_seconds)
-        if options.crops not in NUM_CROPS:
-            raise UsageError(f"cannot cut {options.crops} crops: choose one of {', '.join(map(str, NUM_CROPS))}")
+        check_num_crops(options.crops)
         if options.resize_only and options.crops != 1:
             raise UsageError("crops cannot be cut out of frames that are only resized: choose one of the two")
         if options.keep_crops and options.crops == 1:
             raise UsageError("the features of several crops can be kept: ask for 3 or 10 of them")
+        if options.dense and options.layer is not None:
+            raise UsageError("--dense pools the features that feed the classifier: leave it or --layer out")
+        if options.dense and options.batch_size is not None:
+            raise UsageError("--dense runs one long stretch of frames at a time: leave it or --batch-size out")
         if options.labels is not None and not self.labels:
             raise UsageError(f"{options.labels}: no class names in it")
         if options.variant and not options.weights:
@@ -134,41 +138,108 @@ class Pipeline:
         return {name: stream.unpublished for name, stream in self.entry.streams.items() if name not in self.streams}
 
     @cached_property
-    def runtime(self) -> TorchRuntime:
+    def runtime(self) -> Runtime:
         """The networks, loaded; torch is imported here and not before.
 
         Raises:
             UsageError: a device or precision that is not here, or clips too short for the network.
             WeightsError: weights that cannot be had or do not fit.
         """
-        from .model import ClipModel, LayerTap, Normalise, create_model
-        from .runtimes.torch import TorchRuntime, select_device, select_precision
+        from .runtimes import create_runtime, select_runtime
 
         # Told before anything is downloaded.
         options = self.options
-        select_precision(options.precision, select_device(options.device))
-        path = self._layer_path()
-        models = {}
-        for stream, checkpoint in self.checkpoints.items():
-            net = create_model(self.entry.backbone, stream=stream, weights=checkpoint, variant=self._variant)
-            tap = None if path is None else LayerTap(net, path, options.pool)
-            models[stream] = ClipModel(net, Normalise(self.entry.streams[stream].normalisation), tap)
-        views = None if options.crops == 1 else Views(options.crops, self.crop_px, options.keep_crops)
-        return TorchRuntime(
-            models, device=options.device, precision=options.precision, batch_size=options.batch_size, views=views
+        name = select_runtime(
+            options.runtime,
+            device=options.device,
+            precision=options.precision,
+            compile=options.compile,
+            num_threads=options.threads,
         )
+        self._check_network()
+        models = {stream: self._load(stream, checkpoint) for stream, checkpoint in self.checkpoints.items()}
+        return create_runtime(
+            models,
+            name=name,
+            device=options.device,
+            precision=options.precision,
+            compile=options.compile,
+            num_threads=options.threads,
+            batch_size=1 if self.dense_plan is not None else options.batch_size,
+            views=None if options.crops == 1 else Views(options.crops, self.crop_px, options.keep_crops),
+            identities={stream: self._identity(stream) for stream in self.streams},
+        )
+
+    def _identity(self, stream: str) -> str:
+        """What tells the network of a stream from all others."""
+        recipe, options = self._stream_recipe(stream), self.options
+        parts = (self.entry.backbone, self._variant, options.layer, options.pool, options.dense)
+        return f"{recipe.weights_sha256} {recipe.normalisation} {parts}"
+
+    def _load(self, stream: str, checkpoint: Path) -> ClipModel:
+        from .backbones import BACKBONES
+        from .model import ClipModel, LayerTap, Normalise, count_classes, create_model
+        from .runtimes.base import check_classes
+
+        name, options = self.entry.backbone, self.options
+        net = create_model(name, stream=stream, weights=checkpoint, variant=self._variant)
+        num_classes = count_classes(net.state_dict(), BACKBONES[name])
+        if num_classes is not None:
+            self.num_classes[stream] = num_classes
+            check_classes(self.num_classes)
+            self._labels_of(num_classes)
+        tap = None if options.layer is None else LayerTap(net, BACKBONES[name].layers[options.layer], options.pool)
+        return ClipModel(net, Normalise(self.entry.streams[stream].normalisation), tap, self.dense_plan is not None)
+
+    @property
+    def doubts(self) -> Iterator[str]:
+        """What may be wrong with own checkpoints that do load, in sentences."""
+        from .backbones import BACKBONES
+        from .model import read_checkpoint, suggest_model
+
+        name = self.entry.backbone
+        for stream, path in self._own.items():
+            if self.entry.layout is None or not BACKBONES[name].key_layouts:
+                continue
+            model = suggest_model(read_checkpoint(path), name)
+            if find_model(model) is not self.entry:
+                yield (
+                    f"{path} has the tensor names of {model}, which was trained on another input than "
+                    f"{self.entry.name}: if your {stream} network was too, use --model {model}"
+                )
+
+    @cached_property
+    def dense_plan(self) -> DensePlan | None:
+        """How windows are pooled from one pass over a video; None where each is run by itself.
+
+        Raises:
+            UsageError: a backbone that cannot do it, or clips that are no whole number of its steps in time.
+        """
+        if not self.options.dense:
+            return None
+        from .backbones import BACKBONES
+
+        steps = BACKBONES[self.entry.backbone].steps
+        if steps is None:
+            able = ", ".join(name for name, backbone in BACKBONES.items() if backbone.steps)
+            raise UsageError(f"{self.entry.backbone} looks at each clip as a whole and cannot run --dense; {able} can")
+        return DensePlan(steps, self.window, self.stride, self.options.tail)
 
     @property
     def _variant(self) -> str | None:
-        asked = self.options.variant or self.entry.variant
-        return None if asked == DEFAULT_VARIANT else asked
-
-    def _layer_path(self) -> str | None:
-        """The module that features are taken from, None for the usual ones; checks what depends on the backbone.
+        """The backbone's form, as asked for or as the model's weights take it; None for the plain one.
 
         Raises:
-            UsageError: clips of a length or size that the network cannot take, or no such layer or pooling.
+            UsageError: the backbone has no such variant.
         """
+        if self.options.variant is None:
+            return self.entry.variant
+        from .backbones import find_variant
+
+        return find_variant(self.entry.backbone, self.options.variant)
+
+    def _check_network(self) -> None:
+        """Raise UsageError for clips or layers that the backbone does not have; imports torch."""
         from .backbones import BACKBONES
         from .model import POOLS
 
@@ -179,15 +250,16 @@ class Pipeline:
                 raise UsageError(f"{name} takes clips of {num_frames} frames of {side_px} × {side_px} px and no others")
         elif self.window < backbone.min_frames:
             raise UsageError(f"{name} needs a window of at least {backbone.min_frames} frames, got {self.window}")
+        elif self._variant is None and self.window % backbone.frame_multiple:
+            raise UsageError(
+                f"{name} needs windows of a multiple of {backbone.frame_multiple} frames, got {self.window}"
+            )
         if options.pool not in POOLS:
             raise UsageError(f"unknown pooling '{options.pool}': choose one of {', '.join(POOLS)}")
-        if options.layer is None:
-            if options.pool != "avg":
-                raise UsageError(f"--pool {options.pool} is for the map of a layer: name one with --layer")
-            return None
-        if options.layer not in backbone.layers:
+        if options.layer is None and options.pool != "avg":
+            raise UsageError(f"--pool {options.pool} is for the map of a layer: name one with --layer")
+        if options.layer is not None and options.layer not in backbone.layers:
             raise UsageError(f"{name} has no layer '{options.layer}': choose one of {', '.join(backbone.layers)}")
-        return backbone.layers[options.layer]
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -205,6 +277,7 @@ class Pipeline:
             resize=describe_resize(self.size_px, antialias=entry.antialias),
             crops=self._describe_crops(),
             keeps_crops=options.keep_crops,
+            variant=self._variant,
             features="pooled" if options.layer is None else f"{options.layer}, {options.pool}",
             flow=None,  # may differ from video to video: see `pool`
             runtime=self.runtime.description,
@@ -218,6 +291,7 @@ class Pipeline:
                 "numpy": np.__version__,
                 "pillow": PIL.__version__,
             },
+            dense=None if self.dense_plan is None else self.dense_plan.describe(),
         )
 
     def _describe_crops(self) -> str:
@@ -261,15 +335,19 @@ class Pipeline:
             raise UsageError(f"{number} videos are called {name}: their flow in {path} cannot be told apart")
 
     def check_classes(self) -> None:
-        """Raise UsageError for a model that has features but no classes."""
-        if not self.entry.has_classes and not self.options.weights:
+        """Raise UsageError for a model that has features but no classes; loads own networks to see."""
+        if self.entry.has_classes:
+            return
+        if self.options.weights:
+            self.runtime  # noqa: B018  (loaded here: an own checkpoint may have classes)
+        if not self.options.weights or self.entry.num_classes in self.num_classes.values():
             raise UsageError(f"{self.entry.name} puts out an embedding and knows no classes: use vid3d extract")
 
     @cached_property
     def labels(self) -> tuple[str, ...] | None:
         """The class names, where they are known before the checkpoint is read."""
         if self.options.labels is not None:
-            return _read_label_lines(self.options.labels)
+            return _read_label_lines(Path(self.options.labels))
         return None if self.options.weights else read_labels(self.entry)
 
     def _labels_of(self, num_classes: int) -> tuple[str, ...]:
@@ -281,12 +359,14 @@ class Pipeline:
             raise UsageError(f"{self.options.labels}: {len(labels)} names for {num_classes} classes: give one a line")
         return tuple(f"class {i}" for i in range(num_classes))
 
-    def open_clips(self, video: str) -> ClipReader:
+    def open_clips(self, video: str, workers: Workers | None = None) -> ClipReader:
         """Open a video for reading its clips; a context manager."""
-        return ClipReader(video, self)
+        return ClipReader(video, self, workers)
 
     def pool(self, reader: ClipReader, outputs: Sequence[ClipOutput]) -> VideoResult:
         """Put the clips of a wholly read video together."""
+        if self.dense_plan is not None:
+            outputs = self.dense_plan.pool(outputs, reader.window_spans())
         clips, logits = pool_video(outputs, self.fusion)
         if not all(np.isfinite(values).all() for values in logits.values()):
             raise NoScores(reader.video, "the network's scores are not finite: the weights are damaged, or try fp32")
@@ -303,21 +383,33 @@ class Pipeline:
         )
 
 
+class _Shown(NamedTuple):
+    """When a frame is shown."""
+
+    seconds: float
+    end_seconds: float
+
+
 class ClipReader:
     """The clips of one video, made while they are read; memory is bounded by the window.
+
+    In a dense run the clips are the long stretches that the windows are pooled from; memory is bounded by these.
 
     Args:
         video: path or URL.
         pipeline: decides what is read and how.
+        workers: resize frames and compute flow; None does so in the thread that iterates.
 
     Raises:
         VideoError: on opening or while reading.
     """
 
-    def __init__(self, video: str, pipeline: Pipeline) -> None:
+    def __init__(self, video: str, pipeline: Pipeline, workers: Workers | None = None) -> None:
         self.video = video
         self.num_frames = 0
         self._pipeline = pipeline
+        self._workers = Workers() if workers is None else workers
+        self._shown: list[_Shown] = []
         options = pipeline.options
         self._flow_files: FlowFiles | None = None
         if options.flow_files and "flow" in pipeline.streams:
@@ -350,6 +442,8 @@ class ClipReader:
         """How many clips the container's header promises; None when it promises nothing."""
         num_frames = self.frames.num_expected_frames
         p = self._pipeline
+        if num_frames and p.dense_plan is not None:
+            return p.dense_plan.count_stretches(num_frames)
         return num_frames and count_clips(num_frames, length=p.window, stride=p.stride, tail=p.options.tail)
 
     def __iter__(self) -> Iterator[Clip]:
@@ -362,27 +456,39 @@ class ClipReader:
             antialias=p.entry.antialias,
             rgb="rgb" in p.streams,
             flow=self._flow_of_pair() if "flow" in p.streams else None,
+            workers=self._workers,
         )
-        windows = sliding_clips(frames, length=p.window, stride=p.stride, tail=p.options.tail)
-        for index, window in enumerate(windows):
-            yield self._stack(index, window)
+        windows = self._cut(frames) if p.dense_plan is None else p.dense_plan.stretches(frames)
+        yield from map(self._stack, itertools.count(), windows)  # which holds no window while the next one fills
         self._check_flow_files()
 
+    def _cut(self, frames: Iterable[_Timed]) -> Iterator[Window[_Timed]]:
+        p = self._pipeline
+        return sliding_clips(frames, length=p.window, stride=p.stride, tail=p.options.tail)
+
+    def window_spans(self) -> Iterator[ClipSpan]:
+        """Where the windows of a wholly read video lie that a dense run pools."""
+        return (_span(index, window) for index, window in enumerate(self._cut(self._shown)))
+
     def _count(self, frames: VideoReader) -> Iterator[Frame]:
-        for frame in frames:
+        for frame in self._workers.spent.each("decode", frames):
             self.num_frames += 1
+            if self._pipeline.dense_plan is not None:
+                self._shown.append(_Shown(frame.seconds, frame.end_seconds))
             yield frame
 
     def _flow_of_pair(self) -> FlowOfPair:
         if self._flow_files is None:
-            flow = create_flow(self._pipeline.options.flow)
-            return lambda _, first, second: flow(first, second)
-        files = self._flow_files
+            method = self._pipeline.options.flow
+            return lambda _, first, second: _flow_of_this_thread(method)(first, second)
+        files, reading = self._flow_files, threading.Lock()
 
         def read(index: int, first: NDArray[np.uint8], _: NDArray[np.uint8]) -> NDArray[np.float32]:
             if index >= len(files):
                 raise FlowFilesError(self.video, self._flow_files_misfit(f"more than {index + 1}"))
-            return resize_flow(files[index], *first.shape)
+            with reading:
+                field = files[index]
+            return resize_flow(field, *first.shape)
 
         return read
 
@@ -401,12 +507,25 @@ class ClipReader:
         )
 
     def _stack(self, index: int, window: Window[StreamFrame]) -> Clip:
-        first, last = window.frames[0], window.frames[window.num_valid - 1]
-        span = ClipSpan(index, window.start, window.num_valid, first.seconds, last.end_seconds)
-        streams = {s: np.stack([frame.streams[s] for frame in window.frames]) for s in first.streams}
+        streams = {s: np.stack([frame.streams[s] for frame in window.frames]) for s in window.frames[0].streams}
         if self._pipeline.options.quantise_flow and "flow" in streams:
             streams["flow"] = quantise_flow(streams["flow"], self._pipeline.trained_bound_px)
-        return Clip(span, streams)
+        return Clip(_span(index, window), streams)
+
+
+_flows = threading.local()
+
+
+def _flow_of_this_thread(method: str) -> FlowFunction:
+    flows: dict[str, FlowFunction] = vars(_flows)
+    if method not in flows:
+        flows[method] = create_flow(method)
+    return flows[method]
+
+
+def _span(index: int, window: Window[StreamFrame] | Window[_Shown]) -> ClipSpan:
+    first, last = window.frames[0], window.frames[window.num_valid - 1]
+    return ClipSpan(index, window.start, window.num_valid, first.seconds, last.end_seconds)
 
 
 def _read_label_lines(path: Path) -> tuple[str, ...]:

@@ -84,6 +84,12 @@ class Crop:
         return square
 
 
+def check_num_crops(num_crops: int) -> None:
+    """Raise UsageError for a number that is not one of `NUM_CROPS`."""
+    if num_crops not in NUM_CROPS:
+        raise UsageError(f"cannot cut {num_crops} crops: choose one of {', '.join(map(str, NUM_CROPS))}")
+
+
 def place_crops(num_crops: int, height: int, width: int, size_px: int) -> list[Crop]:
     """Where the squares of a frame lie.
 
@@ -101,6 +107,7 @@ def place_crops(num_crops: int, height: int, width: int, size_px: int) -> list[C
     Raises:
         UsageError: another number of crops.
     """
+    check_num_crops(num_crops)
     bottom, right = height - size_px, width - size_px
     top, left = bottom // 2, right // 2
     centre = Crop(top, left, size_px)
@@ -111,11 +118,9 @@ def place_crops(num_crops: int, height: int, width: int, size_px: int) -> list[C
         if width >= height:
             ends = (Crop(top, 0, size_px), Crop(top, right, size_px))
         return [ends[0], centre, ends[1]]
-    if num_crops == 10:
-        corners = [Crop(y, x, size_px) for y in (0, bottom) for x in (0, right)]
-        mirrored = [Crop(y, x, size_px, mirrored=True) for y in (0, bottom) for x in (right, 0)]
-        return [*corners, centre, *mirrored, Crop(top, right - left, size_px, mirrored=True)]
-    raise UsageError(f"cannot cut {num_crops} crops: choose one of {', '.join(map(str, NUM_CROPS))}")
+    corners = [Crop(y, x, size_px) for y in (0, bottom) for x in (0, right)]
+    mirrored = [Crop(y, x, size_px, mirrored=True) for y in (0, bottom) for x in (right, 0)]
+    return [*corners, centre, *mirrored, Crop(top, right - left, size_px, mirrored=True)]
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,8 @@ class Recipe:
     """Which squares of a frame were seen, and what became of their features."""
     keeps_crops: bool
     """Whether features have an axis of crops."""
+    variant: str | None
+    """Form of the backbone; None for the plain one."""
     features: str
     """Where they were taken from: "pooled" is the vector that feeds the classifier."""
     flow: str | None
@@ -174,6 +176,8 @@ class Recipe:
     precision: str
     versions: Mapping[str, str]
     """Of vid3d and the packages that decide the numbers."""
+    dense: str | None = None
+    """How windows were pooled from one pass over the video; None where each was run by itself."""
 
     def to_json(self) -> str:
         """One line of JSON, keys in the order above."""

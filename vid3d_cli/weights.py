@@ -362,9 +362,11 @@ def _not_published_message(
     known = [part for entry in model_entries().values() for file in entry.files for part in file.parts]
     if others := [file for file in known if file.has_digest and digests.fits(file)]:
         lines.append(f"It is {others[0].name}. Type: vid3d weights add {others[0].name} {path}")
-    else:
+    elif all(file.has_digest for file in candidates):
         own = f"--weights {candidates[0].stream}={path}"
         lines.append(f"Download it again, or use it unverified, as a file of your own: {own}")
+    else:
+        lines.append("Download it again.")
     return "\n".join(lines)
 
 

@@ -5,8 +5,9 @@ A network is an nn.Module that maps normalised clips (N, C, T, H, W) to a `Backb
 
 from __future__ import annotations
 
+from ..errors import UsageError
 from . import c3d, fstcn, i3d, ltc, p3d, resnet3d, s3d, s3d_g, slowfast, two_stream
-from ._layers import Backbone, BackboneOutput, KeyRules, TemporalPart
+from ._layers import Backbone, BackboneOutput, KeyRules, Stepwise, TemporalPart
 
 BACKBONES: dict[str, Backbone] = {
     **i3d.BACKBONES,
@@ -21,4 +22,31 @@ BACKBONES: dict[str, Backbone] = {
     **two_stream.BACKBONES,
 }
 
-__all__ = ["BACKBONES", "Backbone", "BackboneOutput", "KeyRules", "TemporalPart"]
+DEFAULT_VARIANT = "default"
+"""What the plain form of every backbone is called."""
+
+
+def find_variant(name: str, variant: str | None) -> str | None:
+    """The variant of that name of the backbone `name`; None for the plain form.
+
+    Raises:
+        UsageError: it has no such variant.
+    """
+    variants = BACKBONES[name].variants
+    if variant is None or variant == DEFAULT_VARIANT:
+        return None
+    if variant not in variants:
+        raise UsageError(f"{name} has no variant '{variant}': choose one of {', '.join([DEFAULT_VARIANT, *variants])}")
+    return variant
+
+
+__all__ = [
+    "BACKBONES",
+    "DEFAULT_VARIANT",
+    "Backbone",
+    "BackboneOutput",
+    "KeyRules",
+    "Stepwise",
+    "TemporalPart",
+    "find_variant",
+]

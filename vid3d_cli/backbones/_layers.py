@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..dense import TimeSteps
+
 KeyRules = Sequence[tuple[str, str]]
 """(pattern, replacement) pairs that are applied in order to a published tensor name and give ours; "" drops one."""
 
@@ -33,6 +35,31 @@ class BackboneOutput(NamedTuple):
     """(N, D) float32: the pooled vector that feeds the classifier."""
     logits: Tensor
     """(N, K) float32: class scores before softmax."""
+
+
+class Stepwise(nn.Module):
+    """A network that is convolutional in time up to its last map, of whose steps its head takes a weighted mean.
+
+    So it can run over more frames than a clip, and answer for each step of the last map by itself.
+    """
+
+    def maps(self, clips: Tensor) -> Tensor:
+        """The last map, (N, D, T', H', W')."""
+        raise NotImplementedError
+
+    def head(self, maps: Tensor) -> BackboneOutput:
+        """What the network says of a last map, of one step in time or more."""
+        raise NotImplementedError
+
+    def forward(self, clips: Tensor) -> BackboneOutput:
+        return self.head(self.maps(clips))
+
+    def steps(self, clips: Tensor) -> BackboneOutput:
+        """What it says of each step: features (N, D, T'), logits (N, K, T'); `TimeSteps.weights` averages them."""
+        maps = self.maps(clips)
+        each = self.head(maps.transpose(1, 2).flatten(0, 1).unsqueeze(2))  # of (N·T', D, 1, H', W')
+        features, logits = (x.reshape(maps.shape[0], -1, x.shape[-1]).transpose(1, 2) for x in each)
+        return BackboneOutput(features, logits)
 
 
 class TemporalPart:
@@ -79,12 +106,19 @@ class Backbone:
     """How published files call the tensors, by the name of the publisher."""
     layers: Mapping[str, str]
     """The layers whose output can be had as features: the paper's name → the module's; (N, C, T, H, W), or (N, D)."""
+    steps: TimeSteps | None = None
+    """How it runs over more frames than a clip, if it is `Stepwise`."""
     is_fixed_size: bool = False
     """Whether fully connected layers bind the network to clips of exactly `clip`."""
     image_networks: Mapping[str, KeyRules] = field(default_factory=dict)
     """The 2-D networks of torchvision that it can start from, and how their tensors are called here."""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The paper's other forms of the network, by name, each as options of `build`."""
+
+    frame_multiple: int = 1
+    """What the number of frames must be a multiple of."""
+    resizes_px: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Where variants see squares of several sides: side → (height, width) of the frame that it is cut from."""
 
     def clip_of(self, variant: str | None) -> tuple[int, int]:
         """`clip` of a variant, whose options may say another `num_frames` and `side_px`."""

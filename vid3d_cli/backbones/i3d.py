@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..dense import TimeSteps
 from ..errors import ShapeError
-from ._layers import GOOGLENET_BLOCKS, IN_CHANNELS, Backbone, BackboneOutput
+from ._layers import GOOGLENET_BLOCKS, IN_CHANNELS, Backbone, BackboneOutput, Stepwise
 
 Size3 = tuple[int, int, int]
 
@@ -96,7 +97,7 @@ class Mixed(nn.Module):
         return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(self.b3a(x))], 1)
 
 
-class I3D(nn.Module):
+class I3D(Stepwise):
     """The network of the table above.
 
     Args:
@@ -130,8 +131,8 @@ class I3D(nn.Module):
         self.logits = nn.Sequential()
         self.logits.add_module("conv3d", nn.Conv3d(FEATURE_DIM, num_classes, 1))
 
-    def forward(self, clips: Tensor) -> BackboneOutput:
-        """Normalised clips → features and logits.
+    def maps(self, clips: Tensor) -> Tensor:
+        """Normalised clips → the output of Mixed_5c.
 
         Args:
             clips: (N, C, T, H, W), T at least 9, H and W at least 193.
@@ -144,7 +145,10 @@ class I3D(nn.Module):
             x = getattr(self, name)(x)  # (N, 1024, T/8, H/32, W/32)
         if x.shape[2] < 2 or x.shape[3] < 7 or x.shape[4] < 7:
             raise ShapeError(f"i3d needs clips of at least 9 frames and 193 × 193 px, got {tuple(clips.shape[2:])}")
-        x = F.avg_pool3d(x, (2, 7, 7), stride=1)  # (N, 1024, T/8 - 1, 1, 1)
+        return x
+
+    def head(self, maps: Tensor) -> BackboneOutput:
+        x = F.avg_pool3d(maps, (min(2, maps.shape[2]), 7, 7), stride=1)  # (N, 1024, T/8 - 1, 1, 1)
         # The classifier is linear, so the mean of the logits over time is the logits of the mean.
         features = x.mean((2, 3, 4), keepdim=True)
         return BackboneOutput(features.flatten(1).float(), self.logits(features).flatten(1).float())
@@ -179,6 +183,7 @@ BACKBONES = {
         classifier="logits.conv3d.weight",
         min_frames=9,
         layers={name: name for name in LAYERS},
+        steps=TimeSteps(stride=8, margin=48, pool=2),
         image_networks={"googlenet": GOOGLENET},
         key_layouts={
             "piergiaj": [],  # whose names are ours

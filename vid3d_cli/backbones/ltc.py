@@ -27,8 +27,9 @@ The default is the flow network's, 100 × 58². "60x71" and the like are the var
 
 Source: Varol, Laptev & Schmid 2018, arXiv:1604.04494; gulvarol/ltc `models/ltc.lua`, whose layers and rounding these
 are, `opts.lua`, whose clip is the default one, and `model.lua`, which takes what feeds the last layer, fc7 after its
-ReLU, for features. The published RGB files, in Torch7's format, are not of this network but of C3D's with one more pool
-over time.
+ReLU, for features. Their flow clips lose each frame's mean before they reach the network (`perframemean`); here that
+is left to whoever trains. The published RGB files, in Torch7's format, are not of this network but of C3D's with one
+more pool over time.
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ BACKBONES = {
         is_fixed_size=True,
         layers={name: name for name in LAYERS},
         key_layouts={},
+        resizes_px={58: (67, 89), 71: (81, 108), 112: (128, 171)},  # the authors' README
         variants={
             f"{num_frames}x{side_px}": {"num_frames": num_frames, "side_px": side_px}
             for num_frames, side_px in CLIPS

@@ -43,8 +43,9 @@ from itertools import cycle
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..dense import TimeSteps
 from ..errors import ShapeError, UsageError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput, TemporalPart, average_in_time, silence
+from ._layers import IN_CHANNELS, Backbone, BackboneOutput, Stepwise, TemporalPart, average_in_time, silence
 
 DEPTHS = {
     "p3d63": (3, 4, 6, 3),  # as ResNet-50, plus a temporal convolution in each block of res2 … res4
@@ -204,7 +205,7 @@ class FlatStage(Stage):
         return frames.reshape(N, T, *frames.shape[1:]).transpose(1, 2)  # (N, D, T, H', W')
 
 
-class P3D(nn.Module):
+class P3D(Stepwise):
     """The network of the table above.
 
     Args:
@@ -236,8 +237,8 @@ class P3D(nn.Module):
         self.dropout = nn.Dropout(0.5)
         self.fc = nn.Linear(FEATURE_DIM, num_classes)
 
-    def forward(self, clips: Tensor) -> BackboneOutput:
-        """Normalised clips → features and logits.
+    def maps(self, clips: Tensor) -> Tensor:
+        """Normalised clips → the output of res5.
 
         Args:
             clips: (N, C, T, H, W), T at least 1, H and W at least 3.
@@ -256,9 +257,12 @@ class P3D(nn.Module):
         x = self.pool(self.layer1(x))  # (N, 256, T/4, H/4, W/4)
         x = self.pool(self.layer2(x))  # (N, 512, T/8, H/8, W/8)
         x = self.pool(self.layer3(x))  # (N, 1024, T/16, H/16, W/16)
-        x = self.layer4(x)  # (N, 2048, T/16, H/32, W/32)
+        maps: Tensor = self.layer4(x)  # (N, 2048, T/16, H/32, W/32)
+        return maps
+
+    def head(self, maps: Tensor) -> BackboneOutput:
         # The classifier is linear, so the mean of the logits over time is the logits of the mean.
-        features = x.mean((2, 3, 4))
+        features = maps.mean((2, 3, 4))
         return BackboneOutput(features.float(), self.fc(self.dropout(features)).float())
 
 
@@ -274,6 +278,9 @@ RESNET = [  # torchvision's names: its 3×3 is S, its last 1×1 is the fourth co
     (r"\.(conv|bn)3\.", r".\g<1>4."),
 ]
 
+# res4 of the deep ones alone sees hundreds of frames, the far ones with next to no weight.
+MARGINS = {"p3d63": 64, "p3d131": 112, "p3d199": 128}
+
 IMAGE_NETWORKS = {"p3d63": "resnet50", "p3d131": "resnet101", "p3d199": "resnet152"}
 
 BACKBONES = {
@@ -284,6 +291,7 @@ BACKBONES = {
         classifier="fc.weight",
         min_frames=MIN_FRAMES,
         layers=LAYERS,
+        steps=TimeSteps(stride=16, margin=MARGINS[name]),
         image_networks={IMAGE_NETWORKS[name]: RESNET},
         key_layouts={"qijiezhao": []} if name == "p3d199" else {},  # whose names are ours
         variants={

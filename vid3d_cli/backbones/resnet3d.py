@@ -28,8 +28,9 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..dense import TimeSteps
 from ..errors import ShapeError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput
+from ._layers import IN_CHANNELS, Backbone, BackboneOutput, Stepwise
 
 Size3 = tuple[int, int, int]
 
@@ -44,6 +45,8 @@ class Form(NamedTuple):
     """Of the convolutions of layer1 … layer4."""
     depths: tuple[int, int, int, int]
     """Blocks of layer1 … layer4."""
+    steps: TimeSteps = TimeSteps(stride=8, margin=56)
+    """Of the last map."""
     eps: float = 1e-5
     """Of batch norm."""
     own_m: bool = False
@@ -52,9 +55,9 @@ class Form(NamedTuple):
 
 FORMS = {
     "r3d_18": Form(("3d", "3d", "3d", "3d"), (2, 2, 2, 2)),
-    "mc3_18": Form(("3d", "2d", "2d", "2d"), (2, 2, 2, 2)),
+    "mc3_18": Form(("3d", "2d", "2d", "2d"), (2, 2, 2, 2), TimeSteps(stride=1, margin=5)),
     "r2plus1d_18": Form(("2+1d", "2+1d", "2+1d", "2+1d"), (2, 2, 2, 2)),
-    "r2plus1d_34": Form(("2+1d", "2+1d", "2+1d", "2+1d"), (3, 4, 6, 3), eps=1e-3, own_m=True),
+    "r2plus1d_34": Form(("2+1d", "2+1d", "2+1d", "2+1d"), (3, 4, 6, 3), TimeSteps(8, 96), eps=1e-3, own_m=True),
 }
 
 FEATURE_DIM = 512
@@ -140,7 +143,7 @@ def stem(kind: Kind, in_channels: int) -> nn.Sequential:
     )
 
 
-class ResNet3D(nn.Module):
+class ResNet3D(Stepwise):
     """A network of the table above.
 
     Args:
@@ -167,8 +170,8 @@ class ResNet3D(nn.Module):
             if isinstance(module, nn.BatchNorm3d):
                 module.eps = form.eps
 
-    def forward(self, clips: Tensor) -> BackboneOutput:
-        """Normalised clips → features and logits.
+    def maps(self, clips: Tensor) -> Tensor:
+        """Normalised clips → the output of layer4.
 
         Args:
             clips: (N, C, T, H, W), of any size: padding leaves something of the smallest.
@@ -179,8 +182,11 @@ class ResNet3D(nn.Module):
         if 0 in clips.shape[2:]:
             raise ShapeError(f"a 3D ResNet needs clips of at least 1 frame and 1 × 1 px, got {tuple(clips.shape[2:])}")
         x = self.layer1(self.stem(clips))  # (N, 64, T, H/2, W/2)
-        x = self.layer4(self.layer3(self.layer2(x)))  # (N, 512, T/8, H/16, W/16); mc3_18: T frames
-        features = x.mean((2, 3, 4))
+        maps: Tensor = self.layer4(self.layer3(self.layer2(x)))  # (N, 512, T/8, H/16, W/16); mc3_18: T frames
+        return maps
+
+    def head(self, maps: Tensor) -> BackboneOutput:
+        features = maps.mean((2, 3, 4))
         return BackboneOutput(features.float(), self.fc(features).float())
 
 
@@ -205,6 +211,7 @@ def _entry(name: str, num_frames: int, publisher: str) -> Backbone:
         classifier="fc.weight",
         min_frames=1,
         layers={layer: layer for layer in LAYERS},
+        steps=FORMS[name].steps,
         # M channels have no counterpart in a 2-D network
         image_networks={} if "2+1d" in FORMS[name].kinds else {"resnet18": RESNET},
         key_layouts={publisher: []},  # whose names are ours

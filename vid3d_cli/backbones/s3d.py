@@ -47,8 +47,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..dense import TimeSteps
 from ..errors import ShapeError, UsageError
-from ._layers import GOOGLENET_BLOCKS, IN_CHANNELS, Backbone, BackboneOutput, TemporalPart, average_in_time
+from ._layers import GOOGLENET_BLOCKS, IN_CHANNELS, Backbone, BackboneOutput, Stepwise, TemporalPart, average_in_time
 
 Size3 = tuple[int, int, int]
 
@@ -85,6 +86,8 @@ LAYERS = {
 AVERAGE_POOL = (2, 7, 7)
 
 MIN_FRAMES, MIN_SIDE_PX = 5, 17  # less leaves max pool 5a nothing
+
+STEPS = TimeSteps(stride=8, margin=48, pool=AVERAGE_POOL[0])
 
 
 class Unit(nn.Sequential):
@@ -164,7 +167,7 @@ class Mixed(nn.Module):
         return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], 1)
 
 
-class S3D(nn.Module):
+class S3D(Stepwise):
     """The network of the table above.
 
     Args:
@@ -224,8 +227,8 @@ class S3D(nn.Module):
             if isinstance(module, nn.BatchNorm3d):
                 module.momentum = momentum
 
-    def forward(self, clips: Tensor) -> BackboneOutput:
-        """Normalised clips → features and logits.
+    def maps(self, clips: Tensor) -> Tensor:
+        """Normalised clips → the output of mixed 5c.
 
         Args:
             clips: (N, C, T, H, W), T at least 5, H and W at least 17.
@@ -239,9 +242,12 @@ class S3D(nn.Module):
                 f"s3d needs clips of at least {MIN_FRAMES} frames and {MIN_SIDE_PX} × {MIN_SIDE_PX} px, "
                 f"got {tuple(clips.shape[2:])}"
             )
-        x = self.features(clips)  # (N, D, T/8, H/32, W/32)
-        kernel = [min(*sizes) for sizes in zip(x.shape[2:], AVERAGE_POOL, strict=True)]
-        x = F.avg_pool3d(x, kernel, stride=1)  # (N, D, T/8 - 1, 1, 1)
+        maps: Tensor = self.features(clips)  # (N, D, T/8, H/32, W/32)
+        return maps
+
+    def head(self, maps: Tensor) -> BackboneOutput:
+        kernel = [min(*sizes) for sizes in zip(maps.shape[2:], AVERAGE_POOL, strict=True)]
+        x = F.avg_pool3d(maps, kernel, stride=1)  # (N, D, T/8 - 1, 1, 1)
         # The classifier is linear, so the mean of the logits over time is the logits of the mean.
         features = x.mean((2, 3, 4), keepdim=True)
         return BackboneOutput(features.flatten(1).float(), self.classifier(features).flatten(1).float())
@@ -280,8 +286,9 @@ BACKBONES = {
         clip=(64, 224),
         feature_dim=1024,
         layers=LAYERS,
+        steps=STEPS,
         classifier="classifier.1.weight",
-        min_frames=5,
+        min_frames=MIN_FRAMES,
         image_networks={"googlenet": GOOGLENET},
         key_layouts={
             "torchvision": [],  # whose names are ours
@@ -311,8 +318,9 @@ BACKBONES = {
         clip=(16, 112),
         feature_dim=256,
         layers=LAYERS,
+        steps=STEPS,
         classifier="classifier.1.weight",
-        min_frames=5,
+        min_frames=MIN_FRAMES,
         key_layouts={},
     ),
 }

@@ -217,6 +217,7 @@ BACKBONES = {
         layers=LAYERS,
         classifier="fc.weight",
         min_frames=2,
+        frame_multiple=2,  # space to depth takes frames by two; without it any number will do
         key_layouts={"howto100m": [(r"^text_module\..*", "")]},  # whose names are ours, less the half that reads text
         variants={"paper": {"space_to_depth": False}},
     )

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Vid3dError
-from . import classify, demo, evaluate, extract, flow, models, probe, weights
+from . import bench, classify, demo, evaluate, extract, flow, models, probe, weights
 from .console import log, set_verbosity
 
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as the shell reports it of other programs
@@ -96,6 +96,7 @@ app.command("extract")(extract.extract)
 app.command("eval")(evaluate.evaluate)
 app.command("flow")(flow.flow)
 app.command("probe")(probe.probe)
+app.command("bench")(bench.bench)
 app.add_typer(models.app, name="models")
 app.add_typer(weights.app, name="weights")
 

@@ -53,11 +53,14 @@ def inflate(
         read_checkpoint(image), backbone, stream=stream, num_classes=num_classes, only=only or (), seed=seed
     )
     save_inflated(inflated, out)
+    random = inflated.random
+    examples = f" ({', '.join(random[:3])}{', …' if len(random) > 3 else ''})" if random else ""
     log.info(
-        "%s of %s → %s; %s at random",
+        "%s of %s → %s; %s at random%s",
         count(len(inflated.from_image), "tensor"),
         inflated.image_network,
         backbone,
-        count(len(inflated.random), "tensor") + (f" ({', '.join(inflated.random[:3])}, …)" if inflated.random else ""),
+        count(len(random), "tensor"),
+        examples,
     )
     typer.echo(str(out))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,8 +13,6 @@ import typer
 from .console import stdout_is_terminal
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..manifest import Metric, ModelEntry, StreamEntry, WeightsFile
 
 app = typer.Typer()
@@ -21,15 +20,26 @@ app = typer.Typer()
 SHORT_NAMES = {"Kinetics-400": "K400", "rendered camera motion held-out": "rendered"}
 """Of what was classified, for tables."""
 
+_SIZE, _WIDTH = ("params", "mult-adds"), ("width", "classes")
+_NUMBERS = (*_SIZE, *_WIDTH, "\n".join(_SIZE), "\n".join(_WIDTH))
+
+_LAYOUTS: Sequence[tuple[bool, Sequence[str]]] = (
+    (False, ()),
+    (True, ()),
+    (True, ("licence",)),
+    (True, ("licence", "\n".join(_SIZE))),
+)
+"""Of the table of models, by preference: whether it has two lines a model, and which columns it does without."""
+
 Json = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
 
 
 @app.callback(invoke_without_command=True)
 def models(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines; the default in a pipe.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """List the models: streams, clips, sizes, classes, published accuracy, licence, on disk or not.
+    """List the models: streams, clips, sizes, classes, published accuracy, licence; JSON lines in a pipe.
 
     Example: vid3d models
     """
@@ -82,7 +92,7 @@ def model_row(entry: ModelEntry) -> dict[str, Any]:
         "multiply_adds": {name: stream.multiply_adds for name, stream in streams},
         "feature_dim": backbone_entries()[entry.backbone].feature_dim,
         "classes": entry.num_classes if entry.has_classes else None,
-        "dataset": entry.dataset,
+        "dataset": entry.dataset if entry.files else None,
         "published": [_metric_row(metric) for metric in entry.metrics],
         "licence": entry.licence,
     }
@@ -94,14 +104,21 @@ def _metric_row(metric: Metric) -> dict[str, Any]:
         "dataset": metric.dataset,
         "split": metric.split,
         **metric.scores,
+        "views": metric.views,
         "protocol": metric.protocol,
         "source": metric.source,
     }
 
 
 def describe_clip(row: dict[str, Any]) -> str:
-    """Frames and sides in pixels: "64 × 224²"."""
-    return f"{row['clip']['frames']} × {row['input']['crop_px']}²"
+    """Frames of a clip, and how many of them a second has: "64 at 25/s"."""
+    return f"{row['clip']['frames']} at {row['clip']['fps']:g}/s"
+
+
+def describe_input(row: dict[str, Any]) -> str:
+    """Pixels of the resized frame, its shorter side or height × width, and of its crop: "256→224", "128×171→112"."""
+    resized, crop = row["input"]["resize_px"], row["input"]["crop_px"]
+    return f"{resized if isinstance(resized, int) else '×'.join(map(str, resized))}→{crop}"
 
 
 def describe_size(row: dict[str, Any]) -> tuple[str, str]:
@@ -118,7 +135,7 @@ def describe_classes(row: dict[str, Any]) -> str:
 
 
 def describe_accuracy(row: dict[str, Any]) -> tuple[str, str]:
-    """Published top-1 of the streams that have one, and on what: ("71.1 / 63.4 / 74.2", "K400 test")."""
+    """Published top-1 of the streams that have one; on what, and how: ("71.1 / 63.4", "K400 test, whole videos")."""
     from ..records import FUSED, STREAMS
 
     if not row["published"]:
@@ -132,7 +149,7 @@ def describe_accuracy(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _place(metric: dict[str, Any]) -> str:
-    return f"{metric['dataset']} {metric['split']}"
+    return f"{metric['dataset']} {metric['split']}" + (f", {metric['views']}" if metric["views"] else "")
 
 
 def _describe_streams(row: dict[str, Any], joint: str) -> str:
@@ -143,49 +160,51 @@ def _describe_streams(row: dict[str, Any], joint: str) -> str:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from .tables import make_console
+    from .tables import make_console, make_table
 
     console = make_console()
-    table = _make_table(rows, narrow=False)
-    if console.measure(table, options=console.options.update(max_width=1000)).maximum > console.width:
-        table = _make_table(rows, narrow=True)
+    endless = console.options.update(max_width=1000)
+    for narrow, left_out in _LAYOUTS:
+        cells = [_cells(row, narrow=narrow) for row in rows]
+        columns = [name for name in cells[0] if name not in left_out]
+        table = make_table(*columns, narrow=_NUMBERS)
+        for row in cells:
+            table.add_row(*(row[name] for name in columns))
+        if console.measure(table, options=endless).maximum <= console.width:
+            break
     console.print(table)
     console.print(
-        "* what the bare backbone name means   ✓ on disk   own weights: none to fetch, give yours (--weights)\n"
-        "Parameters and multiply-adds (of one clip) are the rgb network's; width is that of the features.\n"
-        "Top-1: rgb / flow / fused as published; vid3d measured only camera_motion. K400 is Kinetics-400.\n"
-        "Licences are the repositories'. Papers, recipes, protocols, layers: vid3d models show NAME"
+        "* what the bare backbone name means   ✓ on disk\n"
+        "own weights: none to fetch, give yours (--weights)\n"
+        "Input is the resized frame → its crop, in pixels; width is that of the features.\n"
+        "Parameters and multiply-adds (of one clip) are the rgb network's.\n"
+        "Top-1: rgb / flow / fused as published; vid3d measured only camera_motion.\n"
+        "K400 is Kinetics-400. Licences are the repositories'.\n"
+        "Papers, recipes, protocols, layers: vid3d models show NAME"
     )
 
 
-def _make_table(rows: list[dict[str, Any]], *, narrow: bool) -> Table:
-    """The table of models, with a line a model, or two."""
-    from .tables import make_table
-
+def _cells(row: dict[str, Any], *, narrow: bool) -> dict[str, str]:
+    """A model's cells by column: in a line, or, what belongs together one below the other, in two."""
     joint = "\n" if narrow else " "
 
-    def place(*pairs: tuple[str, str]) -> list[str]:
-        """Numbers that belong together: one below the other, or in columns of their own."""
-        return ["\n".join(pair) for pair in pairs] if narrow else [cell for pair in pairs for cell in pair]
+    def pair(columns: tuple[str, str], values: tuple[str, str]) -> dict[str, str]:
+        return {"\n".join(columns): "\n".join(values)} if narrow else dict(zip(columns, values, strict=True))
 
-    numbers = place(("params", "mult-adds"), ("width", "classes"))
-    table = make_table("model", "streams", "clip", *numbers, "top-1 %", "licence", narrow=numbers)
-    for row in rows:
-        scores, on = describe_accuracy(row)
-        table.add_row(
-            (row["model"].replace(".", "\n.", 1) if narrow else row["model"]) + (" *" if row["default"] else ""),
-            _describe_streams(row, joint),
-            joint.join([describe_clip(row), f"{row['clip']['fps']:g} fps"]),
-            *place(describe_size(row), (str(row["feature_dim"]), describe_classes(row))),
-            joint.join([scores, on]),
-            row["licence"].split(" (")[0] if row["streams"] else "–",
-        )
-    return table
+    return {
+        "model": (row["model"].replace(".", "\n.", 1) if narrow else row["model"]) + (" *" if row["default"] else ""),
+        "streams": _describe_streams(row, joint),
+        **pair(("frames", "input"), (describe_clip(row), describe_input(row))),
+        **pair(_SIZE, describe_size(row)),
+        **pair(_WIDTH, (str(row["feature_dim"]), describe_classes(row))),
+        "top-1 %": joint.join(describe_accuracy(row)),
+        "licence": row["licence"].split(" (")[0] if row["streams"] else "–",
+    }
 
 
 def model_details(entry: ModelEntry) -> dict[str, Any]:
     """Everything that is known of a model. Imports torch, for the layers."""
-    from ..backbones import BACKBONES
+    from ..backbones import BACKBONES, DEFAULT_VARIANT
     from ..manifest import backbone_entries, model_entries
     from ..preprocess import describe_resize
 
@@ -193,6 +212,7 @@ def model_details(entry: ModelEntry) -> dict[str, Any]:
     return {
         **model_row(entry),
         "backbone": entry.backbone,
+        "sizes_are_with": f"{entry.num_classes} classes of {entry.dataset}",
         "summary": about.summary,
         "paper": about.paper,
         "code": entry.code,
@@ -203,7 +223,7 @@ def model_details(entry: ModelEntry) -> dict[str, Any]:
         "files": {name: _stream_details(stream) for name, stream in entry.streams.items()},
         "stated": about.stated,
         "layers": list(net.layers),
-        "variants": list(net.variants),
+        "variants": [DEFAULT_VARIANT, *net.variants] if net.variants else [],
         "other_models": [e.name for e in model_entries().values() if e.backbone == entry.backbone and e is not entry],
     }
 
@@ -252,10 +272,11 @@ def _detail_lines(row: dict[str, Any]) -> list[tuple[str, str]]:
     """(label, text), in the order of reading."""
     clip, gap = row["clip"], ("", "")
     classes = f"{row['classes']} classes" if row["classes"] else "an embedding, no classes"
+    own = f"those of your checkpoint (sizes are with the {row['sizes_are_with']})"
     lines = [
         ("paper", row["paper"]),
         ("code", row["code"] or "none was published"),
-        ("trained on", f"{row['dataset']}; {classes}" if row["streams"] else row["dataset"]),
+        ("trained on", f"{row['dataset']}; {classes}") if row["streams"] else ("classes", own),
         ("licence", row["licence"]),
         ("notes", row["notes"]),
         gap,
@@ -279,8 +300,10 @@ def _detail_lines(row: dict[str, Any]) -> list[tuple[str, str]]:
     layers = " ".join(row["layers"])
     lines += [gap, ("features", f"{row['feature_dim']} wide, pooled; or those of a layer: --layer {layers}")]
     if row["variants"]:
-        form = f"; these weights take {row['variant']}" if row["variant"] else ""
-        lines.append(("variants", f"with own weights, --variant {' '.join(row['variants'])}{form}"))
+        form = "for own weights; default is the plain form"
+        if row["variant"]:
+            form += f"; these weights, and own ones unless --variant says otherwise, take {row['variant']}"
+        lines.append(("variants", f"--variant {' '.join(row['variants'])}: {form}"))
     if row["other_models"]:
         lines.append(("see also", " ".join(row["other_models"])))
     return [*lines, ("example", example_command(row))]

@@ -73,6 +73,14 @@ def _template(
             rich_help_panel=_CLIPS,
         ),
     ] = Options.tail,
+    dense: Annotated[
+        bool,
+        typer.Option(
+            "--dense",
+            help="Pool windows from one pass over the video: fast where they overlap; other numbers.",
+            rich_help_panel=_CLIPS,
+        ),
+    ] = Options.dense,
     crops: Annotated[
         int,
         typer.Option(
@@ -87,7 +95,7 @@ def _template(
     flow: Annotated[
         str,
         typer.Option(
-            metavar="METHOD", help="dis, dis-ultrafast, dis-fast, dis-medium or farneback.", rich_help_panel=_FLOW
+            metavar="METHOD", help="dis, dis-ultrafast, dis-fast, dis-medium, farneback or tvl1.", rich_help_panel=_FLOW
         ),
     ] = Options.flow,
     flow_files: Annotated[
@@ -110,6 +118,22 @@ def _template(
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:i]|mps", help="Where the network runs.", rich_help_panel=_MACHINE)
     ] = Options.device,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|torch|openvino",
+            help="auto: OpenVINO on a CPU where it is installed, else torch.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = Options.runtime,
+    compile: Annotated[  # noqa: A002  (as torch calls it)
+        bool,
+        typer.Option("--compile", help="Compile the networks with torch: for long jobs.", rich_help_panel=_MACHINE),
+    ] = Options.compile,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a CPU, for the networks.", show_default="one a core", rich_help_panel=_MACHINE),
+    ] = Options.threads,
     precision: Annotated[
         str,
         typer.Option(

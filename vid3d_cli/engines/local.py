@@ -1,24 +1,35 @@
-"""This machine: threads read the clips of the current video and of the next ones while the network works."""
+"""This machine: threads read the clips of the current video and of the next ones while the network works.
+
+a thread a video, `jobs` at a time:   packets → frames ──────────────→ clips ──┐
+workers, shared by all videos:                 └→ resized → flow ─┘            │
+the caller's thread:                                     results ← network ← batches
+"""
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from types import TracebackType
+from typing import Any, cast
 
-from ..errors import UsageError, VideoError, WeightsError
+import numpy as np
+
+from ..errors import ShapeError, UsageError, VideoError, WeightsError
 from ..pipeline import ClipReader, Pipeline
 from ..records import Clip, ClipOutput, VideoFailure, VideoResult
-
-DEFAULT_JOBS = 2  # the video at hand and the next one
+from ..timings import StageSeconds
+from ..workers import Workers
+from .threads import count_cores, one_opencv_thread, share_threads
 
 OnClips = Callable[[int, "int | None"], None]
 """Called after every batch with the clips of this video done so far and expected in all (None: unknown)."""
 
 OnFailure = Callable[[VideoFailure, Exception], None]
 
-_STOP_POLL_SECONDS = 0.2
+MIN_ROOM = 2
+"""Clips of every video that are read ahead, at least."""
 
 
 def run(
@@ -28,75 +39,171 @@ def run(
     jobs: int | None = None,
     on_failure: OnFailure | None = None,
     on_clips: OnClips | None = None,
+    spent: StageSeconds | None = None,
 ) -> Generator[VideoResult, None, None]:
     """Run the pipeline over videos, in their order; the networks are loaded at the call.
 
-    Memory holds a few clips of `jobs` videos, however long they are. Closing the iterator stops all reading.
+    Where a video has too few clips for a batch, those of the next ones fill it. Memory holds a few clips of `jobs`
+    videos, however long they are. Closing the iterator stops all reading.
 
     Args:
         pipeline: what to do with each.
         videos: paths or URLs.
-        jobs: how many videos are read at the same time; None is 2, the one at hand and the next.
+        jobs: how many videos are read at the same time; None: see `threads.share_threads`.
         on_failure: is told of a video that failed, and the others go on; None raises the failure.
         on_clips: is told of progress within a video.
+        spent: the time of every stage is added there.
 
     Raises:
         UsageError: no jobs, or options that do not suit the videos or this machine.
         WeightsError: weights that cannot be had or used.
     """
-    num_jobs = DEFAULT_JOBS if jobs is None else jobs
-    if num_jobs < 1:
+    if jobs is not None and jobs < 1:
         raise UsageError(f"at least 1 job is needed, got {jobs}")
     pipeline.check_videos(videos)
-    pipeline.runtime  # noqa: B018  (loaded here, so that what is wrong with it is told before a video is read)
-    return _run(pipeline, videos, num_jobs, on_failure, on_clips)
+    results = _run(pipeline, videos, jobs, on_failure, on_clips, StageSeconds() if spent is None else spent)
+    next(results)  # loads the networks: what is wrong with them is told now
+    return cast("Generator[VideoResult, None, None]", results)
 
 
 def _run(
-    pipeline: Pipeline, videos: Sequence[str], num_jobs: int, on_failure: OnFailure | None, on_clips: OnClips | None
-) -> Generator[VideoResult, None, None]:
-    waiting = iter(videos)
-    feeds: deque[_Feed] = deque()
+    pipeline: Pipeline,
+    videos: Sequence[str],
+    jobs: int | None,
+    on_failure: OnFailure | None,
+    on_clips: OnClips | None,
+    spent: StageSeconds,
+) -> Generator[VideoResult | None, None, None]:
+    """First None, when the networks are loaded; then the results."""
+    shares = share_threads(count_cores(), jobs)
+    with (
+        one_opencv_thread(),
+        Workers(shares.workers, spent) as workers,
+        _Feeds(pipeline, videos, shares.jobs, workers) as feeds,
+    ):
+        # The first clips are read meanwhile: importing torch alone takes longer.
+        feeds.set_batch_size(pipeline.runtime.batch_size)
+        yield None
+        while feed := feeds.first():
+            _run_clips(feed, feeds, pipeline, on_clips)
+            outcome = _pool(feed, pipeline)
+            feeds.drop_first()
+            if isinstance(outcome, Exception):
+                _tell(feed.video, outcome, on_failure)
+            else:
+                yield outcome
+            del feed, outcome  # the features of a whole video
+
+
+def _run_clips(feed: _Feed, feeds: _Feeds, pipeline: Pipeline, on_clips: OnClips | None) -> None:
+    """Have the network work until it has seen every clip of the first video, and others that fill the last batch."""
+
+    def report() -> None:
+        if on_clips is not None and feed.outputs:
+            on_clips(len(feed.outputs), feed.num_expected_clips)
+
+    report()  # clips of this video may have filled the last batch of the one before
+    while feed.peek() is not None:
+        batch = feeds.take(pipeline.runtime.batch_size)
+        try:
+            with feeds.workers.spent.during("network"):
+                outputs = pipeline.runtime.run([clip for _, clip in batch])
+        except ShapeError as error:  # frames of a size that the network cannot take: the fault of these videos alone
+            for owner, _ in batch:
+                owner.give_up(error)
+            continue
+        for (owner, _), output in zip(batch, outputs, strict=True):
+            owner.outputs.append(output)
+        report()
+
+
+def _pool(feed: _Feed, pipeline: Pipeline) -> VideoResult | Exception:
+    if feed.error is not None:
+        return feed.error
     try:
-        for _ in range(num_jobs):
-            _start_next(waiting, feeds, pipeline)
-        while feeds:
-            try:
-                yield _finish(feeds[0], pipeline, on_clips)
-            except (_ReadingFailed, VideoError) as failed:
-                error = failed.error if isinstance(failed, _ReadingFailed) else failed
-                if on_failure is None or isinstance(error, (UsageError, WeightsError)):
-                    raise error from None
-                message = error.message if isinstance(error, VideoError) else str(error) or type(error).__name__
-                on_failure(VideoFailure(feeds[0].video, type(error).__name__, message), error)
-            feeds.popleft()
-            _start_next(waiting, feeds, pipeline)
-    finally:
-        for feed in feeds:
+        return pipeline.pool(feed.reader, feed.outputs)
+    except VideoError as error:
+        return error
+
+
+def _tell(video: str, error: Exception, on_failure: OnFailure | None) -> None:
+    if on_failure is None or isinstance(error, (UsageError, WeightsError)):
+        raise error from None
+    message = error.message if isinstance(error, VideoError) else str(error) or type(error).__name__
+    on_failure(VideoFailure(video, type(error).__name__, message), error)
+
+
+class _Feeds:
+    """The videos at hand, in their order: at most `jobs` that are being read, and before them those that are read."""
+
+    def __init__(self, pipeline: Pipeline, videos: Sequence[str], jobs: int, workers: Workers) -> None:
+        self.workers = workers
+        self._pipeline = pipeline
+        self._waiting = iter(videos)
+        self._jobs = jobs
+        self._room = MIN_ROOM
+        self._open: list[_Feed] = []
+        self._open_more()
+
+    def set_batch_size(self, num_clips: int) -> None:
+        """Have so many clips of every video read ahead, while the network works on those before."""
+        for feed in self._open:
+            feed.widen(num_clips - self._room)
+        self._room = max(self._room, num_clips)
+
+    def first(self) -> _Feed | None:
+        """The video whose result is due; None after the last."""
+        self._open_more()
+        return self._open[0] if self._open else None
+
+    def drop_first(self) -> None:
+        """Go on to the next one."""
+        del self._open[0]
+        self._open_more()
+
+    def take(self, num_clips: int) -> list[tuple[_Feed, Clip]]:
+        """The next clips, at most so many and of one shape, and which video each is of."""
+        batch: list[tuple[_Feed, Clip]] = []
+        for feed in self._in_turn():
+            while len(batch) < num_clips and (clip := feed.peek()) and (not batch or _are_alike(batch[0][1], clip)):
+                batch.append((feed, feed.take()))
+            if not feed.is_drained:
+                break
+        return batch
+
+    def _in_turn(self) -> Iterator[_Feed]:
+        """The open videos, then more, as long as those before are drained."""
+        for index in itertools.count():
+            self._open_more()
+            if index >= len(self._open):
+                return
+            yield self._open[index]
+
+    def _open_more(self) -> None:
+        while sum(not feed.is_drained for feed in self._open) < self._jobs:
+            video = next(self._waiting, None)
+            if video is None:
+                return
+            self._open.append(_Feed(video, self._pipeline, self.workers, self._room))
+
+    def __enter__(self) -> _Feeds:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for feed in self._open:
             feed.ask_to_stop()
-        for feed in feeds:
+        for feed in self._open:
             feed.join()
 
 
-def _start_next(waiting: Iterator[str], feeds: deque[_Feed], pipeline: Pipeline) -> None:
-    video = next(waiting, None)
-    if video is not None:
-        feeds.append(_Feed(video, pipeline))
+def _are_alike(first: Clip, second: Clip) -> bool:
+    return _form(first) == _form(second)
 
 
-def _finish(feed: _Feed, pipeline: Pipeline, on_clips: OnClips | None) -> VideoResult:
-    outputs: list[ClipOutput] = []
-    while batch := feed.take(pipeline.runtime.batch_size):
-        outputs += pipeline.runtime.run(batch)
-        if on_clips is not None:
-            on_clips(len(outputs), feed.num_expected_clips)
-    return pipeline.pool(feed.reader, outputs)
-
-
-class _ReadingFailed(Exception):
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
+def _form(clip: Clip) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    return {stream: (frames.shape, frames.dtype) for stream, frames in clip.streams.items()}
 
 
 class _Feed:
@@ -104,54 +211,67 @@ class _Feed:
 
     reader: ClipReader
 
-    def __init__(self, video: str, pipeline: Pipeline) -> None:
+    def __init__(self, video: str, pipeline: Pipeline, workers: Workers, room: int) -> None:
         self.video = video
         self.num_expected_clips: int | None = None
+        self.outputs: list[ClipOutput] = []
+        self.error: Exception | None = None  # why reading ended before its time
+        self.is_drained = False
+        self._next: Clip | None = None
         self._pipeline = pipeline
-        # Room for the batch that the network takes next, while it works on the one before.
-        room = max(2, pipeline.runtime.batch_size)
-        self._clips: queue.Queue[Clip | Exception | None] = queue.Queue(room)
-        self._stopped = threading.Event()
+        self._workers = workers
+        self._clips: queue.SimpleQueue[Clip | Exception | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(room)
+        self._is_stopped = False
         self._thread = threading.Thread(target=self._read, name=f"read {video}", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
         try:
-            with self._pipeline.open_clips(self.video) as self.reader:
+            with self._pipeline.open_clips(self.video, self._workers) as self.reader:
                 self.num_expected_clips = self.reader.num_expected_clips
                 for clip in self.reader:
-                    if not self._put(clip):
+                    self._room.acquire()
+                    if self._is_stopped:
                         return
+                    self._clips.put(clip)
         except Exception as error:  # whatever a file does to its decoder, it costs that file alone
-            self._put(error)
+            self._clips.put(error)
         else:
-            self._put(None)
+            self._clips.put(None)
 
-    def _put(self, item: Clip | Exception | None) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._clips.put(item, timeout=_STOP_POLL_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def widen(self, num_clips: int) -> None:
+        """Let so many more clips be read ahead."""
+        for _ in range(num_clips):
+            self._room.release()
 
-    def take(self, num_clips: int) -> list[Clip]:
-        """The next clips, at most so many; none after the last."""
-        batch: list[Clip] = []
-        while len(batch) < num_clips:
-            item = self._clips.get()
-            if isinstance(item, Exception):
-                raise _ReadingFailed(item)
-            if item is None:
-                self._clips.put(None)  # for the next call
-                break
-            batch.append(item)
-        return batch
+    def peek(self) -> Clip | None:
+        """Wait for the next clip, and leave it there; None after the last, and when reading failed."""
+        if self._next is None and not self.is_drained:
+            with self._workers.spent.during("waited"):
+                item = self._clips.get()
+            if isinstance(item, Clip):
+                self._next = item
+                self._room.release()
+            else:
+                self.is_drained, self.error = True, item
+        return self._next
+
+    def take(self) -> Clip:
+        """The clip that `peek` found."""
+        clip, self._next = self._next, None
+        assert clip is not None
+        return clip
+
+    def give_up(self, error: Exception) -> None:
+        """Read no further: the network cannot take this video."""
+        self.ask_to_stop()
+        self._next, self.is_drained, self.error = None, True, error
 
     def ask_to_stop(self) -> None:
         """Have the thread close the video and end, soon."""
-        self._stopped.set()
+        self._is_stopped = True
+        self._room.release()  # it may be waiting there
 
     def join(self) -> None:
         """Wait until it has."""

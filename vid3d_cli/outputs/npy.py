@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OutputError, UsageError
+from ..errors import OddFeatures, OutputError
 from ..records import VideoResult, to_json
 from .atomic import AtomicFile, commit_all, discard_all, open_all
 from .features import FEATURES, FeatureFormat, refuse_existing
@@ -34,12 +34,16 @@ class GrowingNpy:
             self._like = rows[:0]
             self._write_header(0)
             self._data_start = self._file.tell()
-        if rows.shape[1:] != self._like.shape[1:]:
-            raise UsageError(
-                f"{self._file.target}: rows of shape {rows.shape[1:]} do not fit those before, {self._like.shape[1:]}: "
-                "frames of several sizes give maps of several sizes; pool them, or write to a directory"
-            )
         self._file.write(np.ascontiguousarray(rows).tobytes())
+
+    def check(self, rows: NDArray[Any], video: str) -> None:
+        """Raise OddFeatures for rows that are not of the shape of those before."""
+        if self._data_start is not None and rows.shape[1:] != self._like.shape[1:]:
+            raise OddFeatures(
+                video,
+                f"its features of shape {rows.shape[1:]} do not go into one matrix with those before, of "
+                f"{self._like.shape[1:]}: pool them, or write to a directory",
+            )
 
     def finish(self, num_rows: int) -> None:
         """Keep the first `num_rows` rows, and write their number into the header."""
@@ -57,6 +61,18 @@ class GrowingNpy:
             "shape": (num_rows, *self._like.shape[1:]),
         }
         np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def append_all(matrices: Mapping[str, GrowingNpy], rows: Mapping[str, NDArray[Any]], video: str) -> None:
+    """Append the rows of one video to each of the matrices, or to none.
+
+    Raises:
+        OddFeatures: they are of another shape than those before.
+    """
+    for name, matrix in matrices.items():
+        matrix.check(rows[name], video)
+    for name, matrix in matrices.items():
+        matrix.append(rows[name])
 
 
 class NpyOutput:
@@ -77,8 +93,7 @@ class NpyOutput:
         """Append the rows of one video."""
         if not self._num_rows:
             self._recipe.write(result.recipe.to_json().encode() + b"\n")
-        for name, rows in self._form.matrices(result).items():
-            self._matrices[name].append(rows)
+        append_all(self._matrices, self._form.matrices(result), result.video)
         for row, clip in enumerate(result.clips, start=self._num_rows):
             span = asdict(clip.span)
             line = {"row": row, "video": result.video, "clip": span.pop("index"), **_ordered(span)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..records import ClipSpan, VideoResult
 from .atomic import AtomicFile, discard_all, open_all
 from .features import FEATURES, FeatureFormat, refuse_existing, save_npz, span_arrays, text_array
-from .npy import GrowingNpy
+from .npy import GrowingNpy, append_all
 
 
 class NpzOutput:
@@ -33,8 +33,7 @@ class NpzOutput:
     def write(self, result: VideoResult, output_stem: PurePosixPath) -> None:
         """Append the rows of one video."""
         self._recipe = result.recipe.to_json()
-        for name, rows in self._form.matrices(result).items():
-            self._matrices[name].append(rows)
+        append_all(self._matrices, self._form.matrices(result), result.video)
         # The last step, so that a write that is interrupted leaves rows that do not count.
         self._rows += [(result.video, clip.span) for clip in result.clips]
 

@@ -1,21 +1,27 @@
-"""PyTorch, eager: on a CPU, a CUDA GPU or Apple's MPS."""
+"""PyTorch: on a CPU, a CUDA GPU or Apple's MPS; eager, or compiled by TorchInductor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..backbones import BackboneOutput
-from ..errors import CheckpointError, UsageError, Vid3dError
+from ..errors import UsageError, Vid3dError
 from ..model import ClipModel
 from ..preprocess import Views
 from ..records import Clip, ClipOutput
+from .base import Answer, Runtime
+from .folding import fold_batch_norms
 
 DEVICES = "auto, cpu, cuda, cuda:0 (or another number), mps"
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,30 +64,24 @@ def select_precision(name: str, device: torch.device) -> str:
     return name
 
 
-def check_classes(num_classes: Mapping[str, int]) -> None:
-    """Raise CheckpointError for streams whose scores cannot be fused."""
-    if len(set(num_classes.values())) > 1:
-        counts = ", ".join(f"{stream} {count}" for stream, count in num_classes.items())
-        raise CheckpointError(f"the streams have different numbers of classes ({counts}): run one with --streams")
+def check_compiler() -> None:
+    """Raise UsageError where TorchInductor would find no C++ compiler."""
+    name = os.environ.get("CXX", "g++")  # the one that it looks for, on Linux and on a Mac
+    if shutil.which(name) is None:
+        raise UsageError(f"compiling needs a C++ compiler, and there is no {name} here: install one, or set CXX to it")
 
 
-def _to_channels_last(model: ClipModel) -> ClipModel:
-    """Lay the kernels of 3-D convolutions out as these run fastest; `Module.to` fails where 2-D ones are among them."""
-    for parameter in model.parameters():
-        if parameter.ndim == 5:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-    return model
-
-
-class TorchRuntime:
+class TorchRuntime(Runtime):
     """Runs the clip models of a two-stream model.
 
     Args:
-        models: per stream.
+        models: per stream; they are changed in place, into forms that run fast here and answer the same.
         device: see `select_device`.
         precision: see `select_precision`; below fp32 the convolutions run under autocast, their results are float32.
         batch_size: clips at a time; None is 1 on a CPU and 8 elsewhere. Halved for good when a GPU runs out of memory.
         views: how many crops of each clip are run, and what becomes of their features; None runs clips as they are.
+        compile: have TorchInductor compile the networks at the first clip, which takes a minute or so.
+        num_threads: of a CPU, for all of this process's torch; None is torch's choice, one a core.
     """
 
     name = "torch"
@@ -95,67 +95,49 @@ class TorchRuntime:
         precision: str = "auto",
         batch_size: int | None = None,
         views: Views | None = None,
+        compile: bool = False,  # noqa: A002  (as torch calls it)
+        num_threads: int | None = None,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise UsageError(f"the batch size must be at least 1, got {batch_size}")
         self.device = select_device(device)
-        self.precision = select_precision(precision, self.device)
-        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
-        self.views = views
-        self.models = {stream: _to_channels_last(model.eval().to(self.device)) for stream, model in models.items()}
+        if batch_size is None:
+            batch_size = 1 if self.device.type == "cpu" else 8
+        super().__init__(models, select_precision(precision, self.device), batch_size, views)
+        if compile:
+            check_compiler()
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        self.is_compiled = compile
+        has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self._needs_onednn = self.device.type == "cpu" and has_onednn and not compile
+        self._models = {stream: _to_channels_last(model.eval().to(self.device)) for stream, model in models.items()}
+        self._ready: dict[str, Callable[[Tensor], BackboneOutput]] = {}
 
     @property
     def description(self) -> str:
         """What runs where, for the recipe."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return f"{self.name} on {where}"
-
-    def run(self, clips: Sequence[Clip]) -> list[ClipOutput]:
-        """Features and logits of every clip and stream.
-
-        Args:
-            clips: of equal shape.
-
-        Raises:
-            Vid3dError: not even one clip fits into the GPU's memory.
-        """
-        outputs: list[ClipOutput] = []
-        while len(outputs) < len(clips):
-            batch = clips[len(outputs) : len(outputs) + self.batch_size]
-            try:
-                outputs += self._run_batch(batch)
-                continue
-            except torch.cuda.OutOfMemoryError:
-                pass  # the rest happens outside: while an exception is handled, its traceback keeps the batch alive
-            if len(batch) == 1:
-                raise Vid3dError(
-                    f"{self.device}: out of memory with a single clip; try --precision bf16, a shorter --window, "
-                    "or --device cpu"
-                )
-            self.batch_size = len(batch) // 2
-            torch.cuda.empty_cache()
-        return outputs
+        return f"{self.name}{', compiled,' if self.is_compiled else ''} on {where}"
 
     def _run_batch(self, clips: Sequence[Clip]) -> list[ClipOutput]:
-        outputs = {stream: self._run_views(stream, [clip.streams[stream] for clip in clips]) for stream in self.models}
-        check_classes({stream: output.logits.shape[1] for stream, output in outputs.items()})
-        features = {stream: output.features.cpu().numpy() for stream, output in outputs.items()}
-        logits = {stream: output.logits.cpu().numpy() for stream, output in outputs.items()}
-        return [
-            ClipOutput(clip.span, {s: features[s][i] for s in features}, {s: logits[s][i] for s in logits})
-            for i, clip in enumerate(clips)
-        ]
+        """No outputs when the GPU's memory is too small for the batch: then the next one is smaller."""
+        try:
+            return super()._run_batch(clips)
+        except torch.cuda.OutOfMemoryError:
+            pass  # the rest happens outside: while an exception is handled, its traceback keeps the batch alive
+        if len(clips) == 1:
+            raise Vid3dError(
+                f"{self.device}: out of memory with a single clip; try --precision bf16, a shorter --window, "
+                "or --device cpu"
+            )
+        self.batch_size = len(clips) // 2
+        torch.cuda.empty_cache()
+        return []
 
-    def _run_views(self, stream: str, clips: Sequence[NDArray[Any]]) -> BackboneOutput:
-        if self.views is None:
-            return self._forward(stream, clips)
-        outputs = [self._forward(stream, view) for view in self.views.cut(clips, is_flow=stream == "flow")]
-        features = torch.stack([output.features for output in outputs], 1)
-        logits = torch.stack([output.logits for output in outputs])
-        return BackboneOutput(features if self.views.are_kept else features.mean(1), logits.mean(0))
-
-    def _forward(self, stream: str, clips: Sequence[NDArray[Any]]) -> BackboneOutput:
-        batch: Tensor = torch.from_numpy(np.stack(clips))
+    def start(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], Answer]:
+        batch = torch.from_numpy(np.stack(clips))
+        if self.is_compiled and len(batch) < self.batch_size:  # another size would be compiled anew
+            batch = torch.cat([batch, batch[-1:].expand(self.batch_size - len(batch), -1, -1, -1, -1)])
+        net = self._prepared(stream, batch)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if self.device.type == "cuda" and self.precision == "fp32":
@@ -163,5 +145,64 @@ class TorchRuntime:
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
             if self.precision != "fp32":
                 stack.enter_context(torch.autocast(self.device.type, AUTOCAST_DTYPES[self.precision]))
-            output: BackboneOutput = self.models[stream](batch.to(self.device))
-        return output
+            elif self._needs_onednn:
+                stack.enter_context(_OneDnn())
+            output = net(batch.to(self.device))
+
+        def finish() -> Answer:
+            n = len(clips)
+            return Answer(output.features[:n].cpu().numpy(), output.logits[:n].cpu().numpy())
+
+        return finish
+
+    def _prepared(self, stream: str, clips: Tensor) -> Callable[[Tensor], BackboneOutput]:
+        """The network as it runs; what depends on the clips is decided at the first ones."""
+        if stream not in self._ready:
+            model = self._models[stream]
+            if self.device.type == "cpu":
+                fold_batch_norms(model, clips)
+            options: dict[str, Any] = {"freezing": True}  # weights become constants, laid out for the processor
+            self._ready[stream] = torch.compile(model, dynamic=False, options=options) if self.is_compiled else model
+        return self._ready[stream]
+
+
+def _to_channels_last(model: ClipModel) -> ClipModel:
+    """Lay the kernels of 3-D convolutions out as these run fastest; `Module.to` fails where 2-D ones are among them."""
+    for parameter in model.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return model
+
+
+class _OneDnn(TorchFunctionMode):
+    """Has oneDNN do all float32 convolutions of a CPU.
+
+    By itself PyTorch leaves those of a single clip whose N · C · T · H is at most 20480 to a loop of matrix products
+    in one thread: a third of I3D's time, and most of P3D's.
+
+    Source: pytorch `aten/src/ATen/native/Convolution.cpp`, `ConvParams::use_mkldnn`.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.conv2d or func is F.conv3d:
+            return _convolve(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _convolve(
+    input: Tensor,  # noqa: A002  (these are F.conv3d's names)
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    def each_axis(sizes: int | Sequence[int]) -> Sequence[int]:
+        return [sizes] * (weight.ndim - 2) if isinstance(sizes, int) else sizes
+
+    return torch.mkldnn_convolution(
+        input, weight, bias, each_axis(padding), each_axis(stride), each_axis(dilation), groups
+    )

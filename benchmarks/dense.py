@@ -1,0 +1,129 @@
+"""Overlapping windows one by one and with `--dense`: clips per second, and how far the two agree.
+
+    python benchmarks/dense.py                                      # i3d and s3d, seeded weights: about 25 minutes
+    python benchmarks/dense.py --models s3d_mini.camera_motion --clips 64/8 32/8 16/8 16/4 --streams both
+
+Runs the whole pipeline, decoding included, on the real videos of --videos, and prints a Markdown table. Times are sums
+over all videos; the networks are loaded before, and have run once. Cosines compare each window's features, top-1 its
+label. Seeded weights are random: they say how much a network's structure makes of the frames beyond a window and of the
+zeros that are not there, not how much a trained one does. "unlike" is the mean cosine of clips of different videos,
+which is high for random weights: it is what "cosine" has to be seen against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vid3d_cli.backbones import BACKBONES
+from vid3d_cli.engines import local
+from vid3d_cli.manifest import PackagedSource, find_model
+from vid3d_cli.options import Options
+from vid3d_cli.pipeline import Pipeline
+from vid3d_cli.records import FUSED, VideoResult
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_VIDEOS = ROOT.parent / "shared" / "videos"
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def seeded_weights(model: str, stream: str, directory: Path) -> Path:
+    """A checkpoint of the model's network with seeded values, as the tests draw them."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from seeded import draw
+
+    path = directory / f"{model}.{stream}.pt"
+    if not path.exists():
+        entry = find_model(model)
+        with torch.device("meta"):
+            shapes = BACKBONES[entry.backbone].build(stream, entry.num_classes).state_dict()
+        state = {name: torch.from_numpy(np.asarray(draw(name, tuple(t.shape), 1))) for name, t in shapes.items()}
+        torch.save(state, path)
+    return path
+
+
+def run(options: Options, videos: Sequence[str], clock: Callable[[], float]) -> tuple[list[VideoResult], float]:
+    """The results of all videos and the seconds they took."""
+    pipeline = Pipeline(options)
+    with pipeline.open_clips(videos[0]) as reader:
+        pipeline.runtime.run([next(iter(reader))])  # memory is laid out, kernels are chosen
+    start = clock()
+    results = list(local.run(pipeline, videos))
+    return results, clock() - start
+
+
+def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of the rows of two matrices."""
+    of_rows: NDArray[np.float32] = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return of_rows
+
+
+def unlike(features: Sequence[NDArray[np.float32]]) -> float:
+    """The mean cosine of the clips of different videos."""
+    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in features]
+    return float(np.mean([(a @ b.T).mean() for a, b in combinations(units, 2)])) if len(units) > 1 else float("nan")
+
+
+def labels(results: Sequence[VideoResult]) -> NDArray[np.int64]:
+    """The best class of every clip, fused."""
+    return np.array([clip.logits[FUSED].argmax() for result in results for clip in result.clips])
+
+
+def table_row(model: str, clips: str, streams: str, videos: Sequence[str], directory: Path, clock: str) -> str:
+    """Measure one network on one kind of clips."""
+    window, stride = map(int, clips.split("/"))
+    entry = find_model(model)
+    names = [stream for stream in entry.streams if streams in (stream, "both")]
+    files = [entry.streams[name].weights for name in names]
+    is_embedded = all(file and any(isinstance(source, PackagedSource) for source in file.sources) for file in files)
+    weights = {} if is_embedded else {name: seeded_weights(model, name, directory) for name in names}
+    each = Options(model=model, streams=streams, weights=weights, window=window, stride=stride, precision="fp32")
+    dense = Options(**{**vars(each), "dense": True})
+    one_by_one, seconds = run(each, videos, CLOCKS[clock])
+    pooled, dense_seconds = run(dense, videos, CLOCKS[clock])
+    features = [result.features() for result in one_by_one]
+    like = cosines(np.concatenate(features), np.concatenate([result.features() for result in pooled]))
+    same = (labels(one_by_one) == labels(pooled)).mean()
+    return (
+        f"| {model}{'' if is_embedded else ', seeded'} | {clips} | {len(like)} | {len(like) / seconds:.2f} "
+        f"| {len(like) / dense_seconds:.2f} | {seconds / dense_seconds:.1f} | {like.mean():.4f} | {like.min():.4f} "
+        f"| {unlike(features):.4f} | {100 * same:.0f} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["i3d", "s3d"])
+    parser.add_argument("--clips", nargs="+", default=["64/64", "64/32", "64/16", "64/8"], metavar="WINDOW/STRIDE")
+    parser.add_argument("--streams", default="rgb")
+    parser.add_argument("--videos", type=Path, nargs="+", default=[DEFAULT_VIDEOS], help="files or directories")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that has other work")
+    arguments = parser.parse_args()
+    videos = [str(file) for path in arguments.videos for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    if not videos:
+        sys.exit(f"no videos in {', '.join(map(str, arguments.videos))}")
+    print(f"{len(videos)} videos, torch {torch.__version__}, {torch.get_num_threads()} threads, fp32\n")
+    print(
+        "| model | window/stride | clips | clips/s | clips/s, dense | ratio | cosine, mean | cosine, min | unlike |",
+        "same top-1, % |",
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as directory:
+        for model in arguments.models:
+            for clips in arguments.clips:
+                row = table_row(model, clips, arguments.streams, videos, Path(directory), arguments.clock)
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

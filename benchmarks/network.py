@@ -1,0 +1,190 @@
+"""Seconds a clip of every runtime, against the plain PyTorch forward and the matrix products of the same machine.
+
+    python benchmarks/network.py                            # i3d, s3d, p3d199, r2plus1d_18: some minutes
+    python benchmarks/network.py --networks i3d --rounds 3
+
+Runs the networks of the reference cases in tests/data, rgb, on one clip. Prints a Markdown table:
+
+- plain is what ports do: contiguous (N, C, T, H, W), eager, batch norms as they are;
+- ready is what the first clip takes longer than the later ones; for OpenVINO at the first start and, after the slash,
+  at one that finds the converted network on disk;
+- of mm is the share of the rate at which torch.mm multiplies large matrices in the same precision, where a network's
+  operations are twice its multiplications;
+- difference and cosine are of the features, to plain: max |y - plain| / max |plain|.
+
+Every round times each contestant once and the table has medians, so what else runs here slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from vid3d_cli.manifest import Normalisation
+from vid3d_cli.model import ClipModel, Normalise, create_model
+from vid3d_cli.records import Clip, ClipOutput, ClipSpan
+from vid3d_cli.runtimes import create_runtime
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from seeded import SeededCase
+
+CASES = {
+    "i3d": "i3d_rgb_hassony2_64f",
+    "s3d": "s3d_torchvision_64f",
+    "p3d199": "p3d199_rgb_16f",
+    "r2plus1d_18": "r2plus1d18_torchvision_16f",
+}
+
+MATRIX_SIZE = 3072
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Time of one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+class Network:
+    """One reference case, as a network and as a clip of uint8.
+
+    Args:
+        name: one of `CASES`.
+        directory: for its checkpoint, and for converted networks.
+    """
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        self.directory = directory
+        case = SeededCase(CASES[name])
+        self.checkpoint = directory / f"{name}.pt"
+        torch.save({key: torch.from_numpy(array) for key, array in case.state_dict().items()}, self.checkpoint)
+        frames = ((case.clips()[0].transpose(1, 2, 3, 0) + 1) * 127.5).round().astype(np.uint8)
+        self.clip = Clip(ClipSpan(0, 0, len(frames), 0.0, 1.0), {"rgb": frames})
+
+    def model(self) -> ClipModel:
+        """The network, loaded anew."""
+        plus_minus_one = Normalisation((-1.0, 1.0), None, None, "RGB", None, None, False)
+        net = create_model(self.name, weights=self.checkpoint)
+        return ClipModel(net, Normalise(plus_minus_one))
+
+    def plain(self) -> Callable[[], Answer]:
+        """The forward pass of the usual ports."""
+        model = self.model()
+        clips = torch.from_numpy(self.clip.streams["rgb"]).permute(3, 0, 1, 2)[None].contiguous()
+        clips = model.normalise(clips)
+
+        def forward() -> Answer:
+            with torch.inference_mode():
+                output = model.backbone(clips)
+            return output.features[0].numpy(), output.logits[0].numpy()
+
+        return forward
+
+    def run(self, runtime: str, precision: str) -> Callable[[], Answer]:
+        """What a runtime makes of the clip."""
+        runner = create_runtime(
+            {"rgb": self.model()},
+            name=runtime,
+            device="cpu",
+            precision=precision,
+            identities={"rgb": self.name},
+            cache_dir=self.directory / runtime / precision,
+        )
+
+        def forward() -> Answer:
+            output: ClipOutput = runner.run([self.clip])[0]
+            return output.features["rgb"], output.logits["rgb"]
+
+        return forward
+
+    def count_operations(self) -> int:
+        """Twice the multiplications of one clip."""
+        net = self.model().backbone.to("meta")
+        T, H, W, C = self.clip.streams["rgb"].shape
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, C, T, H, W, device="meta"))
+        return int(counter.get_total_flops())
+
+
+def matrix_product(precision: str) -> Callable[[], Any]:
+    """Multiplies two large matrices."""
+    a, b = (torch.randn(MATRIX_SIZE, MATRIX_SIZE).to(DTYPES[precision]) for _ in range(2))
+    return lambda: torch.mm(a, b)
+
+
+def measure(network: Network, rounds: int) -> list[str]:
+    """The rows of one network."""
+    contestants = {("plain", "fp32"): network.plain()}
+    starts: dict[tuple[str, str], list[float]] = {("plain", "fp32"): [seconds(contestants["plain", "fp32"])]}
+    for runtime in ("torch", "openvino"):
+        for precision in DTYPES:
+            key = runtime, precision
+            starts[key] = []
+            for _ in range(1 if runtime == "torch" else 2):
+                contestants[key] = network.run(*key)
+                starts[key].append(seconds(contestants[key]))
+    products = {precision: matrix_product(precision) for precision in DTYPES}
+    everything: dict[Any, Callable[[], Any]] = {**contestants, **products}
+    for call in everything.values():
+        call()
+    times: dict[Any, list[float]] = {key: [] for key in everything}
+    for _ in range(rounds):
+        for key, call in everything.items():
+            times[key].append(seconds(call))
+    median = {key: statistics.median(values) for key, values in times.items()}
+
+    operations = network.count_operations()
+    plain_features, plain_logits = contestants["plain", "fp32"]()
+    rows = []
+    for key, forward in contestants.items():
+        runtime, precision = key
+        rate = 2 * MATRIX_SIZE**3 / median[precision]
+        features, logits = forward()
+        difference = np.abs(features - plain_features).max() / np.abs(plain_features).max()
+        cosine = features @ plain_features / np.linalg.norm(features) / np.linalg.norm(plain_features)
+        cells = [
+            f"{network.name} ({operations / 1e9:.0f} GFLOP)",
+            f"{runtime} {precision}",
+            f"{median[key]:.3f}",
+            f"{median['plain', 'fp32'] / median[key]:.2f}",
+            f"{operations / median[key] / rate:.0%} of {rate / 1e9:.0f} GFLOP/s",
+            " / ".join(f"{max(0, start - median[key]):.1f}" for start in starts[key]),
+            f"{difference:.0e}",
+            f"{cosine:.6f}",
+            "same" if logits.argmax() == plain_logits.argmax() else "OTHER",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds\n")
+    print("| network | runtime | s/clip | × plain | of mm | ready, s | difference | cosine | top-1 |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
+    for name in options.networks:
+        with tempfile.TemporaryDirectory() as directory:
+            print(*measure(Network(name, Path(directory)), options.rounds), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Dense runs: the network sees every frame about once, and overlapping windows are pooled from what it said.
+
+A network that is convolutional in time gives one vector a step of its last map, I3D one every 8 frames, and a clip's
+features are the weighted mean of its steps. Where windows overlap, they share steps:
+
+    frames      0 … 1023, 64 a window, 8 from window to window: 121 windows
+    per window  [0, 64) [8, 72) [16, 80) …                     the network sees 121 × 64 = 7744 frames
+    dense       [0, 352) [256, 608) [512, 864) [768, 1024)     1312 frames
+
+The numbers are not those of the windows one by one: at a window's ends a convolution meets the frames that are there,
+and not the zeros of its padding. They are those of a single pass over the whole video: a step that feels the end of a
+stretch, save at the ends of the video, is taken from the stretch beside it (`TimeSteps.margin`).
+
+A window starts at a step. Strides that are no multiple of a step need several passes, each of which starts some frames
+after the one before: 64/4 of I3D takes two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .clips import Window, count_clips, sliding_clips
+from .errors import UsageError
+from .records import ClipOutput, ClipSpan
+
+T = TypeVar("T")
+
+NEW_FRAMES = 256
+"""Frames by which each stretch goes beyond the one before.
+
+A stretch has `2 * margin` more, which are computed twice: I3D computes (256 + 2 × 48) / 256 = 1.4 times the frames.
+More new ones would save little of that and cost memory: on a CPU in fp32, I3D takes 4 MB a frame, 1.4 GB a stretch.
+"""
+
+
+@dataclass(frozen=True)
+class TimeSteps:
+    """The steps in time of a network's last map."""
+
+    stride: int
+    """Frames from one step to the next."""
+    margin: int
+    """How near, in frames, a step may come to the end of a stretch before it feels what is beyond it: half of the
+    receptive field, or so much of it that features move by less than 1e-4 of the largest; a multiple of `stride`."""
+    pool: int = 1
+    """Steps that the head averages at a time, before it averages those means; more than 1 make the outer steps of a
+    clip count less."""
+
+    def weights(self, num_steps: int) -> NDArray[np.float32]:
+        """What each step of a clip counts in its features.
+
+        >>> (6 * TimeSteps(stride=8, margin=48, pool=2).weights(4)).round(3).tolist()
+        [1.0, 2.0, 2.0, 1.0]
+        """
+        pool = min(self.pool, num_steps)
+        counts = np.convolve(np.ones(num_steps - pool + 1), np.ones(pool))
+        weights: NDArray[np.float32] = (counts / counts.sum()).astype(np.float32)
+        return weights
+
+
+@dataclass(frozen=True)
+class DensePlan:
+    """How a video is cut into stretches, and windows out of these.
+
+    Raises:
+        UsageError: windows that are no whole number of steps, or a tail that does not go on where the video ends.
+    """
+
+    steps: TimeSteps
+    window: int
+    """Frames a window."""
+    stride: int
+    """Frames from one window's start to the next one's."""
+    tail: str
+    """See `clips.sliding_clips`."""
+    new_frames: int = NEW_FRAMES
+    """See there; a multiple of the steps' stride."""
+
+    def __post_init__(self) -> None:
+        if self.window % self.steps.stride:
+            step = self.steps.stride
+            near = sorted({max(1, self.window // step) * step, (self.window // step + 1) * step})
+            raise UsageError(
+                f"a dense run pools steps of {step} frames: it needs a window that is a multiple of {step}, "
+                f"such as {' or '.join(map(str, near))}, got {self.window}"
+            )
+        if self.tail == "loop":
+            raise UsageError("a looped tail does not go on where the video ends, as a dense run does: use pad or drop")
+
+    @property
+    def phases(self) -> range:
+        """Where, within a step, windows start; each costs a pass over the video."""
+        return range(0, self.steps.stride, math.gcd(self.stride, self.steps.stride))
+
+    @property
+    def length(self) -> int:
+        """Frames a stretch."""
+        return self.new_frames + 2 * self.steps.margin
+
+    def describe(self) -> str:
+        """In words that can be compared, for the recipe."""
+        return f"stretches of {self.length} frames, margin {self.steps.margin}"
+
+    def stretches(self, frames: Iterable[T]) -> Iterator[Window[T]]:
+        """Cut a stream of frames into stretches, each of a whole number of steps.
+
+        The video ends as its last window does, by repeating its last frame. At most a stretch and a step are held.
+
+        >>> steps = TimeSteps(stride=2, margin=2)
+        >>> plan = DensePlan(steps, window=4, stride=2, tail="pad", new_frames=4)
+        >>> print(*("".join(stretch.frames) for stretch in plan.stretches("0123456789A")))
+        01234567 456789AA
+
+        Args:
+            frames: consumed once.
+        """
+        step, last_phase = self.steps.stride, self.phases[-1]
+        # Less than so many frames bring no window in the first stretch, and no step that is new in the others.
+        least_frames, least_more = min(self.window, self.length), 2 * self.steps.margin + step
+        runs = sliding_clips(self._fill(frames), length=self.length + last_phase, stride=self.new_frames)
+        for run in runs:
+            for phase in self.phases:
+                num_frames = min(run.num_valid - phase, self.length) // step * step
+                if num_frames >= (least_more if run.start else least_frames):
+                    yield Window(run.start + phase, num_frames, run.frames[phase : phase + num_frames])
+            del run  # its frames are not held while the next one's come
+
+    def _fill(self, frames: Iterable[T]) -> Iterator[T]:
+        num_frames = 0
+        for frame in frames:
+            yield frame
+            num_frames += 1
+        if num_frames:
+            num_clips = count_clips(num_frames, length=self.window, stride=self.stride, tail=self.tail)
+            for _ in range(num_frames, (num_clips - 1) * self.stride + self.window):
+                yield frame
+
+    def count_stretches(self, num_frames: int) -> int:
+        """How many stretches are cut from so many frames."""
+        return sum(1 for _ in self.stretches(range(num_frames)))
+
+    def pool(self, stretches: Iterable[ClipOutput], windows: Iterable[ClipSpan]) -> list[ClipOutput]:
+        """What the networks would say of windows, from what they said of the stretches of a wholly read video.
+
+        Args:
+            stretches: features (…, D, S) and logits (K, S), a column a step.
+            windows: as `clips.sliding_clips` cuts them from the same frames.
+        """
+        step = self.steps.stride
+
+        def phase_of(output: ClipOutput) -> int:
+            return output.span.start_frame % step
+
+        in_phases = groupby(sorted(stretches, key=phase_of), phase_of)  # sorting keeps the order of time
+        joined = {phase: self._join(list(outputs)) for phase, outputs in in_phases}
+        num_steps = self.window // step
+        weights = self.steps.weights(num_steps)
+
+        def pool_window(span: ClipSpan) -> ClipOutput:
+            first, phase = divmod(span.start_frame, step)
+            whole, steps = joined[phase], slice(first, first + num_steps)
+            return ClipOutput(
+                span,
+                {stream: columns[..., steps] @ weights for stream, columns in whole.features.items()},
+                {stream: columns[..., steps] @ weights for stream, columns in whole.logits.items()},
+            )
+
+        return [pool_window(span) for span in windows]
+
+    def _join(self, outputs: Sequence[ClipOutput]) -> ClipOutput:
+        """The stretches of one phase as one: where two overlap, the first gives way to the second at the margin."""
+        step, margin = self.steps.stride, self.steps.margin
+        starts = [output.span.start_frame for output in outputs]
+        ends = [start + margin for start in starts[1:]] + [starts[-1] + outputs[-1].span.num_valid_frames]
+        cuts = [
+            slice((begin - start) // step, (end - start) // step)
+            for start, (begin, end) in zip(starts, pairwise([starts[0], *ends]), strict=True)
+        ]
+
+        def join(kind: str, stream: str) -> NDArray[np.float32]:
+            parts = [getattr(output, kind)[stream][..., cut] for output, cut in zip(outputs, cuts, strict=True)]
+            return np.concatenate(parts, -1)
+
+        return ClipOutput(
+            outputs[0].span,
+            {stream: join("features", stream) for stream in outputs[0].features},
+            {stream: join("logits", stream) for stream in outputs[0].logits},
+        )

@@ -1,0 +1,114 @@
+"""What every runtime does alike: clips → batches → streams and their views → the networks → `ClipOutput`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError, UsageError
+from ..preprocess import Views
+from ..records import Clip, ClipOutput
+
+
+class Answer(NamedTuple):
+    """What a network says of N clips."""
+
+    features: NDArray[np.float32]
+    """(N, D), or what a layer's tap takes."""
+    logits: NDArray[np.float32]
+    """(N, K)."""
+
+
+class Runtime(ABC):
+    """Runs the clip models of a two-stream model; the contract of all runtimes.
+
+    Args:
+        streams: that there is a model of.
+        precision: "fp32", "bf16" or "fp16".
+        batch_size: clips at a time.
+        views: how many crops of each clip are run, and what becomes of their features; None runs clips as they are.
+
+    Raises:
+        UsageError: a batch of no clips.
+    """
+
+    name: str
+    """As `--runtime` calls it."""
+    version: str
+    """Of the package that does the work."""
+
+    def __init__(self, streams: Iterable[str], precision: str, batch_size: int, views: Views | None) -> None:
+        if batch_size < 1:
+            raise UsageError(f"the batch size must be at least 1, got {batch_size}")
+        self.streams = tuple(streams)
+        self.precision = precision
+        self.batch_size = batch_size
+        self.views = views
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What runs where, for the recipe."""
+
+    @abstractmethod
+    def start(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], Answer]:
+        """Give a network work.
+
+        Args:
+            stream: whose network.
+            clips: (T, H, W, C) uint8 or, of flow, float32 pixels; at least one, all of one shape and type.
+
+        Returns:
+            What waits for the answer. Whoever starts all before he waits leaves a GPU no gaps.
+        """
+
+    def run(self, clips: Sequence[Clip]) -> list[ClipOutput]:
+        """Features and logits of every clip and stream.
+
+        Args:
+            clips: of equal shape.
+
+        Raises:
+            CheckpointError: the streams' scores cannot be fused.
+            Vid3dError: the machine cannot do it; the message says what to try.
+        """
+        outputs: list[ClipOutput] = []
+        while len(outputs) < len(clips):
+            outputs += self._run_batch(clips[len(outputs) : len(outputs) + self.batch_size])
+        return outputs
+
+    def _run_batch(self, clips: Sequence[Clip]) -> list[ClipOutput]:
+        started = {stream: self._start_views(stream, [c.streams[stream] for c in clips]) for stream in self.streams}
+        answers = {stream: self._finish_views(waiting) for stream, waiting in started.items()}
+        check_classes({stream: answer.logits.shape[1] for stream, answer in answers.items()})
+        return [
+            ClipOutput(
+                clip.span,
+                {stream: answer.features[i] for stream, answer in answers.items()},
+                {stream: answer.logits[i] for stream, answer in answers.items()},
+            )
+            for i, clip in enumerate(clips)
+        ]
+
+    def _start_views(self, stream: str, clips: list[NDArray[Any]]) -> list[Callable[[], Answer]]:
+        views = [clips] if self.views is None else self.views.cut(clips, is_flow=stream == "flow")
+        return [self.start(stream, view) for view in views]
+
+    def _finish_views(self, waiting: Sequence[Callable[[], Answer]]) -> Answer:
+        answers = [wait() for wait in waiting]
+        if self.views is None:
+            return answers[0]
+        features = np.stack([answer.features for answer in answers], 1)
+        logits = np.stack([answer.logits for answer in answers])
+        return Answer(features if self.views.are_kept else features.mean(1), logits.mean(0))
+
+
+def check_classes(num_classes: Mapping[str, int]) -> None:
+    """Raise CheckpointError for streams whose scores cannot be fused."""
+    if len(set(num_classes.values())) > 1:
+        counts = ", ".join(f"{stream} {count}" for stream, count in num_classes.items())
+        raise CheckpointError(f"the streams have different numbers of classes ({counts}): run one with --streams")

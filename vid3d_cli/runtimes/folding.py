@@ -1,0 +1,109 @@
+"""Batch norm folded into the convolution before it: in inference both are one affine map."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
+
+Convolution = nn.Conv2d | nn.Conv3d
+
+
+def fold_batch_norms(model: nn.Module, clips: Tensor) -> int:
+    """Fold batch norms into the convolutions before them, in place; what the network answers stays the same.
+
+    Which convolution a norm follows is seen in a pass over the clips, on a copy of the network that has shapes and no
+    numbers, so it does not matter how a network writes its layers down. A convolution whose output goes anywhere
+    else, to a layer's tap for example, stays as it is, and so does a norm that is tapped.
+
+    Args:
+        model: in eval mode.
+        clips: what it takes, of any numbers.
+
+    Returns:
+        How many were folded.
+    """
+    sketch = _without_numbers(model)
+    convolutions = {name: m for name, m in sketch.named_modules() if isinstance(m, Convolution)}
+    for convolution in convolutions.values():
+        if convolution.bias is None:  # so that it is seen whether the forward pass has a use for one
+            convolution.bias = nn.Parameter(torch.empty(convolution.out_channels, device="meta"), requires_grad=False)
+    with torch.no_grad(), _Watch() as watch:
+        sketch(clips[:1].to("meta"))
+
+    by_weight = {id(m.weight): name for name, m in convolutions.items()}
+    by_mean = {id(m.running_mean): name for name, m in sketch.named_modules() if isinstance(m, _BatchNorm)}
+    num_folded = 0
+    for weight, bias, mean in watch.pairs():
+        name, norm_name = by_weight.get(id(weight)), by_mean.get(id(mean))
+        if name is None or norm_name is None or bias is not convolutions[name].bias:
+            continue
+        norm = model.get_submodule(norm_name)
+        if not norm._forward_hooks:
+            _fold(model.get_submodule(name), norm)
+            parent, _, child = norm_name.rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.Identity())
+            num_folded += 1
+    return num_folded
+
+
+def _fold(convolution: nn.Module, norm: nn.Module) -> None:
+    assert isinstance(convolution, Convolution) and isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None and norm.running_var is not None
+    weight, bias = fuse_conv_bn_weights(
+        convolution.weight.double(),
+        None if convolution.bias is None else convolution.bias.double(),
+        norm.running_mean.double(),
+        norm.running_var.double(),
+        norm.eps,
+        norm.weight.double(),
+        norm.bias.double(),
+    )
+    dtype = convolution.weight.dtype
+    convolution.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+    convolution.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+
+
+def _without_numbers(model: nn.Module) -> nn.Module:
+    """A copy on the meta device; no tensor's memory is copied on the way."""
+    memo: dict[int, Any] = {id(t): torch.empty_like(t, device="meta") for t in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    return copy.deepcopy(model, memo)
+
+
+class _Watch(TorchFunctionMode):
+    """Sees every call that takes and gives tensors, and what each convolution's output was used for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[Any, tuple[Any, ...], Any]] = []  # the results, too: an id is reused after its end
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, (Tensor, tuple, list)) and not isinstance(result, torch.Size):
+            self._calls.append((func, (*args, *(kwargs or {}).values()), result))
+        return result
+
+    def pairs(self) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+        """(weight, bias, running mean) of the convolutions and norms that ran once and for each other alone."""
+        uses: Counter[int] = Counter()
+        for _, args, _ in self._calls:
+            uses.update(id(t) for arg in args for t in (arg if isinstance(arg, (tuple, list)) else (arg,)))
+        made_by = {id(result): args for func, args, result in self._calls if func in (F.conv2d, F.conv3d)}
+        found: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        for func, args, _ in self._calls:
+            if func is F.batch_norm and id(args[0]) in made_by and uses[id(args[0])] == 1:
+                _, weight, bias = made_by[id(args[0])][:3]
+                if uses[id(weight)] == 1 and uses[id(args[1])] == 1:
+                    found.append((weight, bias, args[1]))
+        return found
