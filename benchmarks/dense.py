@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -78,26 +79,43 @@ def labels(results: Sequence[VideoResult]) -> NDArray[np.int64]:
     return np.array([clip.logits[FUSED].argmax() for result in results for clip in result.clips])
 
 
-def table_row(model: str, clips: str, streams: str, videos: Sequence[str], directory: Path, clock: str) -> str:
+def table_row(model: str, clips: str, videos: Sequence[str], directory: Path, arguments: argparse.Namespace) -> str:
     """Measure one network on one kind of clips."""
     window, stride = map(int, clips.split("/"))
+    streams, clock = arguments.streams, CLOCKS[arguments.clock]
     entry = find_model(model)
     names = [stream for stream in entry.streams if streams in (stream, "both")]
     files = [entry.streams[name].weights for name in names]
     is_embedded = all(file and any(isinstance(source, PackagedSource) for source in file.sources) for file in files)
     weights = {} if is_embedded else {name: seeded_weights(model, name, directory) for name in names}
-    each = Options(model=model, streams=streams, weights=weights, window=window, stride=stride, precision="fp32")
-    dense = Options(**{**vars(each), "dense": True})
-    one_by_one, seconds = run(each, videos, CLOCKS[clock])
-    pooled, dense_seconds = run(dense, videos, CLOCKS[clock])
+    each = Options(
+        model=model,
+        streams=streams,
+        weights=weights,
+        window=window,
+        stride=stride,
+        runtime=arguments.runtime,
+        precision="fp32",
+    )
+    one_by_one, seconds = run(each, videos, clock)
+    pooled, dense_seconds = run(replace(each, dense=True), videos, clock)
     features = [result.features() for result in one_by_one]
     like = cosines(np.concatenate(features), np.concatenate([result.features() for result in pooled]))
     same = (labels(one_by_one) == labels(pooled)).mean()
-    return (
-        f"| {model}{'' if is_embedded else ', seeded'} | {clips} | {len(like)} | {len(like) / seconds:.2f} "
-        f"| {len(like) / dense_seconds:.2f} | {seconds / dense_seconds:.1f} | {like.mean():.4f} | {like.min():.4f} "
-        f"| {unlike(features):.4f} | {100 * same:.0f} |"
+    cells = (
+        model if is_embedded else f"{model}, seeded",
+        one_by_one[0].recipe.runtime,
+        clips,
+        len(like),
+        f"{len(like) / seconds:.2f}",
+        f"{len(like) / dense_seconds:.2f}",
+        f"{seconds / dense_seconds:.1f}",
+        f"{like.mean():.4f}",
+        f"{like.min():.4f}",
+        f"{unlike(features):.4f}",
+        f"{100 * same:.0f}",
     )
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:
@@ -107,21 +125,20 @@ def main() -> None:
     parser.add_argument("--clips", nargs="+", default=["64/64", "64/32", "64/16", "64/8"], metavar="WINDOW/STRIDE")
     parser.add_argument("--streams", default="rgb")
     parser.add_argument("--videos", type=Path, nargs="+", default=[DEFAULT_VIDEOS], help="files or directories")
+    parser.add_argument("--runtime", default="auto")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that has other work")
     arguments = parser.parse_args()
     videos = [str(file) for path in arguments.videos for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     if not videos:
         sys.exit(f"no videos in {', '.join(map(str, arguments.videos))}")
-    print(f"{len(videos)} videos, torch {torch.__version__}, {torch.get_num_threads()} threads, fp32\n")
-    print(
-        "| model | window/stride | clips | clips/s | clips/s, dense | ratio | cosine, mean | cosine, min | unlike |",
-        "same top-1, % |",
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(f"{len(videos)} videos, {torch.get_num_threads()} threads, fp32, seconds by the {arguments.clock} clock\n")
+    names = ("model", "runtime", "window/stride", "clips", "clips/s", "clips/s, dense", "ratio")
+    print(f"| {' | '.join((*names, 'cosine, mean', 'cosine, min', 'unlike', 'same top-1, %'))} |")
+    print("| --- | --- |" + 9 * " ---: |")
     with tempfile.TemporaryDirectory() as directory:
         for model in arguments.models:
             for clips in arguments.clips:
-                row = table_row(model, clips, arguments.streams, videos, Path(directory), arguments.clock)
+                row = table_row(model, clips, videos, Path(directory), arguments)
                 print(row, flush=True)
 
 

@@ -90,7 +90,8 @@ def facts(**changes):
         "streams": ["rgb", "flow"],
         "window": 64,
         "stride": 64,
-        "runtime": "torch on cpu",
+        "runtime": "openvino on cpu",
+        "has_openvino": True,
         "precision": "fp32",
         "can_run_densely": True,
         "matrix_gflops": {"fp32": 200.0, "bf16": 430.0},
@@ -100,6 +101,7 @@ def facts(**changes):
     return report | changes
 
 
+BF16_AND_GPU, INSTALL = ["--precision bf16", "--device cuda"], "pip install 'vid3d[openvino]'"
 READING = {"network": 900.0, "reading": 300.0, "together": 300.0}
 
 
@@ -110,6 +112,9 @@ READING = {"network": 900.0, "reading": 300.0, "together": 300.0}
         ({"stride": 8}, "network", ["--precision bf16", "--device cuda", "--dense", "--streams rgb"]),
         ({"stride": 8, "can_run_densely": False, "precision": "bf16"}, "network", ["--device cuda", "--streams rgb"]),
         ({"matrix_gflops": {"fp32": 200.0, "bf16": 90.0}, "streams": ["rgb"]}, "network", ["--device cuda"]),
+        ({"runtime": "torch on cpu", "streams": ["rgb"]}, "network", ["--runtime openvino", *BF16_AND_GPU]),
+        ({"runtime": "torch on cpu", "has_openvino": False}, "network", [INSTALL, *BF16_AND_GPU, "--streams rgb"]),
+        ({"runtime": "torch on NVIDIA H200", "precision": "bf16"}, "network", ["--streams rgb"]),
         ({"frames_per_second": READING}, "flow", ["--flow dis-ultrafast", "--streams rgb"]),
         (
             {"frames_per_second": READING, "ms_per_frame": {"decode": 4.0, "resize": 1.0, "flow": 0.0}},

@@ -5,7 +5,7 @@ features are the weighted mean of its steps. Where windows overlap, they share s
 
     frames      0 … 1023, 64 a window, 8 from window to window: 121 windows
     per window  [0, 64) [8, 72) [16, 80) …                     the network sees 121 × 64 = 7744 frames
-    dense       [0, 352) [256, 608) [512, 864) [768, 1024)     1312 frames
+    dense       [0, 352) [256, 608) [512, 864) [672, 1024)     4 × 352 = 1408 frames
 
 The numbers are not those of the windows one by one: at a window's ends a convolution meets the frames that are there,
 and not the zeros of its padding. They are those of a single pass over the whole video: a step that feels the end of a
@@ -18,6 +18,7 @@ after the one before: 64/4 of I3D takes two.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -26,7 +27,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .clips import Window, count_clips, sliding_clips
+from .clips import Window, count_clips
 from .errors import UsageError
 from .records import ClipOutput, ClipSpan
 
@@ -111,26 +112,34 @@ class DensePlan:
     def stretches(self, frames: Iterable[T]) -> Iterator[Window[T]]:
         """Cut a stream of frames into stretches, each of a whole number of steps.
 
-        The video ends as its last window does, by repeating its last frame. At most a stretch and a step are held.
+        The video ends as its last window does, by repeating its last frame. All stretches but that of a short video
+        have one length, for which a compiled network need be made ready but once: the last one begins earlier. At most
+        a stretch and a step of frames are held.
 
         >>> steps = TimeSteps(stride=2, margin=2)
         >>> plan = DensePlan(steps, window=4, stride=2, tail="pad", new_frames=4)
-        >>> print(*("".join(stretch.frames) for stretch in plan.stretches("0123456789A")))
-        01234567 456789AA
+        >>> print(*("".join(stretch.frames) for stretch in plan.stretches("0123456789ABC")))
+        01234567 456789AB 6789ABCC
 
         Args:
             frames: consumed once.
         """
-        step, last_phase = self.steps.stride, self.phases[-1]
-        # Less than so many frames bring no window in the first stretch, and no step that is new in the others.
-        least_frames, least_more = min(self.window, self.length), 2 * self.steps.margin + step
-        runs = sliding_clips(self._fill(frames), length=self.length + last_phase, stride=self.new_frames)
-        for run in runs:
-            for phase in self.phases:
-                num_frames = min(run.num_valid - phase, self.length) // step * step
-                if num_frames >= (least_more if run.start else least_frames):
-                    yield Window(run.start + phase, num_frames, run.frames[phase : phase + num_frames])
-            del run  # its frames are not held while the next one's come
+        length, step, num_frames = self.length, self.steps.stride, 0
+        held: deque[T] = deque(maxlen=length + step - 1)
+        ends = {phase: phase + length for phase in self.phases}  # of the stretch that each phase comes to next
+        for frame in self._fill(frames):
+            held.append(frame)
+            num_frames += 1
+            for phase, end in ends.items():
+                if end == num_frames:
+                    yield Window(end - length, length, list(held)[-length:])
+                    ends[phase] += self.new_frames
+        for phase, end in ends.items():
+            last = phase + (num_frames - phase) // step * step
+            is_short = end == phase + length
+            start = phase if is_short else last - length
+            if last >= (phase + self.window if is_short else end - self.new_frames + step):  # else there is nothing new
+                yield Window(start, last - start, list(held)[start - num_frames :][: last - start])
 
     def _fill(self, frames: Iterable[T]) -> Iterator[T]:
         num_frames = 0

@@ -294,13 +294,14 @@ class Normalise(nn.Module):
         uint8 0 … 255 stands for the whole range, in flow too, where it is what 8-bit quantisation made of ± bound.
         """
         low, high = self.range
+        # In place after the first: a long stretch of frames has hundreds of megabytes.
         if x.dtype == torch.uint8:
-            share = x.float() / 255
+            share = x.float().div_(255)
         else:
             assert self.bound_px is not None
-            share = (x.clamp(-self.bound_px, self.bound_px) + self.bound_px) / (2 * self.bound_px)
-        x = share * (high - low) + low
-        return ((x.flip(1) if self.is_bgr else x) - self.mean) / self.std
+            share = x.clamp(-self.bound_px, self.bound_px).add_(self.bound_px).div_(2 * self.bound_px)
+        x = share.mul_(high - low).add_(low)
+        return (x.flip(1) if self.is_bgr else x).sub_(self.mean).div_(self.std)
 
 
 POOLS = ("avg", "max", "none", "spatial")

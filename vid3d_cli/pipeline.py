@@ -157,6 +157,7 @@ class Pipeline:
             num_threads=options.threads,
         )
         self._check_network()
+        batch_size = 1 if self.dense_plan is not None else options.batch_size
         models = {stream: self._load(stream, checkpoint) for stream, checkpoint in self.checkpoints.items()}
         return create_runtime(
             models,
@@ -165,7 +166,7 @@ class Pipeline:
             precision=options.precision,
             compile=options.compile,
             num_threads=options.threads,
-            batch_size=1 if self.dense_plan is not None else options.batch_size,
+            batch_size=batch_size,
             views=None if options.crops == 1 else Views(options.crops, self.crop_px, options.keep_crops),
             identities={stream: self._identity(stream) for stream in self.streams},
         )

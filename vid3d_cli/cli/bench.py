@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,6 +120,7 @@ def measure(pipeline: Pipeline, video: str) -> dict[str, Any]:
         "ms_per_frame": {stage: 1000 * seconds / reading.num_frames for stage, seconds in stages.items()},
         "network_seconds_per_clip": clip_seconds,
         "network_gflops": _network_gflops(pipeline, clip_seconds),
+        "has_openvino": find_spec("openvino") is not None,
         "can_run_densely": _can_run_densely(pipeline),
         "frames_per_second": rates | {"together": together(**rates, share_cores=runtime.description.endswith("cpu"))},
     }
@@ -198,11 +200,15 @@ def advise(report: Mapping[str, Any]) -> list[str]:
     bound, products = find_bound(report), report["matrix_gflops"]
     has_flow = "flow" in report["streams"]
     tips = []
+    is_cpu = report["runtime"].endswith("cpu")
     if bound == "network":
+        if is_cpu and report["runtime"].startswith("torch"):
+            how = "--runtime openvino" if report["has_openvino"] else "pip install 'vid3d[openvino]'"
+            tips.append(f"{how}: made for CPUs, and quicker")
         if report["precision"] == "fp32" and products["bf16"] > BF16_PAYS * products["fp32"]:
             ratio = products["bf16"] / products["fp32"]
             tips.append(f"--precision bf16: matrix products are {ratio:.1f} × as fast here")
-        if report["runtime"].endswith("cpu"):
+        if is_cpu:
             tips.append("--device cuda: on a machine that has a GPU")
         if report["can_run_densely"] and report["stride"] < report["window"]:
             tips.append("--dense: overlapping windows share one pass of the network")
@@ -245,4 +251,5 @@ def _describe_bound(report: Mapping[str, Any]) -> str:
     rates, bound = report["frames_per_second"], report["bound"]
     slower, quicker = sorted([rates["network"], rates["reading"]])
     what = "the network" if bound == "network" else f"reading, {bound} most of all"
-    return f"Bound by {what}: {slower:.0f} frames/s where the rest could do {quicker:.0f}. To go faster:"
+    more = " To go faster:" if report["advice"] else ""
+    return f"Bound by {what}: {slower:.0f} frames/s where the rest could do {quicker:.0f}.{more}"

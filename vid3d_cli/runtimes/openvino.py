@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..errors import UsageError, Vid3dError
@@ -165,6 +165,7 @@ class OpenVINORuntime(Runtime):
             # Fake tensors have shapes and no numbers, so the true length of a clip costs nothing.
             trace = make_fx(torch.func.functionalize(forward), tracing_mode="fake", _allow_non_fake_inputs=True)
             graph = trace(clips)
+            _compute_constants(graph)
         try:
             fx_decoder: Any = importlib.import_module("openvino.frontend.pytorch.fx_decoder")
             decoder = fx_decoder.TorchFXPythonDecoder(graph, dynamic_shapes=False)
@@ -177,3 +178,22 @@ class OpenVINORuntime(Runtime):
             ) from error
         _log.info("%s was converted to OpenVINO in %.1f s", stream, time.perf_counter() - started)
         return network
+
+
+def _compute_constants(graph: fx.GraphModule) -> None:
+    """Put numbers in the place of what depends on the shape of the clips alone, such as the frames that are picked.
+
+    OpenVINO's float32 arithmetic need not round as PyTorch's does, and what is cut down to an index shows it.
+    """
+    constants: dict[fx.Node, Any] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and all(used in constants for used in node.all_input_nodes):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), constants.__getitem__)
+            constants[node] = node.target(*args, **kwargs)
+    for i, (node, value) in enumerate(constants.items()):
+        if isinstance(value, Tensor) and not all(user in constants for user in node.users):
+            graph.register_buffer(f"constant_{i}", value)
+            with graph.graph.inserting_before(node):
+                node.replace_all_uses_with(graph.graph.get_attr(f"constant_{i}"))
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
