@@ -1,12 +1,12 @@
 """Overlapping windows one by one and with `--dense`: clips per second, and how far the two agree.
 
-    python benchmarks/dense.py                                      # i3d and s3d, seeded weights: about 25 minutes
+    python benchmarks/dense.py                                      # i3d and s3d, seeded weights: about half an hour
     python benchmarks/dense.py --models s3d_mini.camera_motion --clips 64/8 32/8 16/8 16/4 --streams both
 
 Runs the whole pipeline, decoding included, on the real videos of --videos, and prints a Markdown table. Times are sums
-over all videos; the networks are loaded before, and have run once. Cosines compare each window's features, top-1 its
-label. Seeded weights are random: they say how much a network's structure makes of the frames beyond a window and of the
-zeros that are not there, not how much a trained one does. "unlike" is the mean cosine of clips of different videos,
+over all videos; before, the networks have run on the first clip of each. Cosines compare each window's features, top-1
+its label. Seeded weights are random: they say how much a network's structure makes of the frames beyond a window and of
+the zeros that are not there, not how much a trained one does. "unlike" is the mean cosine of clips of different videos,
 which is high for random weights: it is what "cosine" has to be seen against.
 """
 
@@ -55,8 +55,9 @@ def seeded_weights(model: str, stream: str, directory: Path) -> Path:
 def run(options: Options, videos: Sequence[str], clock: Callable[[], float]) -> tuple[list[VideoResult], float]:
     """The results of all videos and the seconds they took."""
     pipeline = Pipeline(options)
-    with pipeline.open_clips(videos[0]) as reader:
-        pipeline.runtime.run([next(iter(reader))])  # memory is laid out, kernels are chosen
+    for video in videos:  # memory is laid out, and networks are compiled for clips of each length
+        with pipeline.open_clips(video) as reader:
+            pipeline.runtime.run([next(iter(reader))])
     start = clock()
     results = list(local.run(pipeline, videos))
     return results, clock() - start

@@ -244,48 +244,60 @@ def test_a_gpu_gives_what_the_cpu_gives():
     assert mean_end_point_error(flow, np.stack([expected] * 3)) < MAX_ERROR_PX
 
 
+both_kinds = pytest.mark.parametrize("kind", [tvl1._Fields, tvl1._CpuFields])
+
+
 def random_fields(kind, num_pairs=2, height=9, width=13):
     """Every field random, zero where it has to be."""
     fields = kind(num_pairs, height, width, torch.device("cpu"))
-    torch.manual_seed(0)
-    for field in (fields.w, fields.f_offset, fields.f_slope, fields.g, fields._q_x_padded, fields._q_y_padded):
-        inside = field[..., fields._row :] if field.shape[-1] > fields._size else field
-        fields.picture(inside).copy_(torch.randn(fields.picture(inside).shape))
-    for field, edge in ((fields._q_x_padded, np.s_[..., -1]), (fields._q_y_padded, np.s_[..., -1, :])):
-        fields.picture(field[..., fields._row :])[edge] = 0
+    random = torch.Generator().manual_seed(0)
+    for field in (fields.w, fields.f_offset, fields.f_slope, fields.g, fields.q_x, fields.q_y):
+        fields.picture(field).normal_(generator=random)
+    fields.picture(fields.q_x)[..., -1] = 0
+    fields.picture(fields.q_y)[..., -1, :] = 0
     return fields
 
 
-@pytest.mark.parametrize("kind", [tvl1._Fields, tvl1._CpuFields])
-def test_an_iteration_is_the_formula(kind, monkeypatch):
-    monkeypatch.setattr(tvl1, "_fuse", lambda function: function)
+@both_kinds
+def test_an_iteration_is_the_formula(kind, on_gpu_paths):
     fields = random_fields(kind)
-    w, f_offset, f_slope, g = (
-        fields.picture(x).numpy().copy() for x in (fields.w, fields.f_offset, fields.f_slope, fields.g)
+    w, q_x, q_y, f_offset, f_slope, g = (
+        fields.picture(field).numpy().copy()
+        for field in (fields.w, fields.q_x, fields.q_y, fields.f_offset, fields.f_slope, fields.g)
     )
-    q_x, q_y = (fields.picture(x[..., fields._row :]).numpy().copy() for x in (fields._q_x_padded, fields._q_y_padded))
     for _ in range(3):
-        length = fields.iterate(0.25, 0.045)
         f = np.clip(f_offset + (f_slope * w).sum(1, keepdims=True), -0.045, 0.045)
-        change = f * g + np.diff(q_x, axis=-1, prepend=0) + np.diff(q_y, axis=-2, prepend=0)
-        w = w + change
+        w = w + f * g + np.diff(q_x, axis=-1, prepend=0) + np.diff(q_y, axis=-2, prepend=0)
         right, down = np.diff(w, axis=-1, append=w[..., -1:]), np.diff(w, axis=-2, append=w[..., -1:, :])
         q_x, q_y = ((q + 0.25 * d) / (1 + np.hypot(right, down)) for q, d in ((q_x, right), (q_y, down)))
-        np.testing.assert_allclose(length.flatten(), np.sqrt((change**2).sum((1, 2, 3))), rtol=1e-5)
-    np.testing.assert_allclose(fields.picture(fields.w), w, atol=1e-5)
-    np.testing.assert_allclose(fields.picture(fields._q_x_padded[..., fields._row :]), q_x, atol=1e-5)
-    np.testing.assert_allclose(fields.picture(fields._q_y_padded[..., fields._row :]), q_y, atol=1e-5)
+    fields.iterate(3, 0.25, 0.045, rest=0)
+    for field, expected in ((fields.w, w), (fields.q_x, q_x), (fields.q_y, q_y)):
+        np.testing.assert_allclose(fields.picture(field), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [tvl1._Fields, tvl1._CpuFields])
-def test_a_pair_at_rest_stays(kind, monkeypatch):
-    monkeypatch.setattr(tvl1, "_fuse", lambda function: function)
+@both_kinds
+def test_a_pair_is_at_rest_once_it_changes_too_little(kind, on_gpu_paths, monkeypatch):
+    monkeypatch.setattr(tvl1, "GPU_ITERATIONS_PER_CHECK", 1)
+    fields, one_iteration = random_fields(kind), random_fields(kind)
+    one_iteration.iterate(1, 0.25, 0.045, rest=0)
+    changes = (one_iteration.w - fields.w).flatten(1).norm(dim=1)
+    fields.iterate(30, 0.25, 0.045, rest=changes.max().item() + 1e-3)
+    assert not fields.is_moving.any()
+    torch.testing.assert_close(fields.w, one_iteration.w)
+
+    fields = random_fields(kind)
+    fields.iterate(1, 0.25, 0.045, rest=changes.mean().item())
+    assert torch.equal(fields.is_moving.flatten(), changes > changes.mean())
+
+
+@both_kinds
+def test_a_pair_at_rest_stays(kind, on_gpu_paths):
     fields = random_fields(kind)
     fields.is_moving[1] = False
     everything = (fields._w_padded, fields._q_x_padded, fields._q_y_padded)
     before = [field.clone() for field in everything]
-    length = fields.iterate(0.25, 0.045)
-    assert (length[0] > 0, length[1]) == (True, 0)
+    fields.iterate(2, 0.25, 0.045, rest=0)
+    assert fields.is_moving.flatten().tolist() == [True, False]
     for old, new in zip(before, everything, strict=True):
         assert not torch.equal(new[0], old[0])
         assert torch.equal(new[1], old[1])
@@ -304,6 +316,20 @@ def test_what_is_compiled_is_one_graph_with_the_same_result(function):
     expected = function(*plain)
     torch.testing.assert_close(torch.compile(function, backend="aot_eager", fullgraph=True)(*compiled), expected)
     torch.testing.assert_close(compiled, plain)
+
+
+def test_without_torchscript_the_result_is_the_same(monkeypatch):
+    pair = shifted_pair(2, 1, 30, 40)
+    expected = flow_of(*pair)
+
+    def fail(function):
+        raise RuntimeError("no TorchScript any more")
+
+    monkeypatch.setattr(torch.jit, "script", fail)
+    assert tvl1._script(tvl1._iterate_in_place) is tvl1._iterate_in_place
+    assert tvl1._iterate_without_lock is not tvl1._iterate_in_place  # where the tests run it exists
+    monkeypatch.setattr(tvl1, "_iterate_without_lock", tvl1._iterate_in_place)
+    np.testing.assert_array_equal(flow_of(*pair), expected)
 
 
 def test_without_a_compiler_it_runs_uncompiled(monkeypatch):
@@ -329,13 +355,14 @@ def test_the_divergence_is_the_negative_adjoint_of_the_gradient(height, width, s
     x[..., -1], y[..., -1, :] = 0, 0
 
     fields.picture(fields.w)[:] = picture
-    fields.iterate(0.25, 0.045)  # with no q and no g it changes q alone
-    gradient = fields.picture(fields._dw_dx), fields.picture(fields._dw_dy)
-    inner = (gradient[0].double() * x + gradient[1].double() * y).sum()
+    fields.iterate(1, 0.25, 0.045, rest=0)  # with no q and no g it changes q alone
+    right, down = (fields.picture(field).double() for field in fields._scratch[2:4])
+    inner = (right * x + down * y).sum()
 
     fields.w.zero_()
-    fields.picture(fields._q_x)[:], fields.picture(fields._q_y)[:] = x, y
-    fields.iterate(0.25, 0.045)  # so w becomes div q
+    fields.is_moving.fill_(True)
+    fields.picture(fields.q_x)[:], fields.picture(fields.q_y)[:] = x, y
+    fields.iterate(1, 0.25, 0.045, rest=0)  # so w becomes div q
     assert inner.item() == pytest.approx(-(fields.picture(fields.w).double() * picture).sum().item(), abs=1e-3)
 
 
@@ -385,5 +412,9 @@ def test_the_median_is_numpys(size, num_greys):
     pictures = np.random.default_rng(0).integers(0, num_greys, (2, 2, *size)).astype(np.float32)
     padded = np.pad(pictures, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
     expected = np.median(np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(2, 3)), axis=(-2, -1))
-    for median in (tvl1._median, tvl1._median_by_torch):
-        np.testing.assert_array_equal(median(torch.from_numpy(pictures)), expected)
+    np.testing.assert_array_equal(tvl1._median_by_torch(torch.from_numpy(pictures)), expected)
+    fields = tvl1._CpuFields(2, *size, torch.device("cpu"))
+    fields.picture(fields.w)[:] = torch.from_numpy(pictures)
+    fields.is_moving[1] = False
+    fields.filter()
+    np.testing.assert_array_equal(fields.picture(fields.w), [expected[0], pictures[1]])

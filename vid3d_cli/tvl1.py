@@ -49,10 +49,6 @@ GPU_BATCH_SIZE = 64
 GPU_ITERATIONS_PER_CHECK = 10
 """How often a GPU is asked whether any pair still moves: the answer has to be waited for."""
 
-_CACHE_LINE = 16
-"""Values in one. The last bit of what OpenCV computes depends on the place in it: every pair has to start at the first,
-or a batch would differ from its pairs."""
-
 
 @dataclass(frozen=True)
 class Tvl1Parameters:
@@ -266,11 +262,10 @@ def _read_at(pictures: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """cv2.remap with INTER_CUBIC: pictures (N, C, H, W) at positions (N, H, W), zero outside."""
     if not _is_cpu(pictures):
         return _read_by_torch(pictures, x, y)
-    read = [
-        cv2.remap(picture.permute(1, 2, 0).numpy(), to_x.numpy(), to_y.numpy(), cv2.INTER_CUBIC)
-        for picture, to_x, to_y in zip(pictures, x, y, strict=True)
-    ]
-    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)
+    read = torch.empty(pictures.permute(0, 2, 3, 1).shape)  # OpenCV interleaves channels
+    for picture, to_x, to_y, out in zip(pictures, x, y, read, strict=True):
+        cv2.remap(picture.permute(1, 2, 0).numpy(), to_x.numpy(), to_y.numpy(), cv2.INTER_CUBIC, out.numpy())
+    return read.permute(0, 3, 1, 2)
 
 
 def _read_by_torch(pictures: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -280,16 +275,8 @@ def _read_by_torch(pictures: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return F.grid_sample(pictures, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
 
 
-def _median(pictures: Tensor) -> Tensor:
-    """cv2.medianBlur of pictures (N, C, H, W), edges repeated."""
-    if not _is_cpu(pictures):
-        return _fuse(_median_by_torch)(pictures)
-    planes = [cv2.medianBlur(plane.numpy(), MEDIAN_SIDE_PX) for plane in pictures.flatten(0, 1)]
-    return torch.from_numpy(np.stack(planes)).view(pictures.shape)
-
-
 def _median_by_torch(pictures: Tensor) -> Tensor:
-    """By minima and maxima alone, of whole pictures."""
+    """cv2.medianBlur of pictures (N, C, H, W), edges repeated; by minima and maxima of whole pictures."""
     height, width = pictures.shape[-2:]
     padded = F.pad(pictures, (MEDIAN_SIDE_PX // 2,) * 4, mode="replicate")
     # Neighbours share the columns of their windows, so these are sorted once. Of a table whose columns and rows are
@@ -335,9 +322,9 @@ def _order(values: list[Tensor], low: int, high: int) -> None:
 class _Fields:
     """What an iteration reads and writes, for N pairs of pictures of H × W.
 
-    Pictures lie flat, with a column of zeros behind them: so the neighbours of all pixels are at one distance in
-    memory. S is H · (W+1), rounded up to whole cache lines. The flow u is held as w = τ/θ u and the dual variable p as
-    q = τ p, which leaves the fewest factors:
+    Pictures lie flat, S = H · (W+1) values, with a column of zeros behind them: so the neighbours of all pixels are at
+    one distance in memory. The flow u is held as w = τ/θ u and the dual variable p as q = τ p, which leaves the fewest
+    factors:
 
         w ← w + f g + div q        q ← (q + τ ∇w) / (1 + |∇w|)
 
@@ -347,39 +334,45 @@ class _Fields:
     def __init__(self, num_pairs: int, height: int, width: int, device: torch.device) -> None:
         self.height, self.width = height, width
         self._row = width + 1
-        self._size = _CACHE_LINE * math.ceil(height * self._row / _CACHE_LINE)
+        self._size = height * self._row
         self._num_pairs, self._device = num_pairs, device
 
         # A row that stays zero gives the edges neighbours: below w, above q.
         self._w_padded, self._q_x_padded, self._q_y_padded = (self._zeros(2, self._row) for _ in range(3))
         self.w = self._w_padded[..., : self._size]
+        self.q_x, self.q_y = self._q_x_padded[..., self._row :], self._q_y_padded[..., self._row :]
         self.f_offset, self.f_slope, self.g = self._zeros(1), self._zeros(2), self._zeros(2)
+        self.channels = [(field[:, :1], field[:, 1:]) for field in (self.g, self.f_slope, self.w)]
         self.is_moving = torch.ones(num_pairs, 1, 1, dtype=torch.bool, device=device)
         """Pairs that are not done: the others stay as they are."""
 
     def _zeros(self, channels: int, padding: int = 0) -> Tensor:
         return torch.zeros(self._num_pairs, channels, self._size + padding, device=self._device)
 
-    def _rows(self, flat: Tensor) -> Tensor:
-        """(N, C, S) → (N, C, H, W+1), the same memory."""
-        return flat[..., : self.height * self._row].view(*flat.shape[:-1], self.height, self._row)
-
     def picture(self, flat: Tensor) -> Tensor:
         """(N, C, S) → (N, C, H, W), the same memory."""
-        return self._rows(flat)[..., : self.width]
+        return flat.unflatten(-1, (self.height, self._row))[..., : self.width]  # type: ignore[no-any-return, no-untyped-call]
 
-    def iterate(self, tau: float, limit: float) -> Tensor:
-        """One step of w and q.
+    def filter(self) -> None:
+        """Replace w by its median."""
+        flow = self.picture(self.w)
+        torch.where(self.is_moving[..., None], _fuse(_median_by_torch)(flow), flow, out=flow)
+
+    def iterate(self, num_iterations: int, tau: float, limit: float, rest: float) -> None:
+        """Move w and q, until all pairs are at rest.
 
         Args:
+            num_iterations: at most.
             tau: τ.
             limit: λθ.
-
-        Returns:
-            (N, 1, 1): the length of w's change, as one vector.
+            rest: the length of w's change, as one vector, at which a pair is at rest.
         """
         padded = (self._w_padded, self._q_x_padded, self._q_y_padded)
-        return _fuse(_iterate)(*padded, self.f_offset, self.f_slope, self.g, self.is_moving, self.height, tau, limit)
+        th = (self.f_offset, self.f_slope, self.g)
+        for i in range(1, num_iterations + 1):
+            self.is_moving &= _fuse(_iterate)(*padded, *th, self.is_moving, self.height, tau, limit) > rest
+            if i % GPU_ITERATIONS_PER_CHECK == 0 and not self.is_moving.any():
+                return
 
 
 def _iterate(
@@ -394,7 +387,11 @@ def _iterate(
     tau: float,
     limit: float,
 ) -> Tensor:
-    """`_Fields.iterate` as the compiler likes it: expressions, and every field is written once."""
+    """Move w and q once; as the compiler likes it: expressions, and every field is written once.
+
+    Returns:
+        (N, 1, 1): the length of w's change.
+    """
     size = g.shape[-1]
     row = w_padded.shape[-1] - size
     w, q_x, q_y = w_padded[..., :size], q_x_padded[..., row:], q_y_padded[..., row:]
@@ -407,11 +404,6 @@ def _iterate(
     divisor = 1 + (dw_dx**2 + dw_dy**2).sqrt()
     q_x.copy_((q_x + tau * dw_dx) / divisor)
     q_y.copy_((q_y + tau * dw_dy) / divisor)
-    return _length(change)
-
-
-def _length(change: Tensor) -> Tensor:
-    """(N, C, S) → (N, 1, 1)."""
     length: Tensor = torch.linalg.vector_norm(change, dim=(1, 2), keepdim=True)
     return length
 
@@ -437,49 +429,92 @@ def _fuse(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class _CpuFields(_Fields):
-    """The same, with an iteration made of operations in place.
+    """The same, moved by operations in place, whose memory is taken once.
 
-    Pages from the system would cost more than what is computed in them, so all memory is taken once. torch.compile
-    would halve the time, but for half a minute of compilation, and its code lets no other thread of Python run.
+    Pages from the system would cost more than what is computed in them. torch.compile would halve the time, but for
+    half a minute of compilation, and its code lets no other thread of Python run.
     """
 
     def __init__(self, num_pairs: int, height: int, width: int, device: torch.device) -> None:
         super().__init__(num_pairs, height, width, device)
         size, row = self._size, self._row
-        self._w_right, self._w_down = self._w_padded[..., 1 : size + 1], self._w_padded[..., row:]
-        self._q_x, self._q_x_left = self._q_x_padded[..., row:], self._q_x_padded[..., row - 1 : -1]
-        self._q_y, self._q_y_up = self._q_y_padded[..., row:], self._q_y_padded[..., :-row]
-        self._terms = [(field[:, :1], field[:, 1:]) for field in (self.f_slope, self.w)]
+        _, (slope_x, slope_y), (w_x, w_y) = self.channels
+        self._th = [self.f_offset, slope_x, w_x, slope_y, w_y, self.g]
+        self._neighbours = [
+            self._w_padded[..., 1 : size + 1],  # of w, right
+            self._w_padded[..., row:],  # of w, below
+            self._q_x_padded[..., row - 1 : -1],  # of q_x, left
+            self._q_y_padded[..., :-row],  # of q_y, above
+        ]
+        dw_dx, dw_dy = self._zeros(2), self._zeros(2)
+        edges = [dw_dx.view(num_pairs, 2, height, row)[..., -2:], dw_dy[..., -row:]]
+        self._scratch = [self._zeros(1), self._zeros(2), dw_dx, dw_dy, *edges, self._zeros(2)]
 
-        self._f, self._change, self._length = self._zeros(1), self._zeros(2), self._zeros(2)
-        self._dw_dx, self._dw_dy = self._zeros(2), self._zeros(2)
-        self._beyond_right = self._rows(self._dw_dx)[..., -2:]
-        self._beyond_bottom = self._rows(self._dw_dy)[..., -1, :]
-        self._vectors = [field.numpy() for field in (self._dw_dx, self._dw_dy, self._length)]
+    def filter(self) -> None:
+        for pair, is_moving in zip(self.picture(self.w).numpy(), self.is_moving, strict=True):
+            for channel in pair if is_moving else ():
+                cv2.medianBlur(channel, MEDIAN_SIDE_PX, channel)
 
-    def iterate(self, tau: float, limit: float) -> Tensor:
-        f, change, dw_dx, dw_dy = self._f, self._change, self._dw_dx, self._dw_dy
-        (slope_x, slope_y), (w_x, w_y) = self._terms
-        torch.addcmul(self.f_offset, slope_x, w_x, out=f).addcmul_(slope_y, w_y).clamp_(-limit, limit)
-        torch.sub(self._q_x, self._q_x_left, out=change)
-        change.add_(self._q_y).sub_(self._q_y_up).addcmul_(f, self.g)
-        if self._num_pairs > 1:
-            change.mul_(self.is_moving)
-        self.w.add_(change)
+    def iterate(self, num_iterations: int, tau: float, limit: float, rest: float) -> None:
+        fields = (self.w, self.q_x, self.q_y, self._th, self._neighbours, self._scratch, self.is_moving)
+        _iterate_without_lock(*fields, num_iterations, tau, limit, rest)
 
-        torch.sub(self._w_right, self.w, out=dw_dx)
-        torch.sub(self._w_down, self.w, out=dw_dy)
-        self._beyond_right.zero_()
-        self._beyond_bottom.zero_()
-        if self._num_pairs > 1:
-            dw_dx.mul_(self.is_moving)
-            dw_dy.mul_(self.is_moving)
-        for x, y, length in zip(*self._vectors, strict=True):
-            cv2.magnitude(x, y, length)  # a quarter of the time of torch.hypot
-        divisor = self._length.add_(1)
-        self._q_x.add_(dw_dx, alpha=tau).div_(divisor)
-        self._q_y.add_(dw_dy, alpha=tau).div_(divisor)
-        return _length(change)
+
+def _iterate_in_place(
+    w: Tensor,
+    q_x: Tensor,
+    q_y: Tensor,
+    th: list[Tensor],
+    neighbours: list[Tensor],
+    scratch: list[Tensor],
+    is_moving: Tensor,
+    num_iterations: int,
+    tau: float,
+    limit: float,
+    rest: float,
+) -> None:
+    """`_Fields.iterate`, in what TorchScript knows of Python."""
+    f_offset, slope_x, w_x, slope_y, w_y, g = th
+    w_right, w_below, q_x_left, q_y_above = neighbours
+    f, change, dw_dx, dw_dy, beyond_right, beyond_bottom, divisor = scratch
+    is_batch = w.shape[0] > 1
+    for _ in range(num_iterations):
+        torch.addcmul(f_offset, slope_x, w_x, out=f).addcmul_(slope_y, w_y).clamp_(-limit, limit)
+        torch.sub(q_x, q_x_left, out=change)
+        change.add_(q_y).sub_(q_y_above).addcmul_(f, g)
+        if is_batch:
+            change.mul_(is_moving)
+        w.add_(change)
+        torch.sub(w_right, w, out=dw_dx)
+        torch.sub(w_below, w, out=dw_dy)
+        beyond_right.zero_()
+        beyond_bottom.zero_()
+        if is_batch:
+            dw_dx.mul_(is_moving)
+            dw_dy.mul_(is_moving)
+        torch.mul(dw_dx, dw_dx, out=divisor).addcmul_(dw_dy, dw_dy).sqrt_().add_(1)
+        q_x.add_(dw_dx, alpha=tau).div_(divisor)
+        q_y.add_(dw_dy, alpha=tau).div_(divisor)
+        is_moving.logical_and_(torch.linalg.vector_norm(change, dim=[1, 2], keepdim=True) > rest)
+        if not bool(is_moving.any()):
+            return
+
+
+def _script(function: Callable[..., None]) -> Callable[..., None]:
+    """TorchScript, or where there is none any more the function itself: the threads then wait for each other.
+
+    Between two operations Python's lock has to change hands. TorchScript runs the whole loop without it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated in favour of torch.compile, which keeps the lock
+        try:
+            scripted: Callable[..., None] = torch.jit.script(function)
+        except Exception:  # whatever a later version finds
+            return function
+    return scripted
+
+
+_iterate_without_lock = _script(_iterate_in_place)
 
 
 class _Scale:
@@ -509,33 +544,31 @@ class _Scale:
         for _ in range(self._parameters.num_warps):
             self._linearise()
             self._minimise()
-        return self._flow()
-
-    def _flow(self) -> Tensor:
         return self._fields.picture(self._fields.w) * self._px_per_w
 
     def _linearise(self) -> None:
         """Read the second frame where the flow points, and set f and g for there."""
-        fields, flow = self._fields, self._flow()
-        read = _read_at(self._following, self._x + flow[:, 0], self._y + flow[:, 1])
+        fields, flow = self._fields, self._fields.picture(self._fields.w)
+        x, y = (torch.add(at, flow[:, i], alpha=self._px_per_w) for i, at in enumerate((self._x, self._y)))
+        read = _read_at(self._following, x, y)
         fields.picture(fields.g)[:] = read[:, 1:]
-        factor = -1 / fields.g.square().sum(1, keepdim=True).clamp_(min=torch.finfo(torch.float32).eps)
+        (g_x, g_y), (slope_x, slope_y), (w_x, w_y) = fields.channels
+        factor = torch.mul(g_x, g_x, out=fields.f_offset).addcmul_(g_y, g_y)
+        factor.clamp_(min=torch.finfo(torch.float32).eps).reciprocal_().neg_()  # -1 / |∇I1|²
         torch.mul(fields.g, factor, out=fields.f_slope).mul_(self._px_per_w)
-        # The brightness error is known for this flow; the offset is what f would be for none.
-        torch.sub(read[:, :1], self._prev, out=fields.picture(fields.f_offset))
-        fields.f_offset.mul_(factor).sub_((fields.f_slope * fields.w).sum(1, keepdim=True))
         fields.g.div_(self._px_per_w)
+        # The brightness error is known for this flow; the offset is what f would be for none.
+        fields.picture(fields.f_offset).mul_(read[:, :1] - self._prev)
+        fields.f_offset.addcmul_(slope_x, w_x, value=-1).addcmul_(slope_y, w_y, value=-1)
 
     def _minimise(self) -> None:
         """Iterate until every pair has come to rest; one that has stays as it is while others move on."""
         parameters, fields = self._parameters, self._fields
         rest = parameters.epsilon / self._px_per_w * math.sqrt(fields.height * fields.width)
-        iterations_per_check = 1 if _is_cpu(fields.w) else GPU_ITERATIONS_PER_CHECK
         fields.is_moving.fill_(True)
         for _ in range(parameters.max_rounds):
-            flow = fields.picture(fields.w)
-            torch.where(fields.is_moving[..., None], _median(flow), flow, out=flow)
-            for i in range(1, parameters.iterations_per_round + 1):
-                fields.is_moving &= fields.iterate(parameters.tau, parameters.lambda_ * parameters.theta) > rest
-                if i % iterations_per_check == 0 and not fields.is_moving.any():
-                    return
+            fields.filter()
+            limit = parameters.lambda_ * parameters.theta
+            fields.iterate(parameters.iterations_per_round, parameters.tau, limit, rest)
+            if not fields.is_moving.any():
+                return
