@@ -13,6 +13,7 @@ from videos import write_video
 
 import vid3d_cli.cli
 import vid3d_cli.model
+import vid3d_cli.runtimes
 import vid3d_cli.weights
 from vid3d_cli.backbones import BackboneOutput
 from vid3d_cli.pipeline import Pipeline
@@ -34,7 +35,8 @@ class TinyNet(nn.Module):
 
 @pytest.fixture
 def tiny_model(monkeypatch, tmp_path):
-    """Every model is a TinyNet, and its checkpoints are on disk."""
+    """Every model is a TinyNet in torch, and its checkpoints are on disk."""
+    monkeypatch.setattr(vid3d_cli.runtimes, "has_openvino", lambda: False)
     checkpoint = tmp_path / "checkpoint.pt"
     checkpoint.write_bytes(b"stands in for a verified checkpoint")
 

@@ -534,7 +534,7 @@ def test_a_checkpoint_that_is_not_there_is_said_to_be_missing(name):
 
 def test_another_networks_tensors_do_not_fit(tmp_path):
     path = write_checkpoint(tmp_path / "a.ckpt", {"dense/kernel": NUMBERS})
-    with pytest.raises(CheckpointError, match="does not fit I3D"):
+    with pytest.raises(CheckpointError, match="does not fit i3d"):
         create_model("i3d", weights=path)
 
 

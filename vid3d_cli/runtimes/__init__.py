@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 RUNTIMES = ("auto", "torch", "openvino")
 
 
+def has_openvino() -> bool:
+    """Whether OpenVINO is installed; it is not imported."""
+    return importlib.util.find_spec("openvino") is not None
+
+
 def select_runtime(
     name: str = "auto",
     *,
@@ -43,7 +48,7 @@ def select_runtime(
         device = "cpu"
     selected = select_device(device)
     select_precision(precision, selected)
-    is_installed = importlib.util.find_spec("openvino") is not None
+    is_installed = has_openvino()
     if name == "auto":
         name = "openvino" if selected.type == "cpu" and is_installed and not compile else "torch"
     elif name == "openvino":
