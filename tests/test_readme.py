@@ -70,7 +70,7 @@ def test_the_table_of_models_is_the_manifests():
 
 
 def test_the_table_of_flow_methods_has_them_all():
-    assert re.findall(r"^\| ([a-z-]+) \|", part("flow"), re.MULTILINE)[2:] == list(FLOW_METHODS)
+    assert re.findall(r"^\| ([a-z0-9-]+) \|", part("flow"), re.MULTILINE)[2:] == list(FLOW_METHODS)
 
 
 def test_the_table_of_exit_codes_is_the_codes():
