@@ -1,6 +1,7 @@
 """C3D: the second published layout, the layers that the field uses, the one size that fits."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def case_and_tensors():
 def seeded_c3d():
     _, tensors = case_and_tensors()
     net = C3D.build("rgb", 487).eval()
-    load_strictly(net, tensors, "c3d.pickle")
+    load_strictly(net, tensors, Path("c3d.pickle"), "c3d")
     return net
 
 
@@ -67,7 +68,7 @@ def in_mmaction2s_names():
 def test_mmaction2s_layout_gives_the_numbers_of_the_original():
     case, _ = case_and_tensors()
     net = C3D.build("rgb", 487).eval()
-    load_strictly(net, convert_keys(in_mmaction2s_names(), C3D), "c3d.pth")
+    load_strictly(net, convert_keys(in_mmaction2s_names(), C3D), Path("c3d.pth"), "c3d")
     with torch.inference_mode():
         output = net(torch.from_numpy(case.clips()))
     for answer, expected in [(output.features, case.features), (output.logits, case.logits)]:
@@ -81,7 +82,7 @@ def test_mmaction2s_pretrained_file_is_refused_for_its_missing_classifier():
         if not name.startswith("cls_head")
     }
     with pytest.raises(CheckpointError, match="missing"):
-        load_strictly(on_meta(), convert_keys(headless, C3D), "c3d_sports1m_pretrain.pth")
+        load_strictly(on_meta(), convert_keys(headless, C3D), Path("c3d_sports1m_pretrain.pth"), "c3d")
 
 
 @pytest.mark.parametrize(

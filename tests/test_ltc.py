@@ -86,7 +86,7 @@ def test_the_variants_are_the_authors_other_clips():
 def test_a_checkpoint_tells_the_clip_that_it_is_for(variant, clip):
     """All widths of fc6 differ, so that --variant can be guessed from a file."""
     state = on_meta(*clip, in_channels=3, num_classes=7).state_dict()
-    assert [form for form in recognise(state) if form[0] == "ltc"] == [("ltc", "rgb", variant)]
+    assert [form for form in recognise(state) if form[0] == "ltc"] == [("ltc", "rgb", variant, 7)]
 
 
 def test_dropout_is_the_authors_for_each_stream():

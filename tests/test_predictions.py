@@ -32,7 +32,9 @@ def make_result(
         for i, by_stream in enumerate(logits)
     ]
     fused, pooled = pool_video(clips, Fusion.parse(fuse, fuse_on))
-    recipe = Recipe("i3d", {}, "25", 0.0, None, 16, 16, "pad", "none", None, "torch", "fp32", {})
+    recipe = Recipe(
+        "i3d", {}, "25", 0.0, None, 16, 16, "pad", "none", "centre", False, None, "pooled", None, "torch", "fp32", {}
+    )
     return VideoResult(video, fused, pooled, LABELS, 25.0, 32, 0, recipe)
 
 
