@@ -11,7 +11,8 @@ import os
 import re
 import sys
 import traceback
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -109,9 +110,21 @@ def main() -> None:
             stream.reconfigure(errors="surrogateescape")  # file names may be no UTF-8
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == EXIT_INTERRUPTED:
+            _leave_at_once()
+        raise
     except Exception as error:
         if "--debug" in sys.argv:
             raise
         print(f"vid3d: internal error: {type(error).__name__}: {error}", file=sys.stderr)
         print("This is a bug in vid3d: please report what --debug shows.", file=sys.stderr)
         sys.exit(EXIT_SOME_FAILED)
+
+
+def _leave_at_once() -> NoReturn:
+    """End the process without waiting for threads: one may be inside a decoder or a network, and may not come out."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # its reader may be gone
+            stream.flush()
+    os._exit(EXIT_INTERRUPTED)
