@@ -96,6 +96,7 @@ def table_row(model: str, clips: str, videos: Sequence[str], directory: Path, ar
         window=window,
         stride=stride,
         runtime=arguments.runtime,
+        device=arguments.device,
         precision="fp32",
     )
     one_by_one, seconds = run(each, videos, clock)
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--streams", default="rgb")
     parser.add_argument("--videos", type=Path, nargs="+", default=[DEFAULT_VIDEOS], help="files or directories")
     parser.add_argument("--runtime", default="auto")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that has other work")
     arguments = parser.parse_args()
     videos = [str(file) for path in arguments.videos for file in (sorted(path.iterdir()) if path.is_dir() else [path])]

@@ -3,29 +3,39 @@
     python benchmarks/flow.py [--reference DIR]
 
 DIR holds .npz files with prev, next (H, W) uint8 and flow (H, W, 2), TV-L1's with its default parameters. Prints a
-Markdown table. Times are medians of warm calls in this process, so they say nothing about reading the video.
+Markdown table. A method is timed as `align_streams` uses it, warm and on the CPU: runs of frames, as long as it wants
+them, are handed to workers, for each of which OpenCV computes in one thread. Reading the video is not in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from vid3d_cli.flow import FLOW_METHODS, FlowFunction, create_flow, mean_end_point_error
+from vid3d_cli.engines.threads import count_cores
+from vid3d_cli.flow import FLOW_METHODS, FlowFunction, PairByPair, create_flow, mean_end_point_error
+from vid3d_cli.workers import Workers
 
 DEFAULT_REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "flow"
-NUM_TIMED_CALLS = 7
-"""Per pair; the first, which allocates buffers, is not counted."""
+CONTRIB = "OpenCV TV-L1 (contrib)"
+NUM_ROUNDS = 5
+"""Timed, of all pairs; the one before, which allocates buffers, is not counted."""
+MIN_PAIRS = 8
+"""Of each reference pair in a round, forwards and backwards in turn."""
 
 
 @dataclass(frozen=True)
@@ -57,34 +67,48 @@ def read_pairs(directory: Path) -> list[Pair]:
     return pairs
 
 
-def median_milliseconds(compute: FlowFunction, pairs: Sequence[Pair], num_threads: int) -> float:
-    """Median time of one warm call over all pairs."""
-    cv2.setNumThreads(num_threads)
-    seconds = []
-    for pair in pairs:
-        compute(pair.prev, pair.following)
-        for _ in range(NUM_TIMED_CALLS):
+def create_method(name: str) -> FlowFunction:
+    """A method of vid3d, or OpenCV's own TV-L1, where this OpenCV is the contrib build."""
+    if name != CONTRIB:
+        return create_flow(name)
+    optflow: Any = cv2.optflow  # type: ignore[attr-defined]
+    return PairByPair(lambda: functools.partial(optflow.DualTVL1OpticalFlow_create().calc, flow=None))
+
+
+def median_milliseconds(name: str, pairs: Sequence[Pair], num_threads: int) -> float:
+    """Median time of a pair, over rounds through all of them; sets the threads of this process for good."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(num_threads)
+    compute = create_method(name)
+    num_pairs = compute.pairs_per_call
+    num_runs = -(-MIN_PAIRS // num_pairs) * num_threads
+    runs = [
+        np.stack([pair.prev, pair.following] * num_pairs)[: num_pairs + 1] for pair in pairs for _ in range(num_runs)
+    ]
+    milliseconds = []
+    with Workers(num_threads) as workers:
+        for _ in range(1 + NUM_ROUNDS):
             start = time.perf_counter()
-            compute(pair.prev, pair.following)
-            seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds)
+            for wait in [workers.start("flow", compute, run) for run in runs]:
+                wait()
+            milliseconds.append(1000 * (time.perf_counter() - start) / (len(runs) * num_pairs))
+    return statistics.median(milliseconds[1:])
 
 
-def table_row(name: str, compute: FlowFunction, pairs: Sequence[Pair], num_threads: int) -> str:
+def table_row(name: str, pairs: Sequence[Pair], num_threads: int) -> str:
     """Measure one method."""
-    errors = [mean_end_point_error(compute(pair.prev, pair.following), pair.tvl1) for pair in pairs]
-    one, several = (median_milliseconds(compute, pairs, threads) for threads in (1, num_threads))
+    compute = create_method(name)
+    flows = (compute(np.stack([pair.prev, pair.following]))[0] for pair in pairs)
+    errors = [mean_end_point_error(flow, pair.tvl1) for flow, pair in zip(flows, pairs, strict=True)]
     spread = f"{statistics.mean(errors):.2f} ({min(errors):.2f}–{max(errors):.2f})"
-    return f"| {name} | {spread} | {one:.1f} | {several:.1f} |"
+    times = (_in_a_process(name, pairs, threads) for threads in (1, num_threads))
+    return f"| {name} | {spread} | {' | '.join(f'{time:.1f}' for time in times)} |"
 
 
-def contrib_tvl1() -> FlowFunction | None:
-    """OpenCV's own TV-L1, where this OpenCV is the contrib build."""
-    contrib: Any = getattr(cv2, "optflow", None)
-    if contrib is None:
-        return None
-    tvl1 = contrib.DualTVL1OpticalFlow_create()
-    return lambda prev, following: np.asarray(tvl1.calc(prev, following, None), dtype=np.float32)
+def _in_a_process(name: str, pairs: Sequence[Pair], num_threads: int) -> float:
+    """`median_milliseconds` in a process of its own: torch's threads cannot be made fewer afterwards."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(median_milliseconds, name, pairs, num_threads).result()
 
 
 def main() -> None:
@@ -92,10 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--reference", type=Path, default=DEFAULT_REFERENCE, help="directory of reference pairs")
     pairs = read_pairs(parser.parse_args().reference)
-    num_threads = cv2.getNumThreads()
-    methods = {name: create_flow(name) for name in FLOW_METHODS}
-    if tvl1 := contrib_tvl1():
-        methods["OpenCV TV-L1 (contrib)"] = tvl1
+    num_threads = count_cores()
+    methods = [*FLOW_METHODS, CONTRIB] if hasattr(cv2, "optflow") else list(FLOW_METHODS)
 
     motions = [pair.mean_motion_px for pair in pairs]
     sizes = " and ".join(sorted({f"{pair.prev.shape[1]}×{pair.prev.shape[0]}" for pair in pairs}))
@@ -106,8 +128,8 @@ def main() -> None:
         f"ms/pair, {num_threads} threads |",
     )
     print("| --- | ---: | ---: | ---: |")
-    for name, compute in methods.items():
-        print(table_row(name, compute, pairs, num_threads))
+    for name in methods:
+        print(table_row(name, pairs, num_threads), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
     python benchmarks/network.py                            # i3d, s3d, p3d199, r2plus1d_18: some minutes
     python benchmarks/network.py --networks i3d --rounds 3
+    python benchmarks/network.py --device cuda --batch-size 8
 
-Runs the networks of the reference cases in tests/data, rgb, on one clip. Prints a Markdown table:
+Runs the networks of the reference cases in tests/data, rgb, on one clip or on some alike. Prints a Markdown table:
 
 - plain is what ports do: contiguous (N, C, T, H, W), eager, batch norms as they are;
 - ready is what the first clip takes longer than the later ones; for OpenVINO at the first start and, after the slash,
   at one that finds the converted network on disk;
-- of mm is the share of the rate at which torch.mm multiplies large matrices in the same precision, where a network's
-  operations are twice its multiplications;
+- of mm is the share of the rate at which large matrices are multiplied in the same precision, by torch.mm or by
+  OpenVINO, whichever is quicker, where a network's operations are twice its multiplications;
 - difference and cosine are of the features, to plain: max |y - plain| / max |plain|.
 
 Every round times each contestant once and the table has medians, so what else runs here slows all of them alike.
@@ -35,6 +36,7 @@ from vid3d_cli.manifest import Normalisation
 from vid3d_cli.model import ClipModel, Normalise, create_model
 from vid3d_cli.records import Clip, ClipOutput, ClipSpan
 from vid3d_cli.runtimes import create_runtime
+from vid3d_cli.runtimes.openvino import import_openvino
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from seeded import SeededCase
@@ -46,7 +48,8 @@ CASES = {
     "r2plus1d_18": "r2plus1d18_torchvision_16f",
 }
 
-MATRIX_SIZE = 3072
+MATRIX_SIZES = {"cpu": 3072, "cuda": 16384}
+RUNTIMES = {"cpu": ("torch", "openvino"), "cuda": ("torch",)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -65,11 +68,15 @@ class Network:
     Args:
         name: one of `CASES`.
         directory: for its checkpoint, and for converted networks.
+        device: that it runs on.
+        batch_size: how many times it sees the clip at once.
     """
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, device: str, batch_size: int) -> None:
         self.name = name
         self.directory = directory
+        self.device = device
+        self.batch_size = batch_size
         case = SeededCase(CASES[name])
         self.checkpoint = directory / f"{name}.pt"
         torch.save({key: torch.from_numpy(array) for key, array in case.state_dict().items()}, self.checkpoint)
@@ -84,61 +91,82 @@ class Network:
 
     def plain(self) -> Callable[[], Answer]:
         """The forward pass of the usual ports."""
-        model = self.model()
-        clips = torch.from_numpy(self.clip.streams["rgb"]).permute(3, 0, 1, 2)[None].contiguous()
+        model = self.model().to(self.device)
+        frames = torch.from_numpy(self.clip.streams["rgb"]).permute(3, 0, 1, 2)
+        clips = torch.stack([frames] * self.batch_size).to(self.device)
         clips = model.normalise(clips)
 
         def forward() -> Answer:
             with torch.inference_mode():
                 output = model.backbone(clips)
-            return output.features[0].numpy(), output.logits[0].numpy()
+            return output.features[0].cpu().numpy(), output.logits[0].cpu().numpy()
 
         return forward
 
     def run(self, runtime: str, precision: str) -> Callable[[], Answer]:
-        """What a runtime makes of the clip."""
+        """What a runtime makes of the clips."""
         runner = create_runtime(
             {"rgb": self.model()},
             name=runtime,
-            device="cpu",
+            device=self.device,
             precision=precision,
+            batch_size=self.batch_size,
             identities={"rgb": self.name},
             cache_dir=self.directory / runtime / precision,
         )
 
         def forward() -> Answer:
-            output: ClipOutput = runner.run([self.clip])[0]
+            output: ClipOutput = runner.run([self.clip] * self.batch_size)[0]
             return output.features["rgb"], output.logits["rgb"]
 
         return forward
 
     def count_operations(self) -> int:
-        """Twice the multiplications of one clip."""
+        """Twice the multiplications of the clips."""
         net = self.model().backbone.to("meta")
         T, H, W, C = self.clip.streams["rgb"].shape
         with FlopCounterMode(display=False) as counter:
-            net(torch.empty(1, C, T, H, W, device="meta"))
+            net(torch.empty(self.batch_size, C, T, H, W, device="meta"))
         return int(counter.get_total_flops())
 
 
-def matrix_product(precision: str) -> Callable[[], Any]:
+def matrix_product(runtime: str, precision: str, device: str) -> Callable[[], Any]:
     """Multiplies two large matrices."""
-    a, b = (torch.randn(MATRIX_SIZE, MATRIX_SIZE).to(DTYPES[precision]) for _ in range(2))
-    return lambda: torch.mm(a, b)
+    size = MATRIX_SIZES[device]
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    if runtime == "openvino":
+        return openvino_product(a.numpy(), b.numpy(), precision)
+    a, b = a.to(DTYPES[precision]), b.to(DTYPES[precision])
+    return lambda: float(torch.mm(a, b)[0, 0])  # waits for a GPU
+
+
+def openvino_product(a: NDArray[np.float32], b: NDArray[np.float32], precision: str) -> Callable[[], Any]:
+    """The same by OpenVINO."""
+    openvino = import_openvino()
+    ops = openvino.opset13
+    left = ops.parameter(a.shape, np.float32)
+    model = openvino.Model([ops.matmul(left, ops.constant(b), False, False)], [left])
+    hint = {"fp32": "f32", "bf16": "bf16"}[precision]
+    request = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint}).create_infer_request()
+    return lambda: request.infer([a], share_inputs=True, share_outputs=True)
 
 
 def measure(network: Network, rounds: int) -> list[str]:
     """The rows of one network."""
     contestants = {("plain", "fp32"): network.plain()}
     starts: dict[tuple[str, str], list[float]] = {("plain", "fp32"): [seconds(contestants["plain", "fp32"])]}
-    for runtime in ("torch", "openvino"):
+    for runtime in RUNTIMES[network.device]:
         for precision in DTYPES:
             key = runtime, precision
             starts[key] = []
             for _ in range(1 if runtime == "torch" else 2):
                 contestants[key] = network.run(*key)
                 starts[key].append(seconds(contestants[key]))
-    products = {precision: matrix_product(precision) for precision in DTYPES}
+    products = {
+        (f"{runtime} product", precision): matrix_product(runtime, precision, network.device)
+        for runtime in RUNTIMES[network.device]
+        for precision in DTYPES
+    }
     everything: dict[Any, Callable[[], Any]] = {**contestants, **products}
     for call in everything.values():
         call()
@@ -153,14 +181,15 @@ def measure(network: Network, rounds: int) -> list[str]:
     rows = []
     for key, forward in contestants.items():
         runtime, precision = key
-        rate = 2 * MATRIX_SIZE**3 / median[precision]
+        product = min(median[f"{by} product", precision] for by in RUNTIMES[network.device])
+        rate = 2 * MATRIX_SIZES[network.device] ** 3 / product
         features, logits = forward()
         difference = np.abs(features - plain_features).max() / np.abs(plain_features).max()
         cosine = features @ plain_features / np.linalg.norm(features) / np.linalg.norm(plain_features)
         cells = [
-            f"{network.name} ({operations / 1e9:.0f} GFLOP)",
+            f"{network.name} ({operations / network.batch_size / 1e9:.0f} GFLOP)",
             f"{runtime} {precision}",
-            f"{median[key]:.3f}",
+            f"{median[key] / network.batch_size:.3f}",
             f"{median['plain', 'fp32'] / median[key]:.2f}",
             f"{operations / median[key] / rate:.0%} of {rate / 1e9:.0f} GFLOP/s",
             " / ".join(f"{max(0, start - median[key]):.1f}" for start in starts[key]),
@@ -177,13 +206,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=RUNTIMES, default="cpu")
+    parser.add_argument("--batch-size", type=int, default=1)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds\n")
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {where}, medians of {options.rounds} rounds\n")
     print("| network | runtime | s/clip | × plain | of mm | ready, s | difference | cosine | top-1 |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     for name in options.networks:
         with tempfile.TemporaryDirectory() as directory:
-            print(*measure(Network(name, Path(directory)), options.rounds), sep="\n", flush=True)
+            network = Network(name, Path(directory), options.device, options.batch_size)
+            print(*measure(network, options.rounds), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """Compare TV-L1 in torch with OpenCV's: how far apart the fields lie, and how long a pair takes.
 
-    python benchmarks/tvl1.py [--reference DIR] [--device cuda] [--copies 64]
+    python benchmarks/tvl1.py [--reference DIR] [--device cuda] [--pairs 16]
 
 DIR holds .npz files with prev, next (H, W) uint8 and flow (H, W, 2), OpenCV's with its default parameters. Prints two
-Markdown tables: the end-point error of every pair, and the time of a pair alone and in a stack of all pairs. OpenCV's
-row needs opencv-contrib-python. The methods take turns, so that whatever else the machine does meets them alike.
+Markdown tables: the end-point error of every pair, and the time of a pair alone and among as many as `align_streams`
+hands out at a time. OpenCV's row needs opencv-contrib-python. The methods take turns, so that whatever else the
+machine does meets them alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import statistics
 import sys
 import time
@@ -25,9 +27,12 @@ import torch
 from numpy.typing import NDArray
 
 from vid3d_cli.flow import mean_end_point_error
-from vid3d_cli.tvl1 import tvl1_flow_of_pairs
+from vid3d_cli.tvl1 import pairs_per_call, tvl1_flow_of_pairs
 
 DEFAULT_REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "flow"
+
+NUM_PAIRS_ALONE = 5
+"""Timed alone, each turn: all of the reference."""
 
 Stack = NDArray[np.uint8]
 FlowOfPairs = Callable[[Stack, Stack], NDArray[np.float32]]
@@ -94,7 +99,7 @@ def print_times(prev: Stack, following: Stack, methods: dict[str, FlowOfPairs], 
     for _ in range(num_rounds):
         for name, compute in methods.items():
             stacked[name].add(compute, prev, following)
-        for i in range(len(prev)):
+        for i in range(min(len(prev), NUM_PAIRS_ALONE)):
             for name, compute in methods.items():
                 alone[name].add(compute, prev[i : i + 1], following[i : i + 1])
     size = f"{prev.shape[2]}×{prev.shape[1]} px, {torch.get_num_threads()} threads"
@@ -110,7 +115,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, default=DEFAULT_REFERENCE, help="directory of reference pairs")
     parser.add_argument("--device", default="cpu", help="where torch computes")
     parser.add_argument("--batch-size", type=int, help="pairs that torch solves together")
-    parser.add_argument("--copies", type=int, default=2, help="how often the stack holds every pair")
+    parser.add_argument("--pairs", type=int, help="pairs in a call; by default as many as the pipeline has there")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each method; their mean counts")
     options = parser.parse_args()
 
@@ -124,9 +129,9 @@ def main() -> None:
         methods[f"OpenCV {cv2.__version__}"] = contrib
     print_errors(pairs, methods)  # which warms them up, too
     height, width = (min(prev.shape[axis] for prev, _, _ in pairs.values()) for axis in (0, 1))
-    prev, following = (
-        np.stack([frames[i][:height, :width] for frames in pairs.values()] * options.copies) for i in (0, 1)
-    )
+    num_pairs = options.pairs or pairs_per_call(options.device)
+    several = list(itertools.islice(itertools.cycle(pairs.values()), num_pairs))
+    prev, following = (np.stack([frames[i][:height, :width] for frames in several]) for i in (0, 1))
     print_times(prev, following, methods, options.rounds)
 
 

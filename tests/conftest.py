@@ -33,6 +33,14 @@ class TinyNet(nn.Module):
         return BackboneOutput(features, self.head(features))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Tests and the processes that they start leave the user's cache alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VID3D_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def tiny_model(monkeypatch, tmp_path):
     """Every model is a TinyNet in torch, and its checkpoints are on disk."""

@@ -117,7 +117,7 @@ def test_extract_writes_a_matrix_and_an_index(vid3d, tiny_model, video, tmp_path
     assert (recipe["window"], recipe["stride"], recipe["model"]) == (16, 8, "i3d.kinetics400")
     assert set(recipe["streams"]) == {"rgb", "flow"}
     assert len(recipe["streams"]["rgb"]["weights_sha256"]) == 64
-    assert {"vid3d", "torch", "av", "opencv", "numpy", "pillow"} <= set(recipe["versions"])
+    assert {"vid3d", "torch", "av", "opencv", "numpy"} <= set(recipe["versions"])
 
 
 def test_extract_into_a_directory_mirrors_the_tree(vid3d, tiny_model, tmp_path):
@@ -409,13 +409,14 @@ def test_eval_tells_what_does_not_fit(vid3d, labelled, tmp_path):
 SLOW = """
 import sys, time, pathlib
 sys.path.insert(0, {tests!r})
-import vid3d_cli.model, vid3d_cli.weights, vid3d_cli.cli
+import vid3d_cli.model, vid3d_cli.weights, vid3d_cli.runtimes, vid3d_cli.cli
 from conftest import TinyNet
 from vid3d_cli.runtimes.torch import TorchRuntime
 vid3d_cli.model.create_model = lambda name, *, stream, **_: TinyNet(stream).eval()
 vid3d_cli.weights.pull = lambda file, **_: pathlib.Path({checkpoint!r})
-run = TorchRuntime.run
-TorchRuntime.run = lambda self, clips: (time.sleep({seconds}), run(self, clips))[1]
+vid3d_cli.runtimes.has_openvino = lambda: False
+start = TorchRuntime.start
+TorchRuntime.start = lambda self, clips: (time.sleep({seconds}), start(self, clips))[1]
 vid3d_cli.cli.main()
 """
 

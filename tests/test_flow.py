@@ -1,7 +1,10 @@
 """Contracts of every flow method, and the fields' arithmetic and colours."""
 
+import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -10,7 +13,9 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from videos import write_video
 
+from vid3d_cli import Options, Pipeline, pipeline
 from vid3d_cli import flow as vflow
 from vid3d_cli.errors import ShapeError, UsageError
 from vid3d_cli.flow import (
@@ -26,6 +31,10 @@ from vid3d_cli.flow import (
     resize_flow,
     to_grey,
 )
+from vid3d_cli.pipeline import flow_device
+from vid3d_cli.preprocess import place_crops, resize
+from vid3d_cli.runtimes import torch as torch_runtime
+from vid3d_cli.video import VideoReader
 
 DATA = Path(__file__).parent / "data"
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "flow"
@@ -56,26 +65,116 @@ def shifted_pair(dx: int, dy: int, height: int = 120, width: int = 160) -> tuple
     return big[20 : 20 + height, 20 : 20 + width], big[20 - dy : 20 - dy + height, 20 - dx : 20 - dx + width]
 
 
+def flow_of(method: str, prev: np.ndarray, following: np.ndarray) -> np.ndarray:
+    return create_flow(method)(np.stack([prev, following]))[0]
+
+
 @methods
 def test_flow_has_the_shape_of_the_frames(method):
     prev, following = shifted_pair(1, 0, 63, 97)
-    flow = create_flow(method)(prev, following)
-    assert (flow.shape, flow.dtype) == ((63, 97, 2), np.float32)
+    flow = create_flow(method)(np.stack([prev, following, prev, prev]))
+    assert (flow.shape, flow.dtype) == ((3, 63, 97, 2), np.float32)
     assert np.isfinite(flow).all()
+
+
+@methods
+def test_a_run_is_its_pairs_bit_for_bit(method):
+    grey = np.stack([texture(60, 90)[2 * t : 2 * t + 40, t : t + 70] for t in range(6)])
+    expected = np.stack([flow_of(method, *pair) for pair in itertools.pairwise(grey)])
+    compute = create_flow(method)
+    np.testing.assert_array_equal(compute(grey), expected)
+    np.testing.assert_array_equal(np.concatenate([compute(grey[:4]), compute(grey[3:])]), expected)
+    assert abs(np.median(expected[..., 1]) + 2) < 0.3
+
+
+@methods
+def test_any_thread_may_call(method):
+    grey = np.stack([texture(60, 90)[2 * t : 2 * t + 40, t : t + 70] for t in range(4)])
+    compute = create_flow(method)
+    expected = compute(grey)
+    with ThreadPoolExecutor(3) as threads:
+        for flow in threads.map(compute, [grey] * 6):
+            np.testing.assert_array_equal(flow, expected)
+
+
+def test_how_many_pairs_a_call_each_method_wants():
+    assert {create_flow(method).pairs_per_call for method in FLOW_METHODS if method != "tvl1"} == {1}
+    assert 1 < create_flow("tvl1").pairs_per_call < create_flow("tvl1", "cuda:1").pairs_per_call
+
+
+def test_only_a_method_that_can_use_a_gpu_is_given_one(monkeypatch):
+    asked = []
+
+    def select_devices(name):
+        asked.append(name)
+        return [torch.device("cuda:2"), torch.device("cuda:0")] if name == "cuda:2,0" else [torch.device(name)]
+
+    monkeypatch.setattr(torch_runtime, "select_devices", select_devices)
+    devices = ["cpu", "mps", "cuda:1", "cuda:2,0"]
+    assert [flow_device("tvl1", device) for device in devices] == ["cpu", "cpu", "cuda:1", "cuda:2"]
+    assert asked == devices
+    assert {flow_device(method, "cuda:0") for method in FLOW_METHODS if method != "tvl1"} == {"cpu"}
+    assert asked == devices
+    with pytest.raises(UsageError, match="unknown flow method"):
+        flow_device("tvl2", "cpu")
 
 
 @methods
 @pytest.mark.parametrize("shift", [(3, -2), (-2, 1), (4, 0), (0, 4)])
 def test_a_translation_is_found_with_x_right_and_y_down(method, shift):
-    flow = create_flow(method)(*shifted_pair(*shift))
+    flow = flow_of(method, *shifted_pair(*shift))
     inside = flow[16:-16, 16:-16]
     assert mean_end_point_error(inside, np.broadcast_to(np.float32(shift), inside.shape)) < 0.3
+
+
+def greys_of(video, short_side_px: int) -> np.ndarray:
+    with VideoReader(str(video)) as reader:
+        return np.stack([to_grey(resize(frame.rgb, short_side_px)) for frame in reader])
+
+
+@pytest.mark.parametrize("method", ["dis", "tvl1"])
+def test_the_command_writes_the_flow_of_every_pair(vid3d, tmp_path, method):
+    video = write_video(tmp_path / "a.mp4", num_frames=11)
+    options = ("--flow", method, "--short-side", 48, "--device", "cpu", "--dtype", "float32")
+    assert vid3d("flow", video, "--out", "flow.npz", *options).exit_code == 0
+    with np.load(tmp_path / "flow.npz") as arrays:
+        np.testing.assert_array_equal(arrays["flow"], optical_flow(greys_of(video, 48), method))
+        np.testing.assert_allclose(arrays["seconds"], np.arange(10) / 25)
+
+
+def test_the_command_writes_nothing_for_one_frame(vid3d, tmp_path):
+    video = write_video(tmp_path / "a.mp4", num_frames=1)
+    assert "0 flow fields" in vid3d("flow", video, "--out", "images/").stderr
+
+
+@pytest.mark.parametrize(("runtime", "asked_for"), [("torch", "cuda:1"), ("openvino", "cpu")])
+def test_the_pipeline_computes_flow_in_runs_on_its_device(monkeypatch, tmp_path, runtime, asked_for):
+    video = write_video(tmp_path / "a.mp4", num_frames=11)
+    asked, runs = [], []
+
+    def create_tvl1(method, device="cpu"):
+        assert (method, device) == ("tvl1", "cpu")
+        compute = create_flow(method)
+        spy = Mock(side_effect=lambda grey: runs.append(len(grey) - 1) or compute(grey))
+        spy.pairs_per_call = 4
+        return spy
+
+    monkeypatch.setattr(pipeline, "flow_device", lambda method, device: asked.append(device) or "cpu")
+    monkeypatch.setattr(pipeline, "create_flow", create_tvl1)
+    options = {"streams": "flow", "flow": "tvl1", "device": "cuda:1", "runtime": runtime}
+    made = Pipeline(Options(model="s3d_mini", fps="native", window=11, **options))
+    with made.open_clips(str(video)) as reader:
+        (clip,) = reader
+    assert (asked, runs) == ([asked_for], [4, 4, 2])
+    expected = optical_flow(greys_of(video, made.size_px), "tvl1")
+    (centre,) = place_crops(1, *expected.shape[1:3], made.crop_px)
+    np.testing.assert_array_equal(clip.streams["flow"], centre.cut(expected)[[*range(10), 9]])
 
 
 @methods
 def test_a_still_picture_does_not_move(method):
     picture = texture(100, 140)
-    flow = create_flow(method)(picture, picture.copy())
+    flow = flow_of(method, picture, picture)
     assert np.abs(flow[16:-16, 16:-16]).max() < 0.01
     assert np.abs(flow).max() < 0.2  # Farneback sees some at the edges
 
@@ -84,7 +183,7 @@ def test_a_still_picture_does_not_move(method):
 @pytest.mark.parametrize("greys", [(0, 0), (255, 255), (0, 255), (90, 91)])
 def test_uniform_frames_give_finite_flow(method, greys):
     frames = [np.full((64, 80), grey, np.uint8) for grey in greys]
-    assert np.isfinite(create_flow(method)(*frames)).all()
+    assert np.isfinite(flow_of(method, *frames)).all()
 
 
 @methods
@@ -95,56 +194,51 @@ def test_any_size_works(method):
     for height in sides:
         for width in sides:
             prev = texture(height, width) if min(height, width) > 8 else np.zeros((height, width), np.uint8)
-            flow = compute(prev, np.roll(prev, 1, axis=1))
-            assert flow.shape == (height, width, 2)
+            flow = compute(np.stack([prev, np.roll(prev, 1, axis=1)]))
+            assert flow.shape == (1, height, width, 2)
             assert np.isfinite(flow).all(), (height, width)
 
 
 @methods
 def test_a_low_frame_still_moves(method):
     prev, following = shifted_pair(2, 0, 20, 300)
-    assert abs(np.median(create_flow(method)(prev, following)[4:-4, 16:-16, 0]) - 2) < 0.3
+    assert abs(np.median(flow_of(method, prev, following)[4:-4, 16:-16, 0]) - 2) < 0.3
 
 
 @methods
 def test_one_function_gives_the_same_flow_whatever_it_saw_before(method):
-    pair = shifted_pair(3, 1)
-    fresh = create_flow(method)(*pair)
+    pair = np.stack(shifted_pair(3, 1))
+    fresh = create_flow(method)(pair)
     used = create_flow(method)
     for height, width in [(24, 30), (60, 80), (120, 160)]:
-        used(texture(height, width), texture(height, width, 1))
-    np.testing.assert_array_equal(used(*pair), fresh)
-    np.testing.assert_array_equal(used(*pair), fresh)
+        used(np.stack([texture(height, width), texture(height, width, 1)]))
+    np.testing.assert_array_equal(used(pair), fresh)
+    np.testing.assert_array_equal(used(pair), fresh)
 
 
 @methods
 def test_the_layout_in_memory_does_not_matter(method):
-    prev, following = shifted_pair(2, 1)
-    expected = create_flow(method)(prev.copy(), following.copy())
-    strided = np.stack([prev, following], axis=-1)  # each frame is every second byte
-    np.testing.assert_array_equal(create_flow(method)(strided[..., 0], strided[..., 1]), expected)
-    flipped = create_flow(method)(prev[::-1], following[::-1])
-    np.testing.assert_array_equal(flipped, create_flow(method)(prev[::-1].copy(), following[::-1].copy()))
-
-
-@pytest.mark.parametrize("method", [method for method in FLOW_METHODS if method.startswith("dis")])
-def test_every_call_makes_a_function_for_another_thread(method):
-    assert create_flow(method) is not create_flow(method)
+    compute = create_flow(method)
+    pair = np.stack(shifted_pair(2, 1))
+    strided = np.stack([pair, pair[::-1]], axis=-1)[..., 0]  # each frame is every second byte
+    np.testing.assert_array_equal(compute(strided), compute(pair))
+    np.testing.assert_array_equal(compute(pair[:, ::-1]), compute(pair[:, ::-1].copy()))
 
 
 @methods
 @pytest.mark.parametrize(
-    ("prev", "following"),
+    "grey",
     [
-        (np.zeros((40, 40), np.uint8), np.zeros((40, 41), np.uint8)),
-        (np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40, 3), np.uint8)),
-        (np.zeros((40, 40), np.float32), np.zeros((40, 40), np.float32)),
-        (np.zeros((0, 40), np.uint8), np.zeros((0, 40), np.uint8)),
+        np.zeros((40, 40), np.uint8),
+        np.zeros((2, 40, 40, 3), np.uint8),
+        np.zeros((2, 40, 40), np.float32),
+        np.zeros((2, 0, 40), np.uint8),
+        np.zeros((0, 40, 40), np.uint8),
     ],
 )
-def test_what_is_no_pair_of_grey_frames_is_refused(method, prev, following):
-    with pytest.raises(ShapeError, match="two grey frames"):
-        create_flow(method)(prev, following)
+def test_what_is_no_stack_of_grey_frames_is_refused(method, grey):
+    with pytest.raises(ShapeError, match="expected grey frames"):
+        create_flow(method)(grey)
 
 
 @methods
@@ -153,7 +247,7 @@ def test_near_tvl1_on_a_real_crop(method):
         prev, following, tvl1 = arrays["prev"], arrays["next"], arrays["flow"].astype(np.float32)
     inside = np.s_[8:-8, 8:-8]
     assert mean_end_point_error(tvl1[inside], np.zeros_like(tvl1[inside])) > 2
-    assert mean_end_point_error(create_flow(method)(prev, following)[inside], tvl1[inside]) < 0.2
+    assert mean_end_point_error(flow_of(method, prev, following)[inside], tvl1[inside]) < 0.2
 
 
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference pairs are not beside this checkout")
@@ -163,7 +257,7 @@ def test_near_tvl1_on_the_reference_pairs(method):
     for path in sorted(REFERENCE.glob("*.npz")):
         with np.load(path) as arrays:
             tvl1 = arrays["flow"].astype(np.float32)
-            errors.append(mean_end_point_error(create_flow(method)(arrays["prev"], arrays["next"]), tvl1))
+            errors.append(mean_end_point_error(flow_of(method, arrays["prev"], arrays["next"]), tvl1))
         motions.append(mean_end_point_error(tvl1, np.zeros_like(tvl1)))
     assert np.mean(errors) < MAX_SHARE_OF_MOTION[method] * np.mean(motions)
 
@@ -192,7 +286,7 @@ def test_dis_parameters_are_those_of_opencv(preset):
     )
     assert vflow.DIS_PRESETS[preset] == expected
     pair = shifted_pair(3, -2)
-    np.testing.assert_array_equal(create_flow(f"dis-{preset}")(*pair), theirs.calc(*map(np.copy, pair), None))
+    np.testing.assert_array_equal(flow_of(f"dis-{preset}", *pair), theirs.calc(*map(np.copy, pair), None))
 
 
 def test_an_unknown_method_is_named_with_the_nearest():
@@ -208,7 +302,7 @@ def test_optical_flow_of_a_stack():
     frames = np.stack([texture(48, 64, seed) for seed in range(4)])
     flow = optical_flow(frames)
     assert (flow.shape, flow.dtype) == ((3, 48, 64, 2), np.float32)
-    np.testing.assert_array_equal(flow[1], create_flow("dis")(frames[1], frames[2]))
+    np.testing.assert_array_equal(flow[1], flow_of("dis", frames[1], frames[2]))
 
 
 def test_one_frame_has_no_flow():

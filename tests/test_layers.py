@@ -13,15 +13,15 @@ PACKAGE = Path(vid3d_cli.__file__).parent
 
 # fmt: off
 LAYERS = [
-    "version", "errors", "records", "timings", "workers",
-    "options", "sources", "video", "tvl1", "flow", "flow_files", "preprocess", "streams", "clips", "dense",
+    "version", "errors", "records", "timings", "workers", "options", "sources",
+    "video", "tvl1", "flow", "flow_files", "resampling", "preprocess", "streams", "clips", "dense",
     "fusion", "evaluation", "outputs", "demo", "manifest", "weights", "tf_checkpoint", "backbones", "model",
     "inflation", "runtimes", "pipeline", "engines", "api", "__init__", "cli", "__main__",
 ]
 # fmt: on
 """Top to bottom; a directory is one layer, whose files may import each other."""
 
-WITH_TORCH = {"tvl1", "backbones", "model", "inflation", "runtimes"}
+WITH_TORCH = {"tvl1", "resampling", "backbones", "model", "inflation", "runtimes"}
 TORCH_PACKAGES = ("torch", "torchvision", "safetensors.torch")
 HEAVY = ["torch", "torchvision", "cv2", "av", "numpy", "PIL", "huggingface_hub", "safetensors"]
 

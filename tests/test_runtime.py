@@ -1,7 +1,9 @@
 """Normalisation against its formula, and the runtimes with networks small enough to check by hand."""
 
+import copy
 import importlib.util
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -17,8 +19,11 @@ from vid3d_cli.model import POOLS, ClipModel, LayerTap, Normalisation, Normalise
 from vid3d_cli.preprocess import Views, place_crops
 from vid3d_cli.records import Clip, ClipSpan
 from vid3d_cli.runtimes import create_runtime, select_runtime
+from vid3d_cli.runtimes.base import Runtime
 from vid3d_cli.runtimes.folding import fold_batch_norms
-from vid3d_cli.runtimes.torch import TorchRuntime, select_device, select_precision
+from vid3d_cli.runtimes.several import SeveralRuntime
+from vid3d_cli.runtimes.torch import TorchRuntime, select_device, select_devices, select_precision
+from vid3d_cli.runtimes.transfer import CudaTransfer, Transfer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -295,6 +300,21 @@ def num_gpus(monkeypatch):
 def test_devices_that_are_here(num_gpus, number, name, expected):
     num_gpus(number)
     assert str(select_device(name)) == expected
+    assert [str(device) for device in select_devices(name)] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "expected"),
+    [
+        (4, "cuda:0,1", ["cuda:0", "cuda:1"]),
+        (4, "cuda:3,0,2", ["cuda:3", "cuda:0", "cuda:2"]),
+        (3, "cuda:all", ["cuda:0", "cuda:1", "cuda:2"]),
+        (1, "cuda:all", ["cuda:0"]),
+    ],
+)
+def test_several_devices(num_gpus, number, name, expected):
+    num_gpus(number)
+    assert [str(device) for device in select_devices(name)] == expected
 
 
 @pytest.mark.parametrize(
@@ -311,25 +331,64 @@ def test_devices_that_are_here(num_gpus, number, name, expected):
 )
 def test_devices_that_are_not(num_gpus, number, name, named):
     num_gpus(number)
-    with pytest.raises(UsageError, match=named) as error:
-        select_device(name)
-    assert "\n" not in str(error.value)
+    for select in (select_device, select_devices, lambda name: select_runtime(device=name)):
+        with pytest.raises(UsageError, match=named) as error:
+            select(name)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "has_bf16", "expected"),
+    ("number", "name", "named"),
     [
-        ("auto", "cpu", True, "fp32"),
-        ("auto", "cuda", True, "bf16"),
-        ("auto", "cuda", False, "fp32"),
-        ("fp32", "cuda", True, "fp32"),
-        ("bf16", "cpu", False, "bf16"),
-        ("fp16", "cuda", True, "fp16"),
+        (2, "cuda:0,2", "'cuda:2' is not here.*'cuda': 2.*--device cpu"),
+        (0, "cuda:0,1", "'cuda:0' is not here"),
+        (0, "cuda:all", "'cuda:all'.*no CUDA GPU here.*--device cpu"),
+        (2, "cuda:1,1", "'cuda:1,1' names a GPU twice"),
+        (2, "cuda:0,x", "unknown device 'cuda:x'.*cuda:0,1, cuda:all"),
+        (2, "cuda:0,", "unknown device 'cuda:'"),
+        (2, "cuda:0,all", "unknown device 'cuda:all'"),
+        (2, "cpu,cuda:0", "unknown device 'cpu,cuda:0'"),
+        (2, "cuda,cpu", "unknown device 'cuda,cpu'"),
     ],
 )
-def test_precisions(monkeypatch, name, device, has_bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
-    assert select_precision(name, torch.device(device)) == expected
+def test_several_devices_that_are_not(num_gpus, number, name, named):
+    num_gpus(number)
+    with pytest.raises(UsageError, match=named) as error:
+        select_runtime(device=name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def capability(monkeypatch):
+    """Call with the compute capability of each GPU by its number; (8, 0) and more compute in bf16."""
+
+    def pretend(*of_gpus):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: of_gpus[device.index or 0])
+
+    return pretend
+
+
+AMPERE, VOLTA = (8, 0), (7, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "capabilities", "expected"),
+    [
+        ("auto", ["cpu"], [AMPERE], "fp32"),
+        ("auto", ["cuda"], [AMPERE], "bf16"),
+        ("auto", ["cuda"], [VOLTA], "fp32"),
+        ("auto", ["cuda:1"], [AMPERE, VOLTA], "fp32"),
+        ("auto", ["cuda:0", "cuda:1"], [AMPERE, (9, 0)], "bf16"),
+        ("auto", ["cuda:0", "cuda:1"], [AMPERE, VOLTA], "fp32"),
+        ("auto", ["mps"], [AMPERE], "fp32"),
+        ("fp32", ["cuda"], [AMPERE], "fp32"),
+        ("bf16", ["cpu"], [VOLTA], "bf16"),
+        ("fp16", ["cuda"], [AMPERE], "fp16"),
+    ],
+)
+def test_precisions(capability, name, devices, capabilities, expected):
+    capability(*capabilities)
+    assert select_precision(name, *map(torch.device, devices)) == expected
 
 
 @pytest.mark.parametrize("name", ["", "fp64", "BF16", "float32"])
@@ -492,9 +551,9 @@ def test_a_cpu_runs_openvino_where_it_is_installed(monkeypatch, num_gpus, option
 
 
 @pytest.mark.parametrize(("options", "expected"), [({}, "torch"), ({"device": "cpu"}, "openvino")])
-def test_a_gpu_runs_torch(monkeypatch, num_gpus, options, expected):
+def test_a_gpu_runs_torch(monkeypatch, num_gpus, capability, options, expected):
     num_gpus(1)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    capability(AMPERE)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert select_runtime(**options) == expected
     assert select_runtime("openvino") == "openvino"  # asked for by name, it takes the CPU
@@ -505,6 +564,7 @@ def test_a_gpu_runs_torch(monkeypatch, num_gpus, options, expected):
     [
         ({"name": "onnx"}, "'onnx'.*auto, torch, openvino"),
         ({"name": "openvino", "device": "cuda"}, "on a CPU, not on 'cuda'.*--runtime torch"),
+        ({"name": "openvino", "device": "cuda:0,1"}, "on a CPU, not on 'cuda:0,1'.*--runtime torch"),
         ({"name": "openvino", "compile": True}, "--compile is for --runtime torch"),
         ({"precision": "fp16", "device": "cpu"}, "fp16 is for GPUs"),
         ({"precision": "fp64"}, "'fp64'"),
@@ -512,9 +572,9 @@ def test_a_gpu_runs_torch(monkeypatch, num_gpus, options, expected):
         ({"num_threads": 0}, "at least 1 thread"),
     ],
 )
-def test_choices_that_do_not_fit_are_told_before_a_model_is_loaded(monkeypatch, num_gpus, options, named):
-    num_gpus(1)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+def test_choices_that_do_not_fit_are_told_before_a_model_is_loaded(monkeypatch, num_gpus, capability, options, named):
+    num_gpus(2)
+    capability(AMPERE, AMPERE)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UsageError, match=named) as error:
         select_runtime(**options)
@@ -525,6 +585,191 @@ def test_openvino_that_is_not_installed_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'vid3d\[openvino\]'"):
         select_runtime("openvino")
+
+
+@each_runtime
+def test_work_that_was_started_holds_no_clip(runtime):
+    clips = make_clips(1)
+    frames = weakref.ref(clips[0].streams["rgb"])
+    wait = create(runtime).start(clips)
+    clips.clear()
+    assert frames() is None
+    check_outputs(make_clips(1), wait())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several batches in work, several devices
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LateTransfer(Transfer):
+    """A GPU's, as far as a CPU can tell: what is downloaded is not there until it was waited for."""
+
+    num_in_flight = 2
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.num_waiting = self.num_drained = 0
+
+    def download(self, tensors):
+        arrived = [np.full(tensor.shape, np.nan, np.float32) for tensor in tensors]
+        self.num_waiting += 1
+
+        def wait():
+            self.num_waiting -= 1
+            for array, tensor in zip(arrived, tensors, strict=True):
+                array[...] = tensor.numpy()
+            return arrived
+
+        return wait
+
+    def drain(self):
+        self.num_drained += 1
+
+
+@pytest.fixture
+def late(monkeypatch):
+    monkeypatch.setattr("vid3d_cli.runtimes.torch.create_transfer", LateTransfer)
+
+
+def test_a_cpu_has_one_batch_in_work_and_a_gpu_two(late):
+    assert create("torch").num_in_flight == 2
+    assert Runtime.num_in_flight == Transfer.num_in_flight == 1
+
+
+@pytest.mark.parametrize("views", [None, Views(3, 8)])
+def test_starting_waits_for_nothing(late, views):
+    clips = make_clips(6) if views is None else wide_clips("rgb", 6)
+    models = make_models() if views is None else {"rgb": tiny_model("rgb")}
+    runtime = make_runtime(models, batch_size=2, views=views)
+    waiting = [runtime.start(clips[i : i + 2]) for i in (0, 2, 4)]
+    assert runtime._transfer.num_waiting == 3 * (2 if views is None else 3)  # streams, or views of one
+    outputs = [output for wait in waiting for output in wait()]
+    assert runtime._transfer.num_waiting == 0
+    expected = make_runtime(copy.deepcopy(models), views=views).run(clips)
+    for one, other in zip(outputs, expected, strict=True):
+        assert one.span == other.span
+        for stream in one.features:
+            np.testing.assert_allclose(one.features[stream], other.features[stream], atol=1e-6)
+            np.testing.assert_allclose(one.logits[stream], other.logits[stream], atol=1e-6)
+
+
+def test_more_clips_than_a_batch_are_started_as_several():
+    clips, models = make_clips(5), make_models()
+    wait = make_runtime(models, batch_size=2).start(clips)
+    assert models["rgb"].backbone.batches == [2, 2, 1]
+    check_outputs(clips, wait())
+
+
+def test_out_of_memory_spares_the_batches_in_work(late):
+    clips, models = make_clips(9), make_models()
+    runtime = make_runtime(models, batch_size=4)
+    first = runtime.start(clips[:4])
+    models["flow"].backbone.max_batch = 2
+    second, third = runtime.start(clips[4:8]), runtime.start(clips[8:])
+    assert (runtime._transfer.num_drained, runtime.batch_size) == (1, 2)
+    assert models["flow"].backbone.batches == [4, 4, 2, 2, 1]
+    check_outputs(clips, first() + second() + third())
+
+
+def test_batches_go_to_the_devices_in_turn():
+    clips, models = make_clips(7), [make_models() for _ in range(3)]
+    runtime = SeveralRuntime([make_runtime(on_one, batch_size=1) for on_one in models])
+    waiting = [runtime.start([clip]) for clip in clips]
+    assert [on_one["flow"].backbone.batches for on_one in models] == [[1] * 3, [1] * 2, [1] * 2]
+    check_outputs(clips, [output for wait in waiting for output in wait()])
+
+
+def test_several_devices_give_what_one_gives():
+    clips = make_clips(9)
+    expected = make_runtime(batch_size=2).run(clips)
+    outputs = SeveralRuntime([make_runtime(batch_size=2) for _ in range(2)]).run(clips)
+    for one, other in zip(outputs, expected, strict=True):
+        assert one.span == other.span
+        for stream in ("rgb", "flow"):
+            np.testing.assert_array_equal(one.features[stream], other.features[stream])
+            np.testing.assert_array_equal(one.logits[stream], other.logits[stream])
+
+
+def test_a_device_that_ran_out_of_memory_makes_all_batches_smaller():
+    clips, models = make_clips(10, ("rgb",)), [make_models(("rgb",)) for _ in range(2)]
+    models[1]["rgb"].backbone.max_batch = 2
+    runtime = SeveralRuntime([make_runtime(on_one, batch_size=4) for on_one in models])
+    check_outputs(clips, runtime.run(clips))
+    assert [on_one["rgb"].backbone.batches for on_one in models] == [[4, 2], [4, 2, 2]]
+    assert runtime.batch_size == 2
+
+
+def test_what_several_devices_say_of_themselves(monkeypatch):
+    gpus = ["NVIDIA H200", "NVIDIA H200", "NVIDIA A100"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpus[device.index])
+
+    def several(*indexes):
+        runtimes = [make_runtime() for _ in indexes]
+        for runtime, index in zip(runtimes, indexes, strict=True):
+            runtime.device, runtime.num_in_flight = torch.device("cuda", index), 2
+        return SeveralRuntime(runtimes)
+
+    alike = several(0, 1)
+    assert alike.description == several(1).description == "torch on NVIDIA H200"  # the recipe does not tell how many
+    assert (alike.name, alike.version, alike.precision, alike.num_in_flight) == ("torch", torch.__version__, "fp32", 4)
+    assert several(0, 2).description == several(2, 1, 0).description == "torch on NVIDIA A100 and torch on NVIDIA H200"
+
+
+def test_every_device_has_networks_of_its_own(monkeypatch):
+    devices = [torch.device("cpu")] * 3
+    monkeypatch.setattr("vid3d_cli.runtimes.torch.select_devices", lambda name: devices)
+    net = Tiny(3)
+    models = {"rgb": ClipModel(net, Normalise(facts()), LayerTap(net, "conv", "avg"))}
+    clips = make_clips(6, streams=("rgb",))
+    expected = make_runtime(copy.deepcopy(models)).run(clips)
+    runtime = create_runtime(models, name="torch", device="cuda:0,1,2")
+    waiting = [runtime.start([clip]) for clip in clips]
+    assert net.batches == [1, 1]  # a third of them
+    for wait, output in zip(waiting, expected, strict=True):
+        np.testing.assert_array_equal(wait()[0].features["rgb"], output.features["rgb"])
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
+
+@needs_cuda
+def test_a_gpu_gives_what_a_cpu_gives():
+    torch.manual_seed(0)
+    net = shake(BACKBONES["s3d_mini"].build("rgb", K))
+    models = {"rgb": ClipModel(net, Normalise(facts()))}
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (7, 16, 112, 112, 3), dtype=np.uint8)
+    clips = [Clip(ClipSpan(i, 0, 16, 0.0, 1.0), {"rgb": array}) for i, array in enumerate(frames)]
+    expected = make_runtime(copy.deepcopy(models)).run(clips)
+    runtimes = [make_runtime(copy.deepcopy(models), device="cuda", batch_size=2) for _ in range(2)]
+    for runtime in (*runtimes, SeveralRuntime(runtimes)):
+        waiting = [runtime.start(clips[i : i + 2]) for i in range(0, 7, 2)]  # the third form is tried out by cuDNN
+        outputs = [output for wait in waiting for output in wait()]
+        for one, other in zip(outputs, expected, strict=True):
+            assert one.span == other.span
+            for kind in ("features", "logits"):
+                exact = getattr(other, kind)["rgb"]
+                assert np.abs(getattr(one, kind)["rgb"] - exact).max() <= 1e-3 * np.abs(exact).max()
+
+
+@needs_cuda
+def test_the_host_does_not_wait_for_a_gpu():
+    device = torch.device("cuda:0")
+    transfer = CudaTransfer(device)
+    arrays = [np.full((64, 64), i, np.float32) for i in range(8)]
+    assert transfer.stack(arrays).is_pinned()
+
+    def start():
+        return transfer.download([transfer.upload(transfer.stack(arrays)) + 1])
+
+    start()()  # what is allocated and loaded at the first time does wait
+    torch.cuda._sleep(2_000_000_000)  # cycles, about a second
+    wait = start()
+    assert not torch.cuda.current_stream(device).query()
+    (found,) = wait()
+    np.testing.assert_array_equal(found, np.stack(arrays) + 1)
+    assert not torch.from_numpy(found).is_pinned()  # what is kept of a video is plain memory
 
 
 # ---------------------------------------------------------------------------------------------------------------------

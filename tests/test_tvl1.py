@@ -1,7 +1,11 @@
 """TV-L1: near OpenCV's, the same in any batch, and every part of it against NumPy, OpenCV or the formula."""
 
 import os
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +152,59 @@ def test_a_pair_is_the_same_in_any_batch(batch_size):
     prev, following = different_pairs(5)
     alone = np.stack([flow_of(*pair) for pair in zip(prev, following, strict=True)])
     np.testing.assert_allclose(tvl1_flow_of_pairs(prev, following, batch_size=batch_size), alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_a_pair_does_not_see_the_others_of_its_batch(device):
+    """Bit for bit: neither their pictures, nor how long they move, nor where in the batch it is."""
+    prev, following = different_pairs(5)
+    batches = [[0, 1, 2], [3, 0, 4], [2, 4, 0], [0, 0, 0]]
+    solved = [tvl1_flow_of_pairs(prev[batch], following[batch], batch_size=3, device=device) for batch in batches]
+    for batch, flow in zip(batches, solved, strict=True):
+        np.testing.assert_array_equal(flow[batch.index(0)], solved[0][0])
+
+
+def count_solved_at_once(monkeypatch, device, num_pairs=7, size=(20, 30)):
+    """Have three threads ask for flow; how many batches were solved at the same time, at most, and of what sizes."""
+    solving, most, sizes = 0, 0, []
+    lock = threading.Lock()
+
+    def solve(prev, following, parameters):
+        nonlocal solving, most
+        with lock:
+            solving += 1
+            most = max(most, solving)
+            sizes.append(len(prev))
+        time.sleep(0.02)
+        with lock:
+            solving -= 1
+        return torch.zeros(len(prev), 2, *prev.shape[1:])
+
+    monkeypatch.setattr(tvl1, "_solve", solve)
+    frames = np.zeros((num_pairs + 1, *size), np.uint8)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda _: tvl1_flow(frames, device=device), range(3)))
+    return most, sizes
+
+
+def test_all_callers_together_use_no_more_cores_than_torch_has(monkeypatch):
+    most, sizes = count_solved_at_once(monkeypatch, "cpu")
+    assert min(2, torch.get_num_threads()) <= most <= torch.get_num_threads()
+    assert sizes == [1] * 21
+
+
+def test_a_gpu_solves_one_batch_at_a_time(monkeypatch):
+    monkeypatch.setattr(tvl1, "GPU_BATCH_PX", 4 * 20 * 30 + 1)
+    most, sizes = count_solved_at_once(monkeypatch, "meta")
+    assert most == 1
+    assert sorted(sizes) == [3] * 3 + [4] * 3
+    assert count_solved_at_once(monkeypatch, "meta", num_pairs=2, size=(200, 300)) == (1, [1] * 6)
+
+
+def test_nobody_is_warned_of_what_it_is_made_with():
+    code = "import numpy; from vid3d_cli.tvl1 import tvl1_flow; tvl1_flow(numpy.zeros((2, 20, 20), numpy.uint8))"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_a_sequence_is_its_pairs():

@@ -94,12 +94,10 @@ def test_streams_are_the_same_whoever_makes_them(crop_px):
     pictures = [rng.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(12)]
     shown = [pictures[i // 2] for i in range(24)]  # each twice, as at twice the rate
     frames = [Frame(i, i / 25, (i + 1) / 25, picture) for i, picture in enumerate(shown)]
-    own = threading.local()
+    compute = create_flow("dis")
 
-    def flow(_, first, second):
-        if not hasattr(own, "flow"):
-            own.flow = create_flow("dis")
-        return own.flow(first, second)
+    def flow(_, grey):
+        return compute(grey)
 
     def align(workers=None):
         return list(align_streams(frames, size_px=48, crop_px=crop_px, rgb=True, flow=flow, workers=workers))

@@ -1,6 +1,6 @@
-"""Optical flow: from two grey frames to the motion of every pixel.
+"""Optical flow: from consecutive grey frames to the motion of every pixel.
 
-    prev, next  (H, W) uint8  →  (H, W, 2) float32: pixels per frame step, channel 0 is x (right), 1 is y (down)
+    (n+1, H, W) uint8  →  (n, H, W, 2) float32: pixels per frame step, channel 0 is x (right), 1 is y (down)
 
 A *method* is a name in `FLOW_METHODS`; `create_flow` makes the function that computes it. The rest turns a field into
 what networks, files and people want: `rescale_flow`, `quantise_flow`, `resize_flow`, `flow_to_rgb`.
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -20,8 +21,30 @@ from numpy.typing import NDArray
 
 from .errors import ShapeError, UsageError
 
-FlowFunction = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
-"""prev, next (H, W) uint8 → (H, W, 2) float32 in pixels. It holds buffers: use one per thread."""
+
+class FlowFunction(Protocol):
+    """Computes the flow of a run of frames, in any thread."""
+
+    @property
+    def pairs_per_call(self) -> int:
+        """With how many pairs at once it is fast; how they are grouped does not change their flow."""
+
+    def __call__(self, grey: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Compute the flow of every pair of consecutive frames.
+
+        Args:
+            grey: (n+1, H, W).
+
+        Returns:
+            (n, H, W, 2), pixels per frame step.
+
+        Raises:
+            ShapeError: not a stack of at least one grey frame.
+        """
+
+
+FlowOfPair = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
+"""prev, next (H, W) uint8 → (H, W, 2) float32 in pixels. It may hold buffers: one per thread."""
 
 DEFAULT_METHOD = "dis"
 """2 ms a pair at 340×256, and nearer to TV-L1 than Farneback (`benchmarks/flow.py`)."""
@@ -45,8 +68,9 @@ class FlowMethod:
 
     description: str
     """Name and parameters, for the recipe; aliases share it."""
-    create: Callable[[], FlowFunction]
-    """Makes a fresh flow function."""
+    create: Callable[[str], FlowFunction]
+    """Makes a flow function that computes on a device, where it can."""
+    can_use_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,31 @@ DIS_PRESETS = {
 }
 
 
+class PairByPair:
+    """Flow by a method that knows two frames at a time, as OpenCV's do.
+
+    Args:
+        create: makes what computes it, for a thread.
+    """
+
+    pairs_per_call = 1
+
+    def __init__(self, create: Callable[[], FlowOfPair]) -> None:
+        self._create = create
+        self._of_thread = threading.local()
+
+    def __call__(self, grey: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Compute (n, H, W, 2) flow from grey frames (n+1, H, W)."""
+        if grey.ndim != 3 or 0 in grey.shape or grey.dtype != np.uint8:
+            raise ShapeError(f"expected grey frames (T, H, W) uint8 with T ≥ 1, got {grey.shape} {grey.dtype}")
+        if not hasattr(self._of_thread, "compute"):
+            self._of_thread.compute = self._create()
+        flow = np.empty((len(grey) - 1, *grey.shape[1:], 2), np.float32)
+        for t in range(len(flow)):
+            flow[t] = self._of_thread.compute(grey[t], grey[t + 1])
+        return flow
+
+
 class DisFlow:
     """Dense inverse search (Kroeger et al., ECCV 2016, arXiv:1603.03590), OpenCV's implementation."""
 
@@ -88,7 +137,6 @@ class DisFlow:
 
     def __call__(self, prev: NDArray[np.uint8], following: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Compute (H, W, 2) flow from two grey frames (H, W)."""
-        _check_pair(prev, following)
         height, width = prev.shape
         # A small frame makes OpenCV overwrite its own finest scale, and every later pair comes out differently.
         self._dis.setFinestScale(self._finest_scale)
@@ -124,44 +172,36 @@ def farneback_flow(prev: NDArray[np.uint8], following: NDArray[np.uint8]) -> NDA
 
     Returns:
         (H, W, 2), pixels per frame step.
-
-    Raises:
-        ShapeError: the frames are not two grey pictures of one size.
     """
-    _check_pair(prev, following)
     flow = cv2.calcOpticalFlowFarneback(  # type: ignore[call-overload]
         np.ascontiguousarray(prev), np.ascontiguousarray(following), None, **FARNEBACK, flags=0
     )
     return np.asarray(flow, dtype=np.float32)
 
 
-def _check_pair(prev: NDArray[np.uint8], following: NDArray[np.uint8]) -> None:
-    if (
-        prev.shape != following.shape
-        or prev.ndim != 2
-        or prev.size == 0
-        or prev.dtype != np.uint8
-        or following.dtype != np.uint8
-    ):
-        raise ShapeError(
-            "optical flow needs two grey frames (H, W) uint8 of one size, "
-            f"got {prev.shape} {prev.dtype} and {following.shape} {following.dtype}"
-        )
+class Tvl1Flow:
+    """TV-L1, see `tvl1`; torch is imported here.
+
+    Args:
+        device: where to compute, as torch calls it.
+    """
+
+    def __init__(self, device: str) -> None:
+        from .tvl1 import pairs_per_call, tvl1_flow
+
+        self.pairs_per_call = pairs_per_call(device)
+        self._compute = functools.partial(tvl1_flow, device=device)
+
+    def __call__(self, grey: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Compute (n, H, W, 2) flow from grey frames (n+1, H, W)."""
+        return self._compute(grey)
 
 
 def _dis_method(preset: str) -> FlowMethod:
     parameters = DIS_PRESETS[preset]
-    return FlowMethod(f"dis, preset {preset} ({parameters})", functools.partial(DisFlow, parameters))
-
-
-def tvl1_flow(prev: NDArray[np.uint8], following: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """TV-L1 on the CPU, see `tvl1.tvl1_flow_of_pairs`; torch is imported here."""
-    from .tvl1 import tvl1_flow_of_pairs
-
-    _check_pair(prev, following)
-    pair = np.ascontiguousarray(prev)[None], np.ascontiguousarray(following)[None]  # torch knows no negative strides
-    flow: NDArray[np.float32] = tvl1_flow_of_pairs(*pair)[0]
-    return flow
+    return FlowMethod(
+        f"dis, preset {preset} ({parameters})", lambda _: PairByPair(functools.partial(DisFlow, parameters))
+    )
 
 
 FLOW_METHODS: dict[str, FlowMethod] = {
@@ -170,28 +210,28 @@ FLOW_METHODS: dict[str, FlowMethod] = {
     "dis-fast": _dis_method("fast"),
     "dis-medium": _dis_method("medium"),
     "farneback": FlowMethod(
-        "farneback (" + ", ".join(f"{name} {value}" for name, value in FARNEBACK.items()) + ")", lambda: farneback_flow
+        "farneback (" + ", ".join(f"{name} {value}" for name, value in FARNEBACK.items()) + ")",
+        lambda _: PairByPair(lambda: farneback_flow),
     ),
     "tvl1": FlowMethod(
         "tvl1, OpenCV's default parameters (tau 0.25, lambda 0.15, theta 0.3, 5 scales, 5 warps, epsilon 0.01)",
-        lambda: tvl1_flow,
+        Tvl1Flow,
+        can_use_gpu=True,
     ),
 }
 
 
-def create_flow(method: str = DEFAULT_METHOD) -> FlowFunction:
+def create_flow(method: str = DEFAULT_METHOD, device: str = "cpu") -> FlowFunction:
     """Make a function that computes flow.
 
     Args:
         method: a name in `FLOW_METHODS`.
-
-    Returns:
-        A fresh function; it holds buffers, so threads need one each.
+        device: "cpu", or a GPU as torch calls it ("cuda:0"), for a method that can use one; the others ignore it.
 
     Raises:
         UsageError: no such method.
     """
-    return _find_method(method).create()
+    return find_flow_method(method).create(device)
 
 
 def describe_flow(method: str = DEFAULT_METHOD) -> str:
@@ -200,10 +240,15 @@ def describe_flow(method: str = DEFAULT_METHOD) -> str:
     Raises:
         UsageError: no such method.
     """
-    return _find_method(method).description
+    return find_flow_method(method).description
 
 
-def _find_method(method: str) -> FlowMethod:
+def find_flow_method(method: str) -> FlowMethod:
+    """The method of that name.
+
+    Raises:
+        UsageError: no such method.
+    """
     if method in FLOW_METHODS:
         return FLOW_METHODS[method]
     close = difflib.get_close_matches(method, FLOW_METHODS, n=1)
@@ -211,12 +256,13 @@ def _find_method(method: str) -> FlowMethod:
     raise UsageError(f"unknown flow method {method!r}: {hint}choose from {', '.join(FLOW_METHODS)}")
 
 
-def optical_flow(grey: NDArray[np.uint8], method: str = DEFAULT_METHOD) -> NDArray[np.float32]:
+def optical_flow(grey: NDArray[np.uint8], method: str = DEFAULT_METHOD, *, device: str = "cpu") -> NDArray[np.float32]:
     """Compute the flow of every pair of consecutive frames.
 
     Args:
         grey: (T, H, W).
         method: a name in `FLOW_METHODS`.
+        device: see `create_flow`.
 
     Returns:
         (T-1, H, W, 2), pixels per frame step; channel 0 is x (right), 1 is y (down). Entry t is frame t → t+1.
@@ -225,13 +271,7 @@ def optical_flow(grey: NDArray[np.uint8], method: str = DEFAULT_METHOD) -> NDArr
         ShapeError: not a stack of at least one grey frame.
         UsageError: no such method.
     """
-    compute = create_flow(method)
-    if grey.ndim != 3 or 0 in grey.shape or grey.dtype != np.uint8:
-        raise ShapeError(f"expected grey frames (T, H, W) uint8 with T ≥ 1, got {grey.shape} {grey.dtype}")
-    flow = np.empty((len(grey) - 1, *grey.shape[1:], 2), np.float32)
-    for t in range(len(flow)):
-        flow[t] = compute(grey[t], grey[t + 1])
-    return flow
+    return create_flow(method, device)(grey)
 
 
 def to_grey(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -60,7 +60,7 @@ class Options:
     fuse_on: str = "logits"
     """What is fused: "logits" or "probs"."""
     device: str = "auto"
-    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    """"auto", "cpu", "cuda", "cuda:1", several as "cuda:0,1" or "cuda:all", "mps"."""
     runtime: str = "auto"
     """"torch", "openvino", or "auto": OpenVINO on a CPU where it is installed."""
     compile: bool = False

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -16,20 +17,19 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import av
 import cv2
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 
 from .clips import Window, check_clip_options, count_clips, sliding_clips
 from .dense import DensePlan
 from .errors import CheckpointError, FlowFilesError, NoScores, UsageError, WeightsUnavailable
-from .flow import FlowFunction, create_flow, describe_flow, quantise_flow, resize_flow
+from .flow import create_flow, describe_flow, find_flow_method, quantise_flow, resize_flow
 from .flow_files import FlowFiles, is_of_one_video, open_flow_files
 from .fusion import Fusion, pool_video
 from .manifest import ModelEntry, WeightsFile, find_model, read_labels
 from .options import Options
 from .preprocess import Views, check_num_crops, describe_resize
 from .records import STREAMS, Clip, ClipOutput, ClipSpan, Frame, Recipe, StreamRecipe, VideoResult
-from .streams import FlowOfPair, StreamFrame, align_streams
+from .streams import FlowOfRun, StreamFrame, align_streams
 from .version import __version__
 from .video import VideoReader, check_span, parse_fps
 from .weights import file_sha256, pull
@@ -290,7 +290,7 @@ class Pipeline:
                 "av": av.__version__,
                 "opencv": cv2.__version__,
                 "numpy": np.__version__,
-                "pillow": PIL.__version__,
+                "torch": version("torch"),
             },
             dense=None if self.dense_plan is None else self.dense_plan.describe(),
         )
@@ -449,6 +449,7 @@ class ClipReader:
 
     def __iter__(self) -> Iterator[Clip]:
         p = self._pipeline
+        flow, pairs_per_call = self._flow_of_run() if "flow" in p.streams else (None, 1)
         frames = align_streams(
             self._count(self.frames),
             size_px=p.size_px,
@@ -456,7 +457,8 @@ class ClipReader:
             crop_px=p.crop_px if p.options.crops == 1 and not p.options.resize_only else None,
             antialias=p.entry.antialias,
             rgb="rgb" in p.streams,
-            flow=self._flow_of_pair() if "flow" in p.streams else None,
+            flow=flow,
+            pairs_per_call=pairs_per_call,
             workers=self._workers,
         )
         windows = self._cut(frames) if p.dense_plan is None else p.dense_plan.stretches(frames)
@@ -478,20 +480,23 @@ class ClipReader:
                 self._shown.append(_Shown(frame.seconds, frame.end_seconds))
             yield frame
 
-    def _flow_of_pair(self) -> FlowOfPair:
+    def _flow_of_run(self) -> tuple[FlowOfRun, int]:
+        """What gives the flow of some pairs, and how many at a time."""
         if self._flow_files is None:
-            method = self._pipeline.options.flow
-            return lambda _, first, second: _flow_of_this_thread(method)(first, second)
+            options = self._pipeline.options
+            device = "cpu" if options.runtime == "openvino" else options.device
+            compute = create_flow(options.flow, flow_device(options.flow, device))
+            return lambda _, grey: compute(grey), compute.pairs_per_call
         files, reading = self._flow_files, threading.Lock()
 
-        def read(index: int, first: NDArray[np.uint8], _: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def read(index: int, grey: NDArray[np.uint8]) -> NDArray[np.float32]:
             if index >= len(files):
                 raise FlowFilesError(self.video, self._flow_files_misfit(f"more than {index + 1}"))
             with reading:
                 field = files[index]
-            return resize_flow(field, *first.shape)
+            return resize_flow(field, *grey.shape[1:])[None]
 
-        return read
+        return read, 1
 
     def _check_flow_files(self) -> None:
         """The last frame has no flow, or a repeated one; any other difference means files of another video or rate."""
@@ -514,14 +519,22 @@ class ClipReader:
         return Clip(_span(index, window), streams)
 
 
-_flows = threading.local()
+def flow_device(method: str, device: str) -> str:
+    """Where flow is computed, for `flow.create_flow`: on the first of the GPUs, by a method that can use one.
 
+    Args:
+        method: a name in `flow.FLOW_METHODS`.
+        device: see `Options.device`.
 
-def _flow_of_this_thread(method: str) -> FlowFunction:
-    flows: dict[str, FlowFunction] = vars(_flows)
-    if method not in flows:
-        flows[method] = create_flow(method)
-    return flows[method]
+    Raises:
+        UsageError: no such method or device.
+    """
+    if not find_flow_method(method).can_use_gpu:
+        return "cpu"
+    from .runtimes.torch import select_devices
+
+    first = select_devices(device)[0]
+    return str(first) if first.type == "cuda" else "cpu"
 
 
 def _span(index: int, window: Window[StreamFrame] | Window[_Shown]) -> ClipSpan:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .errors import UsageError
 
@@ -51,7 +50,9 @@ def resize(rgb: NDArray[np.uint8], size_px: int | tuple[int, int], *, antialias:
     if (height, width) == rgb.shape[:2]:
         return rgb
     if antialias:
-        return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+        from .resampling import resample
+
+        return resample(rgb, height, width)
     resized: Any = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized, np.uint8)
 

@@ -1,4 +1,8 @@
-"""Frames → aligned rgb and flow, one entry of each a frame, resized and cropped."""
+"""Frames → aligned rgb and flow, one entry of each a frame, resized and cropped.
+
+frames → resized → runs of pictures of one shape → flow, a run a call → entries, one a frame
+                   0123  3456  6              3 pairs a call: a run ends with the picture that the next begins with
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,8 @@ from .workers import Workers
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
-FlowOfPair = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
-"""(index of the first frame, its grey picture (H, W) uint8, that of the next frame) → flow (H, W, 2) in pixels."""
+FlowOfRun = Callable[[int, NDArray[np.uint8]], NDArray[np.float32]]
+"""(index of the first frame, grey pictures (n+1, H, W) of frames in a row, n ≥ 1) → flow (n, H, W, 2) in pixels."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class _Picture(NamedTuple):
 
     rgb: NDArray[np.uint8]
     """Resized and cropped."""
-    grey: NDArray[np.uint8] | None
-    """Resized whole, for flow; None where none is computed."""
+    grey: NDArray[np.uint8]
+    """Resized whole, for flow; empty where none is computed."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,12 @@ class _Shown:
     picture: Callable[[], _Picture]
 
 
-_WaitForMotion = Callable[[], NDArray[np.float32]]
+class _Run(NamedTuple):
+    """Pictures of one shape, shown one after the other."""
+
+    shown: list[_Shown]
+    is_last: bool
+    """No next run begins with the last picture: the video ends there, or goes on in another shape."""
 
 
 def align_streams(
@@ -58,22 +67,28 @@ def align_streams(
     size_px: int | tuple[int, int],
     crop_px: int | None,
     rgb: bool,
-    flow: FlowOfPair | None,
+    flow: FlowOfRun | None,
+    pairs_per_call: int = 1,
     antialias: bool = True,
     workers: Workers | None = None,
 ) -> Iterator[StreamFrame]:
     """Resize every frame once, pair it with its flow, and crop both.
 
     flow[t] is the motion from frame t to frame t+1; the last frame has no successor and repeats the flow before it
-    (a single frame: no motion), so both streams have as many entries as there are frames. Two frames are held, and
-    those that the workers are at.
+    (a single frame: no motion), so both streams have as many entries as there are frames. So does the last frame
+    before one of another shape.
+
+    Flow is computed run by run, of `pairs_per_call` pairs or of what is left where the video or a shape ends. Without
+    threads nothing is read beyond the run of the frame that is asked for, and two runs are held. Threads are kept
+    busy: they have so many more runs in work as have a pair for each of them, and a picture each to resize.
 
     Args:
         frames: in the order of time.
         size_px: see `preprocess.resized_size`; flow is computed at this size.
         crop_px: side of the central square that is kept; None keeps the whole frame.
         rgb: whether to give the rgb stream.
-        flow: computes the flow of a pair, in any thread; None leaves the flow stream out.
+        flow: computes the flow of a run, in any thread; None leaves the flow stream out.
+        pairs_per_call: how many pairs `flow` is given at a time, at most.
         antialias: see `preprocess.resize`.
         workers: resize and compute flow; None does so in this thread.
     """
@@ -81,25 +96,38 @@ def align_streams(
 
     def prepare(stored: NDArray[np.uint8]) -> _Picture:
         resized = resize(stored, size_px, antialias=antialias)
-        return _Picture(_crop_centre(resized, crop_px), to_grey(resized) if flow else None)
+        return _Picture(_crop_centre(resized, crop_px), to_grey(resized) if flow else np.empty((0, 0), np.uint8))
 
-    def move(index: int, first: _Picture, second: _Picture) -> NDArray[np.float32]:
-        assert flow is not None and first.grey is not None and second.grey is not None
-        return _crop_centre(flow(index, first.grey, second.grey), crop_px)
-
-    pictures = workers.ahead(_prepare_each(frames, prepare, workers))
-    moving = _move_each(pictures, move, workers) if flow else ((shown, None) for shown in pictures)
-    motion: NDArray[np.float32] | None = None
-    for shown, wait_for_motion in workers.ahead(moving):
-        picture = shown.picture()
-        if wait_for_motion is not None:
-            motion = wait_for_motion()
-        elif flow is not None and motion is None:
-            motion = np.zeros((*picture.rgb.shape[:2], 2), np.float32)
-        streams: dict[str, NDArray[Any]] = {"rgb": picture.rgb} if rgb else {}
+    def show(shown: _Shown, motion: NDArray[np.float32] | None) -> StreamFrame:
+        streams: dict[str, NDArray[Any]] = {"rgb": shown.picture().rgb} if rgb else {}
         if motion is not None:
             streams["flow"] = motion
-        yield StreamFrame(shown.seconds, shown.end_seconds, streams)
+        return StreamFrame(shown.seconds, shown.end_seconds, streams)
+
+    pictures = workers.ahead(_prepare_each(frames, prepare, workers))
+    if flow is None:
+        for shown in pictures:
+            yield show(shown, None)
+        return
+
+    def move(run: _Run) -> list[NDArray[np.float32]]:
+        if len(run.shown) == 1:
+            return []
+        grey = np.stack([shown.picture().grey for shown in run.shown])
+        return [_crop_centre(field, crop_px) for field in flow(run.shown[0].index, grey)]
+
+    moving = ((run, workers.start("flow", move, run)) for run in _cut_runs(pictures, pairs_per_call))
+    motion: NDArray[np.float32] | None = None
+    for run, wait_for_motion in workers.ahead(moving, threads_per_item=pairs_per_call):
+        for shown, motion in zip(run.shown[:-1], wait_for_motion(), strict=True):
+            yield show(shown, motion)
+        if run.is_last:
+            last = run.shown[-1]
+            if motion is None:
+                motion = np.zeros((*last.picture().rgb.shape[:2], 2), np.float32)
+            yield show(last, motion)
+            motion = None
+        del run, wait_for_motion  # not while the next run fills
 
 
 def _prepare_each(
@@ -114,17 +142,19 @@ def _prepare_each(
         yield _Shown(frame.index, frame.seconds, frame.end_seconds, picture)
 
 
-def _move_each(
-    pictures: Iterable[_Shown], move: Callable[[int, _Picture, _Picture], NDArray[np.float32]], workers: Workers
-) -> Iterator[tuple[_Shown, _WaitForMotion | None]]:
-    """Every picture with its motion to the next one; the last one has none."""
-    first: _Shown | None = None
-    for second in pictures:
-        if first is not None:
-            yield first, workers.start("flow", move, first.index, first.picture(), second.picture())
-        first = second
-    if first is not None:
-        yield first, None
+def _cut_runs(pictures: Iterable[_Shown], pairs_per_call: int) -> Iterator[_Run]:
+    """Every run as soon as its last picture is there; only a last run may be of one picture."""
+    run: list[_Shown] = []
+    for shown in pictures:
+        if run and shown.picture().grey.shape != run[-1].picture().grey.shape:
+            yield _Run(run, is_last=True)
+            run = []
+        run.append(shown)
+        if len(run) > pairs_per_call:
+            yield _Run(run, is_last=False)
+            run = run[-1:]
+    if run:
+        yield _Run(run, is_last=True)
 
 
 def _crop_centre(image: NDArray[_Scalar], crop_px: int | None) -> NDArray[_Scalar]:

@@ -43,8 +43,13 @@ MIN_SIDE_PX = 16
 MEDIAN_SIDE_PX = 5
 """Window of the median filter."""
 
+CPU_PAIRS_PER_CALL = 8
+"""So that the threads of most CPUs have one to solve; of more, several calls at once keep them busy."""
+
 GPU_BATCH_SIZE = 64
-"""Pairs that a GPU solves together; at 340×256 they take about 1 GB."""
+"""Pairs of 340×256 px that a GPU solves together; they take about 1 GB, and so do fewer of a larger size."""
+
+GPU_BATCH_PX = GPU_BATCH_SIZE * 340 * 256
 
 GPU_ITERATIONS_PER_CHECK = 10
 """How often a GPU is asked whether any pair still moves: the answer has to be waited for."""
@@ -82,6 +87,11 @@ class Tvl1Parameters:
 
 
 DEFAULT_PARAMETERS = Tvl1Parameters()
+
+
+def pairs_per_call(device: torch.device | str) -> int:
+    """With how many pairs at once TV-L1 is fast on a device."""
+    return CPU_PAIRS_PER_CALL if torch.device(device).type == "cpu" else GPU_BATCH_SIZE
 
 
 def tvl1_flow(
@@ -123,9 +133,11 @@ def tvl1_flow_of_pairs(
     Args:
         prev: (N, H, W).
         following: (N, H, W), one frame step later.
-        device: where to compute. On the CPU `torch.get_num_threads()` batches are solved at once, each by one thread.
+        device: where to compute. On the CPU `torch.get_num_threads()` batches are solved at once, each by one thread,
+            elsewhere one batch, however many threads ask.
         batch_size: pairs that are solved together, in memory too; by default one on the CPU, where more are not
-            faster, and `GPU_BATCH_SIZE` elsewhere. It does not change the result.
+            faster, and as many as have `GPU_BATCH_PX` elsewhere. The last bits of a flow may depend on it, and so on
+            a GPU on the number of pairs; but no pair on what the others of its batch hold.
         parameters: of the method.
 
     Returns:
@@ -147,7 +159,7 @@ def tvl1_flow_of_pairs(
         )
     device = torch.device(device)
     if batch_size is None:
-        batch_size = 1 if device.type == "cpu" else GPU_BATCH_SIZE
+        batch_size = 1 if device.type == "cpu" else max(1, GPU_BATCH_PX // math.prod(prev.shape[1:]))
     flow = np.empty((*prev.shape, 2), np.float32)
 
     @torch.inference_mode()
@@ -157,10 +169,17 @@ def tvl1_flow_of_pairs(
         flow[batch] = _solve(frames[0], frames[1], parameters).permute(0, 2, 3, 1).cpu().numpy()
 
     starts = range(0, len(flow), batch_size)
-    # A list, because an error shows only in the answer.
-    list(_workers().map(solve, starts) if device.type == "cpu" else map(solve, starts))
+    if device.type == "cpu":
+        list(_workers().map(solve, starts))  # a list, because an error shows only in the answer
+    else:
+        for start in starts:
+            with _gpu_lock:
+                solve(start)
     return flow
 
+
+_gpu_lock = threading.Lock()
+"""One batch at a time fills a GPU, and its memory."""
 
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
@@ -193,8 +212,8 @@ def _workers() -> ThreadPoolExecutor:
 
 def _forget_workers() -> None:
     """A forked process has none of its parent's threads."""
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
+    global _pool, _pool_lock, _gpu_lock
+    _pool, _pool_lock, _gpu_lock = None, threading.Lock(), threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,12 +46,13 @@ class Workers:
             return lambda: result
         return self._pool.submit(timed, *args, **kwargs).result
 
-    def ahead(self, items: Iterable[T]) -> Iterator[T]:
-        """Draw items earlier than they are asked for, so that as many are in work as there are threads."""
+    def ahead(self, items: Iterable[T], threads_per_item: int = 1) -> Iterator[T]:
+        """Draw items earlier than they are asked for, so that as many are in work as keep the threads busy."""
+        num_items = math.ceil(self.num_threads / threads_per_item)
         drawn: deque[T] = deque()
         for item in items:
             drawn.append(item)
-            if len(drawn) > self.num_threads:
+            if len(drawn) > num_items:
                 yield drawn.popleft()
         while drawn:
             yield drawn.popleft()

@@ -68,7 +68,8 @@ def to_streams(frames: Frames, *, flow_method: str = "dis") -> dict[str, NDArray
         size_px=SHORT_SIDE_PX,
         crop_px=CROP_PX,
         rgb=True,
-        flow=lambda _, first, second: compute(first, second),
+        flow=lambda _, grey: compute(grey),
+        pairs_per_call=compute.pairs_per_call,
     )
     window = next(sliding_clips(aligned, length=CLIP_LENGTH, stride=CLIP_LENGTH))
     return {stream: np.stack([frame.streams[stream] for frame in window.frames]) for stream in CHANNELS}

@@ -26,8 +26,9 @@ def flow(
     ],
     method: Annotated[
         str,
-        typer.Option("--flow", metavar="METHOD", help="dis, dis-ultrafast, dis-fast, dis-medium or farneback."),
+        typer.Option("--flow", metavar="METHOD", help="dis, dis-ultrafast, dis-fast, dis-medium, farneback or tvl1."),
     ] = "dis",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where tvl1 runs.")] = "auto",
     fps: Annotated[str, typer.Option(metavar="native|N", help="Frames per second to read.")] = "native",
     start: Annotated[float, typer.Option(metavar="SECONDS", min=0.0, help="Where to start reading.")] = 0.0,
     end: Annotated[
@@ -49,14 +50,18 @@ def flow(
 
     from tqdm import tqdm
 
-    from ..flow import create_flow, describe_flow, to_grey
+    from ..engines.threads import count_cores, one_opencv_thread
+    from ..flow import create_flow, describe_flow
     from ..outputs.flow import open_flow_output
-    from ..preprocess import describe_resize, resize
+    from ..pipeline import flow_device
+    from ..preprocess import describe_resize
+    from ..streams import align_streams
     from ..video import VideoReader, parse_fps
+    from ..workers import Workers
 
     if dtype not in ("float16", "float32"):
         raise UsageError(f"--dtype {dtype}: choose float16 or float32")
-    compute = create_flow(method)
+    compute = create_flow(method, flow_device(method, device))
     rate = parse_fps(fps)
     with VideoReader(video, fps=rate, start_seconds=start, end_seconds=end) as reader:
         recipe = {
@@ -76,10 +81,18 @@ def flow(
         )
         num_expected = reader.num_expected_frames
         frames = tqdm(reader, total=num_expected, unit="frame", disable=not shows_bars(), leave=False)
-        greys = ((frame.seconds, to_grey(resize(frame.rgb, short_side))) for frame in frames)
-        with output:
-            for (seconds, first), (_, second) in pairwise(greys):
-                output.write(compute(first, second), seconds)
+        with output, one_opencv_thread(), Workers(count_cores()) as workers:
+            aligned = align_streams(
+                frames,
+                size_px=short_side,
+                crop_px=None,
+                rgb=False,
+                flow=lambda _, grey: compute(grey),
+                pairs_per_call=compute.pairs_per_call,
+                workers=workers,
+            )
+            for entry, _ in pairwise(aligned):  # the last one has no motion of its own
+                output.write(entry.streams["flow"], entry.seconds)
         if reader.num_decode_failures:
             log.warning("%s: %s skipped", video, count(reader.num_decode_failures, "damaged packet"))
     log.info("%s → %s", count(output.num_pairs, "flow field"), out)

@@ -116,7 +116,12 @@ def _template(
         bool, typer.Option("--quantise-flow", help="Round flow to 8 bits, as training data was.", rich_help_panel=_FLOW)
     ] = Options.quantise_flow,
     device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:i]|mps", help="Where the network runs.", rich_help_panel=_MACHINE)
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda[:i]|mps",
+            help="Where the network runs; on several GPUs: cuda:0,1 or cuda:all.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = Options.device,
     runtime: Annotated[
         str,

@@ -3,6 +3,8 @@
 a thread a video, `jobs` at a time:   packets → frames ──────────────→ clips ──┐
 workers, shared by all videos:                 └→ resized → flow ─┘            │
 the caller's thread:                                     results ← network ← batches
+
+A network on a GPU works beside the caller's thread: that starts the next batch before it waits for the oldest.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -23,6 +28,9 @@ from ..timings import StageSeconds
 from ..workers import Workers
 from .threads import count_cores, one_opencv_thread, share_threads
 
+if TYPE_CHECKING:
+    from ..runtimes.base import Runtime
+
 OnClips = Callable[[int, "int | None"], None]
 """Called after every batch with the clips of this video done so far and expected in all (None: unknown)."""
 
@@ -30,6 +38,9 @@ OnFailure = Callable[[VideoFailure, Exception], None]
 
 MIN_ROOM = 2
 """Clips of every video that are read ahead, at least."""
+
+STOP_SECONDS = 5.0
+"""For a decoder that hangs, all of them together: it must not hold the whole job when this is over."""
 
 
 def run(
@@ -81,11 +92,12 @@ def _run(
         Workers(shares.workers, spent) as workers,
         _Feeds(pipeline, videos, shares.jobs, workers) as feeds,
     ):
-        # The first clips are read meanwhile: importing torch alone takes longer.
-        feeds.set_batch_size(pipeline.runtime.batch_size)
+        feeds.first()  # clips are read while the networks are loaded: importing torch alone takes longer
+        started = _Started(pipeline.runtime, spent)
+        feeds.set_batch_size(started.batch_size)
         yield None
         while feed := feeds.first():
-            _run_clips(feed, feeds, pipeline, on_clips)
+            _run_clips(feed, feeds, started, on_clips)
             outcome = _pool(feed, pipeline)
             feeds.drop_first()
             if isinstance(outcome, Exception):
@@ -95,26 +107,73 @@ def _run(
             del feed, outcome  # the features of a whole video
 
 
-def _run_clips(feed: _Feed, feeds: _Feeds, pipeline: Pipeline, on_clips: OnClips | None) -> None:
-    """Have the network work until it has seen every clip of the first video, and others that fill the last batch."""
+def _run_clips(feed: _Feed, feeds: _Feeds, started: _Started, on_clips: OnClips | None) -> None:
+    """Have the networks work until they have answered for every clip of the first video.
+
+    Clips of other videos fill the last batch, and where several batches may be in work, more of them keep the networks
+    busy while their answers are waited for: those that are at hand, so that no result waits for the next video.
+    """
 
     def report() -> None:
         if on_clips is not None and feed.outputs:
             on_clips(len(feed.outputs), feed.num_expected_clips)
 
     report()  # clips of this video may have filled the last batch of the one before
-    while feed.peek() is not None:
-        batch = feeds.take(pipeline.runtime.batch_size)
+    while not feed.is_done:
+        if started and (started.is_full or not feeds.has_clip_ready()):
+            started.finish_oldest()
+            report()
+        elif started or feed.peek() is not None:
+            started.start(feeds.take(started.batch_size))
+
+
+class _Started:
+    """The batches that the networks have been given and have not answered yet, oldest first."""
+
+    def __init__(self, runtime: Runtime, spent: StageSeconds) -> None:
+        self._runtime = runtime
+        self._spent = spent
+        self._batches: deque[tuple[list[_Feed], Callable[[], list[ClipOutput]]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another batch would only wait behind these."""
+        return len(self) >= self._runtime.num_in_flight
+
+    @property
+    def batch_size(self) -> int:
+        """Clips at a time; less after a GPU ran out of memory."""
+        return self._runtime.batch_size
+
+    def start(self, batch: Sequence[tuple[_Feed, Clip]]) -> None:
+        """Begin with clips of one shape, each with the video that it is of."""
+        owners = [owner for owner, _ in batch]
+        with self._at_the_cost_of(owners):
+            self._batches.append((owners, self._runtime.start([clip for _, clip in batch])))
+            for owner in owners:
+                owner.num_pending += 1
+
+    def finish_oldest(self) -> None:
+        """Wait for the answer, and hand every video its part."""
+        owners, wait = self._batches.popleft()
+        for owner in owners:
+            owner.num_pending -= 1
+        with self._at_the_cost_of(owners):
+            for owner, output in zip(owners, wait(), strict=True):
+                owner.outputs.append(output)
+
+    @contextmanager
+    def _at_the_cost_of(self, owners: Sequence[_Feed]) -> Iterator[None]:
+        """Frames of a size that the network cannot take are the fault of these videos alone."""
         try:
-            with feeds.workers.spent.during("network"):
-                outputs = pipeline.runtime.run([clip for _, clip in batch])
-        except ShapeError as error:  # frames of a size that the network cannot take: the fault of these videos alone
-            for owner, _ in batch:
+            with self._spent.during("network"):
+                yield
+        except ShapeError as error:
+            for owner in owners:
                 owner.give_up(error)
-            continue
-        for (owner, _), output in zip(batch, outputs, strict=True):
-            owner.outputs.append(output)
-        report()
 
 
 def _pool(feed: _Feed, pipeline: Pipeline) -> VideoResult | Exception:
@@ -143,7 +202,6 @@ class _Feeds:
         self._jobs = jobs
         self._room = MIN_ROOM
         self._open: list[_Feed] = []
-        self._open_more()
 
     def set_batch_size(self, num_clips: int) -> None:
         """Have so many clips of every video read ahead, while the network works on those before."""
@@ -171,6 +229,15 @@ class _Feeds:
                 break
         return batch
 
+    def has_clip_ready(self) -> bool:
+        """Whether the next clip has been read, so that `take` finds its first one at once."""
+        for feed in self._in_turn():
+            if not feed.is_ready:
+                return False
+            if feed.peek() is not None:
+                return True
+        return False
+
     def _in_turn(self) -> Iterator[_Feed]:
         """The open videos, then more, as long as those before are drained."""
         for index in itertools.count():
@@ -184,7 +251,9 @@ class _Feeds:
             video = next(self._waiting, None)
             if video is None:
                 return
-            self._open.append(_Feed(video, self._pipeline, self.workers, self._room))
+            feed = _Feed(video, self._pipeline, self.workers, self._room)
+            self._open.append(feed)  # before its thread begins, so that none is forgotten when we are interrupted here
+            feed.start()
 
     def __enter__(self) -> _Feeds:
         return self
@@ -194,8 +263,10 @@ class _Feeds:
     ) -> None:
         for feed in self._open:
             feed.ask_to_stop()
+        self.workers.close()  # whoever asks them for a frame now ends at once, and not with his next clip
+        deadline = time.monotonic() + STOP_SECONDS
         for feed in self._open:
-            feed.join()
+            feed.join(deadline)
 
 
 def _are_alike(first: Clip, second: Clip) -> bool:
@@ -217,21 +288,29 @@ class _Feed:
         self.outputs: list[ClipOutput] = []
         self.error: Exception | None = None  # why reading ended before its time
         self.is_drained = False
+        self.num_pending = 0  # clips that the networks have been given and have not answered
         self._next: Clip | None = None
         self._pipeline = pipeline
         self._workers = workers
         self._clips: queue.SimpleQueue[Clip | Exception | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(room)
+        # Permits to put a clip there. A semaphore's lock would stay locked if an interrupt came in the wrong moment.
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.widen(room)
         self._is_stopped = False
         self._thread = threading.Thread(target=self._read, name=f"read {video}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
         self._thread.start()
 
     def _read(self) -> None:
+        if self._is_stopped:
+            return
         try:
             with self._pipeline.open_clips(self.video, self._workers) as self.reader:
                 self.num_expected_clips = self.reader.num_expected_clips
                 for clip in self.reader:
-                    self._room.acquire()
+                    self._room.get()
                     if self._is_stopped:
                         return
                     self._clips.put(clip)
@@ -243,7 +322,17 @@ class _Feed:
     def widen(self, num_clips: int) -> None:
         """Let so many more clips be read ahead."""
         for _ in range(num_clips):
-            self._room.release()
+            self._room.put(None)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `peek` would not have to wait."""
+        return self._next is not None or self.is_drained or not self._clips.empty()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will become of it: all is read, and all is answered."""
+        return self.is_drained and self.num_pending == 0
 
     def peek(self) -> Clip | None:
         """Wait for the next clip, and leave it there; None after the last, and when reading failed."""
@@ -252,7 +341,7 @@ class _Feed:
                 item = self._clips.get()
             if isinstance(item, Clip):
                 self._next = item
-                self._room.release()
+                self.widen(1)
             else:
                 self.is_drained, self.error = True, item
         return self._next
@@ -271,8 +360,9 @@ class _Feed:
     def ask_to_stop(self) -> None:
         """Have the thread close the video and end, soon."""
         self._is_stopped = True
-        self._room.release()  # it may be waiting there
+        self.widen(1)  # it may be waiting there
 
-    def join(self) -> None:
-        """Wait until it has."""
-        self._thread.join(timeout=5)  # a decoder that hangs must not hold the whole job
+    def join(self, deadline: float) -> None:
+        """Wait until it has, or for a decoder that hangs until a time of the monotonic clock."""
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, deadline - time.monotonic()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ def select_runtime(
     Raises:
         UsageError: an unknown name, device or precision, or ones that are not here or do not fit each other.
     """
-    from .torch import check_compiler, select_device, select_precision
+    from .torch import check_compiler, select_devices, select_precision
 
     if name not in RUNTIMES:
         raise UsageError(f"unknown runtime '{name}': choose one of {', '.join(RUNTIMES)}")
@@ -46,13 +47,14 @@ def select_runtime(
         raise UsageError(f"at least 1 thread is needed, got {num_threads}")
     if name == "openvino" and device == "auto":
         device = "cpu"
-    selected = select_device(device)
-    select_precision(precision, selected)
+    selected = select_devices(device)
+    select_precision(precision, *selected)
+    is_cpu = selected[0].type == "cpu"
     is_installed = has_openvino()
     if name == "auto":
-        name = "openvino" if selected.type == "cpu" and is_installed and not compile else "torch"
+        name = "openvino" if is_cpu and is_installed and not compile else "torch"
     elif name == "openvino":
-        if selected.type != "cpu":
+        if not is_cpu:
             raise UsageError(f"openvino runs on a CPU, not on '{device}': use --runtime torch, or --device cpu")
         if compile:
             raise UsageError("openvino compiles its networks anyway: --compile is for --runtime torch")
@@ -81,7 +83,7 @@ def create_runtime(
     Args:
         models: per stream; they are changed in place, into forms that run fast and answer the same.
         name: one of `RUNTIMES`; see `select_runtime`.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        device: "auto", "cpu", "cuda", "cuda:1", "mps"; "cuda:0,1" or "cuda:all" for several GPUs.
         precision: "fp32", "bf16", "fp16" or "auto", which is fp32 on a CPU.
         batch_size: clips at a time; None is 1 on a CPU and 8 elsewhere.
         views: how many crops of each clip are run, and what becomes of their features; None runs clips as they are.
@@ -97,17 +99,24 @@ def create_runtime(
     """
     name = select_runtime(name, device=device, precision=precision, compile=compile, num_threads=num_threads)
     if name == "torch":
-        from .torch import TorchRuntime
+        from .several import SeveralRuntime
+        from .torch import TorchRuntime, select_devices, select_precision
 
-        return TorchRuntime(
-            models,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            views=views,
-            compile=compile,
-            num_threads=num_threads,
-        )
+        devices = select_devices(device)
+        replicas = [models, *(copy.deepcopy(models) for _ in devices[1:])]
+        runtimes = [
+            TorchRuntime(
+                replica,
+                device=str(selected),
+                precision=select_precision(precision, *devices),  # one for all, of whatever age each is
+                batch_size=batch_size,
+                views=views,
+                compile=compile,
+                num_threads=num_threads,
+            )
+            for replica, selected in zip(replicas, devices, strict=True)
+        ]
+        return runtimes[0] if len(runtimes) == 1 else SeveralRuntime(runtimes)
     from .cache import NetworkCache
     from .openvino import OpenVINORuntime
 

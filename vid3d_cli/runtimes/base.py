@@ -1,4 +1,7 @@
-"""What every runtime does alike: clips → batches → streams and their views → the networks → `ClipOutput`."""
+"""What every runtime does alike: clips → batches → streams and their views → the networks → `ClipOutput`.
+
+Work is started first and waited for later, so that a GPU has the next batch at hand when it is done with one.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,8 @@ class Runtime(ABC):
     """Runs the clip models of a two-stream model; the contract of all runtimes.
 
     Args:
-        streams: that there is a model of.
         precision: "fp32", "bf16" or "fp16".
         batch_size: clips at a time.
-        views: how many crops of each clip are run, and what becomes of their features; None runs clips as they are.
 
     Raises:
         UsageError: a batch of no clips.
@@ -40,14 +41,14 @@ class Runtime(ABC):
     """As `--runtime` calls it."""
     version: str
     """Of the package that does the work."""
+    num_in_flight: int = 1
+    """Batches that are worth having started before the oldest is waited for; 1 where `start` does the work itself."""
 
-    def __init__(self, streams: Iterable[str], precision: str, batch_size: int, views: Views | None) -> None:
+    def __init__(self, precision: str, batch_size: int) -> None:
         if batch_size < 1:
             raise UsageError(f"the batch size must be at least 1, got {batch_size}")
-        self.streams = tuple(streams)
         self.precision = precision
         self.batch_size = batch_size
-        self.views = views
 
     @property
     @abstractmethod
@@ -55,7 +56,49 @@ class Runtime(ABC):
         """What runs where, for the recipe."""
 
     @abstractmethod
-    def start(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], Answer]:
+    def start(self, clips: Sequence[Clip]) -> Callable[[], list[ClipOutput]]:
+        """Give the networks work.
+
+        Args:
+            clips: of equal shape; more than `batch_size` become several batches.
+
+        Returns:
+            What waits for the features and logits of every clip and stream. It holds no clip, and may be dropped.
+
+        Raises:
+            ShapeError: clips that a network cannot take.
+            CheckpointError: the streams' scores cannot be fused; when waiting.
+            Vid3dError: the machine cannot do it; the message says what to try.
+        """
+
+    def run(self, clips: Sequence[Clip]) -> list[ClipOutput]:
+        """Start and wait, a batch at a time; see `start`."""
+        outputs: list[ClipOutput] = []
+        while len(outputs) < len(clips):
+            outputs += self.start(clips[len(outputs) : len(outputs) + self.batch_size])()
+        return outputs
+
+
+class DeviceRuntime(Runtime):
+    """A runtime of one device: batches → streams → their views.
+
+    Args:
+        streams: that there is a model of.
+        precision: "fp32", "bf16" or "fp16".
+        batch_size: clips at a time.
+        views: how many crops of each clip are run, and what becomes of their features; None runs clips as they are.
+
+    Raises:
+        UsageError: a batch of no clips.
+    """
+
+    def __init__(self, streams: Iterable[str], precision: str, batch_size: int, views: Views | None) -> None:
+        super().__init__(precision, batch_size)
+        self.streams = tuple(streams)
+        self.views = views
+
+    @abstractmethod
+    def start_stream(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], Answer]:
         """Give a network work.
 
         Args:
@@ -63,40 +106,39 @@ class Runtime(ABC):
             clips: (T, H, W, C) uint8 or, of flow, float32 pixels; at least one, all of one shape and type.
 
         Returns:
-            What waits for the answer. Whoever starts all before he waits leaves a GPU no gaps.
+            What waits for the answer.
         """
 
-    def run(self, clips: Sequence[Clip]) -> list[ClipOutput]:
-        """Features and logits of every clip and stream.
+    def start(self, clips: Sequence[Clip]) -> Callable[[], list[ClipOutput]]:
+        waiting: list[Callable[[], list[ClipOutput]]] = []
+        num_started = 0
+        while num_started < len(clips):
+            batch = clips[num_started : num_started + self.batch_size]
+            waiting.append(self._start_batch(batch))
+            num_started += len(batch)
+        return lambda: [output for wait in waiting for output in wait()]
 
-        Args:
-            clips: of equal shape.
-
-        Raises:
-            CheckpointError: the streams' scores cannot be fused.
-            Vid3dError: the machine cannot do it; the message says what to try.
-        """
-        outputs: list[ClipOutput] = []
-        while len(outputs) < len(clips):
-            outputs += self._run_batch(clips[len(outputs) : len(outputs) + self.batch_size])
-        return outputs
-
-    def _run_batch(self, clips: Sequence[Clip]) -> list[ClipOutput]:
+    def _start_batch(self, clips: Sequence[Clip]) -> Callable[[], list[ClipOutput]]:
+        spans = [clip.span for clip in clips]
         started = {stream: self._start_views(stream, [c.streams[stream] for c in clips]) for stream in self.streams}
-        answers = {stream: self._finish_views(waiting) for stream, waiting in started.items()}
-        check_classes({stream: answer.logits.shape[1] for stream, answer in answers.items()})
-        return [
-            ClipOutput(
-                clip.span,
-                {stream: answer.features[i] for stream, answer in answers.items()},
-                {stream: answer.logits[i] for stream, answer in answers.items()},
-            )
-            for i, clip in enumerate(clips)
-        ]
+
+        def wait() -> list[ClipOutput]:
+            answers = {stream: self._finish_views(waiting) for stream, waiting in started.items()}
+            check_classes({stream: answer.logits.shape[1] for stream, answer in answers.items()})
+            return [
+                ClipOutput(
+                    span,
+                    {stream: answer.features[i] for stream, answer in answers.items()},
+                    {stream: answer.logits[i] for stream, answer in answers.items()},
+                )
+                for i, span in enumerate(spans)
+            ]
+
+        return wait
 
     def _start_views(self, stream: str, clips: list[NDArray[Any]]) -> list[Callable[[], Answer]]:
         views = [clips] if self.views is None else self.views.cut(clips, is_flow=stream == "flow")
-        return [self.start(stream, view) for view in views]
+        return [self.start_stream(stream, view) for view in views]
 
     def _finish_views(self, waiting: Sequence[Callable[[], Answer]]) -> Answer:
         answers = [wait() for wait in waiting]
