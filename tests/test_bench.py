@@ -93,7 +93,7 @@ def facts(**changes):
         "runtime": "openvino on cpu",
         "has_openvino": True,
         "precision": "fp32",
-        "can_run_densely": True,
+        "dense_pays": False,
         "matrix_gflops": {"fp32": 200.0, "bf16": 430.0},
         "ms_per_frame": {"decode": 1.0, "resize": 2.0, "flow": 3.0},
         "frames_per_second": {"network": 20.0, "reading": 300.0, "together": 19.0},
@@ -109,8 +109,12 @@ READING = {"network": 900.0, "reading": 300.0, "together": 300.0}
     ("changes", "bound", "tips"),
     [
         ({}, "network", ["--precision bf16", "--device cuda", "--streams rgb"]),
-        ({"stride": 8}, "network", ["--precision bf16", "--device cuda", "--dense", "--streams rgb"]),
-        ({"stride": 8, "can_run_densely": False, "precision": "bf16"}, "network", ["--device cuda", "--streams rgb"]),
+        (
+            {"stride": 8, "dense_pays": True},
+            "network",
+            ["--precision bf16", "--device cuda", "--dense", "--streams rgb"],
+        ),
+        ({"stride": 8, "precision": "bf16"}, "network", ["--device cuda", "--streams rgb"]),
         ({"matrix_gflops": {"fp32": 200.0, "bf16": 90.0}, "streams": ["rgb"]}, "network", ["--device cuda"]),
         ({"runtime": "torch on cpu", "streams": ["rgb"]}, "network", ["--runtime openvino", *BF16_AND_GPU]),
         ({"runtime": "torch on cpu", "has_openvino": False}, "network", [INSTALL, *BF16_AND_GPU, "--streams rgb"]),

@@ -2,6 +2,8 @@
 
 import doctest
 import json
+import subprocess
+import sys
 import weakref
 from functools import partial
 
@@ -324,8 +326,26 @@ def test_the_command_and_its_recipe(vid3d, film, tmp_path):
     stored = np.load(tmp_path / "f.npz")
     assert stored["features"].shape == (6, 256)
     assert json.loads(str(stored["recipe"]))["dense"] == "stretches of 352 frames, margin 48"
-    result = vid3d("extract", "--out", "f.npz", "--resume", *arguments)
-    assert result.exit_code != 0  # features of two kinds do not go into one file
+
+
+def test_a_fresh_process_reads_while_it_loads_torch(film, tmp_path):
+    arguments = ["--model", MODEL, "--streams", "rgb", "--end", "2", "--out", "f.npy", "--runtime", "torch"]
+    command = [sys.executable, "-m", "vid3d_cli", "extract", film, "--dense", "--stride", "8", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_windows_that_cost_more_together_are_a_warning(vid3d, film):
+    arguments = ["extract", film, "--model", MODEL, "--streams", "rgb", "--end", 4, "--overwrite", "--dense"]
+    for window, stride, warned in ((64, 8, False), (64, 30, True), (16, 16, True)):
+        result = vid3d(*arguments, "--window", window, "--stride", stride, "--out", "f.npy")
+        assert (result.exit_code, "leave it out" in result.stderr) == (0, warned)
+        assert ("multiple of 8" in result.stderr) == (stride == 30)
+
+
+def test_a_header_may_promise_any_number_of_frames():
+    plan = DensePlan(TimeSteps(stride=8, margin=48), window=64, stride=4, tail="pad")
+    assert plan.count_stretches(2**40) == pytest.approx(2 * 2**40 / plan.new_frames, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,12 @@ def greys_of(video, short_side_px: int) -> np.ndarray:
         return np.stack([to_grey(resize(frame.rgb, short_side_px)) for frame in reader])
 
 
+def test_a_device_is_for_methods_that_can_use_one(vid3d, tmp_path):
+    video = write_video(tmp_path / "a.mp4", num_frames=3)
+    result = vid3d("flow", video, "--out", "flow.npz", "--device", "cuda")
+    assert (result.exit_code, "leave --device out, or take --flow tvl1" in result.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("method", ["dis", "tvl1"])
 def test_the_command_writes_the_flow_of_every_pair(vid3d, tmp_path, method):
     video = write_video(tmp_path / "a.mp4", num_frames=11)

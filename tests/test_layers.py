@@ -90,6 +90,14 @@ def test_only_networks_import_torch(file):
     assert [name for name in imported_names(file, (PACKAGE / file).read_text("utf-8")) if is_torch(name)] == []
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if layer_of(file) in WITH_TORCH])
+def test_torch_is_imported_before_its_parts(file):
+    """Else two threads that import it at the same time, a reader and the engine, may wait for each other for ever."""
+    nodes = import_nodes(ast.parse((PACKAGE / file).read_text("utf-8")))
+    modules = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
+    assert [name for name in modules if name.split(".")[0] == "torch"][:1] in ([], ["torch"])
+
+
 @pytest.mark.parametrize(
     ("file", "source", "layers", "torch"),
     [

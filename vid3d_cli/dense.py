@@ -106,6 +106,11 @@ class DensePlan:
         """Frames a stretch."""
         return self.new_frames + 2 * self.steps.margin
 
+    @property
+    def times_computed(self) -> float:
+        """How often the network sees a frame of a long video; one window after the other it would `window / stride`."""
+        return len(self.phases) * self.length / self.new_frames
+
     def describe(self) -> str:
         """In words that can be compared, for the recipe."""
         return f"stretches of {self.length} frames, margin {self.steps.margin}"
@@ -136,25 +141,41 @@ class DensePlan:
                     yield Window(end - length, length, list(held)[-length:])
                     ends[phase] += self.new_frames
         for phase, end in ends.items():
-            last = phase + (num_frames - phase) // step * step
-            is_short = end == phase + length
-            start = phase if is_short else last - length
-            if last >= (phase + self.window if is_short else end - self.new_frames + step):  # else there is nothing new
+            if rest := self._rest(num_frames, phase, end):
+                start, last = rest
                 yield Window(start, last - start, list(held)[start - num_frames :][: last - start])
+
+    def _rest(self, num_frames: int, phase: int, end: int) -> tuple[int, int] | None:
+        """Where the stretch lies that a phase ends with, as `end` was not reached; None: it would show nothing new."""
+        step = self.steps.stride
+        last = phase + (num_frames - phase) // step * step
+        if end == phase + self.length:  # of a short video
+            return (phase, last) if last >= phase + self.window else None
+        return (last - self.length, last) if last > end - self.new_frames else None
 
     def _fill(self, frames: Iterable[T]) -> Iterator[T]:
         num_frames = 0
         for frame in frames:
             yield frame
             num_frames += 1
-        if num_frames:
-            num_clips = count_clips(num_frames, length=self.window, stride=self.stride, tail=self.tail)
-            for _ in range(num_frames, (num_clips - 1) * self.stride + self.window):
-                yield frame
+        for _ in range(num_frames, self._count_filled(num_frames)):
+            yield frame
+
+    def _count_filled(self, num_frames: int) -> int:
+        """How many frames there are when the last window is full."""
+        num_clips = count_clips(num_frames, length=self.window, stride=self.stride, tail=self.tail)
+        return max(num_frames, (num_clips - 1) * self.stride + self.window) if num_clips else num_frames
 
     def count_stretches(self, num_frames: int) -> int:
         """How many stretches are cut from so many frames."""
-        return sum(1 for _ in self.stretches(range(num_frames)))
+        num_frames = self._count_filled(num_frames)
+
+        def count(phase: int) -> int:
+            num_whole = max(0, (num_frames - phase - self.length) // self.new_frames + 1)
+            end = phase + self.length + num_whole * self.new_frames
+            return num_whole + (self._rest(num_frames, phase, end) is not None)
+
+        return sum(map(count, self.phases))
 
     def pool(self, stretches: Iterable[ClipOutput], windows: Iterable[ClipSpan]) -> list[ClipOutput]:
         """What the networks would say of windows, from what they said of the stretches of a wholly read video.

@@ -171,6 +171,11 @@ class Pipeline:
             identities={stream: self._identity(stream) for stream in self.streams},
         )
 
+    @property
+    def device(self) -> str:
+        """What `Options.device` asks for, where the runtime leaves a choice."""
+        return "cpu" if self.options.runtime == "openvino" else self.options.device
+
     def _identity(self, stream: str) -> str:
         """What tells the network of a stream from all others."""
         recipe, options = self._stream_recipe(stream), self.options
@@ -194,7 +199,15 @@ class Pipeline:
 
     @property
     def doubts(self) -> Iterator[str]:
-        """What may be wrong with own checkpoints that do load, in sentences."""
+        """What works and may not be what was meant, in sentences: own checkpoints, windows of a dense run."""
+        plan, one_by_one = self.dense_plan, self.window / self.stride
+        if plan is not None and plan.times_computed >= one_by_one:
+            step = plan.steps.stride
+            yield (
+                f"--dense computes every frame {plan.times_computed:.1f} times for these windows, and one after the "
+                f"other they compute it {one_by_one:.1f} times: leave it out"
+                + (f", or choose a stride that is a multiple of {step}" if self.stride % step else "")
+            )
         from .backbones import BACKBONES
         from .model import read_checkpoint, suggest_model
 
@@ -483,9 +496,8 @@ class ClipReader:
     def _flow_of_run(self) -> tuple[FlowOfRun, int]:
         """What gives the flow of some pairs, and how many at a time."""
         if self._flow_files is None:
-            options = self._pipeline.options
-            device = "cpu" if options.runtime == "openvino" else options.device
-            compute = create_flow(options.flow, flow_device(options.flow, device))
+            method = self._pipeline.options.flow
+            compute = create_flow(method, flow_device(method, self._pipeline.device))
             return lambda _, grey: compute(grey), compute.pairs_per_call
         files, reading = self._flow_files, threading.Lock()
 

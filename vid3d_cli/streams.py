@@ -93,6 +93,8 @@ def align_streams(
         workers: resize and compute flow; None does so in this thread.
     """
     workers = Workers() if workers is None else workers
+    if antialias:
+        from . import resampling  # noqa: F401  (it loads torch: not in the time of the first resize)
 
     def prepare(stored: NDArray[np.uint8]) -> _Picture:
         resized = resize(stored, size_px, antialias=antialias)

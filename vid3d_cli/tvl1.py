@@ -181,6 +181,8 @@ def tvl1_flow_of_pairs(
 _gpu_lock = threading.Lock()
 """One batch at a time fills a GPU, and its memory."""
 
+torch.get_num_threads()  # this thread, the engine's, now has its own count, whatever `_workers` does to that of others
+
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
 

@@ -60,7 +60,7 @@ class Unit3D(nn.Module):
         (t0, t1), (h0, h1), (w0, w1) = (same_padding(size, kernel, stride) for size in x.shape[2:])
         if (t0, h0, w0) != (t1, h1, w1):  # only the stem: the convolution pads both sides alike
             x, t0, h0, w0 = F.pad(x, (w0, w1, h0, h1, t0, t1)), 0, 0, 0
-        x = F.conv3d(x, self.conv3d.weight, None, stride, (t0, h0, w0))
+        x = F.conv3d(x, self.conv3d.weight, self.conv3d.bias, stride, (t0, h0, w0))
         return F.relu(self.bn(x), inplace=True)
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal, NamedTuple
 
+import torch  # noqa: F401  (before a part of it: see test_layers)
 import torch.nn.functional as F
 from torch import Tensor, nn
 

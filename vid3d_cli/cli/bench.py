@@ -8,12 +8,13 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from ..options import Options
 from .console import log, stdout_is_terminal
 from .options import takes_pipeline_options
@@ -91,7 +92,7 @@ class _Reading:
     """What was read of a video while no network was working."""
 
     clips: list[Clip]
-    """The first ones, at most a batch."""
+    """A batch."""
     num_frames: int
     seconds: float
     spent: StageSeconds
@@ -100,11 +101,13 @@ class _Reading:
 def measure(pipeline: Pipeline, video: str) -> dict[str, Any]:
     """Measure the parts of a run, one after the other, as plain values."""
     from ..engines.threads import count_cores
+    from ..runtimes import has_openvino
 
     log.info("measuring the machine and %s; this takes about half a minute", pipeline.entry.name)
     runtime = pipeline.runtime
     reading = _read(pipeline, video, runtime.batch_size)
-    num_new_frames = pipeline.stride if pipeline.dense_plan is None else pipeline.dense_plan.new_frames
+    plan = pipeline.dense_plan
+    num_new_frames = pipeline.stride if plan is None else plan.length / plan.times_computed
     clip_seconds = _run_network(pipeline, reading.clips)
     stages = {stage: getattr(reading.spent, stage) for stage in ("decode", "resize", "flow")}
     rates = {"reading": reading.num_frames / reading.seconds, "network": num_new_frames / clip_seconds}
@@ -121,8 +124,8 @@ def measure(pipeline: Pipeline, video: str) -> dict[str, Any]:
         "ms_per_frame": {stage: 1000 * seconds / reading.num_frames for stage, seconds in stages.items()},
         "network_seconds_per_clip": clip_seconds,
         "network_gflops": _network_gflops(pipeline, clip_seconds),
-        "has_openvino": find_spec("openvino") is not None,
-        "can_run_densely": _can_run_densely(pipeline),
+        "has_openvino": has_openvino(),
+        "dense_pays": _dense_pays(pipeline),
         "frames_per_second": rates | {"together": together(**rates, share_cores=runtime.description.endswith("cpu"))},
     }
 
@@ -146,7 +149,8 @@ def _read(pipeline: Pipeline, video: str, num_clips: int) -> _Reading:
             if reader.num_frames >= NUM_FRAMES_READ:
                 break
         seconds = time.perf_counter() - started
-    return _Reading(clips, reader.num_frames, seconds, spent)
+    # A short film gives fewer; the network is measured on a whole batch all the same.
+    return _Reading(list(islice(cycle(clips), num_clips)), reader.num_frames, seconds, spent)
 
 
 def _run_network(pipeline: Pipeline, clips: list[Clip]) -> float:
@@ -168,7 +172,7 @@ def _matrix_rates(pipeline: Pipeline, precision: str) -> dict[str, float]:
     from ..runtimes.torch import select_devices
 
     precisions = dict.fromkeys(["fp32", "bf16", precision])
-    devices = select_devices(pipeline.options.device)
+    devices = select_devices(pipeline.device)
     return {name: sum(matrix_product_rate(str(d), name) for d in devices) / 1e9 for name in precisions}
 
 
@@ -180,10 +184,15 @@ def _network_gflops(pipeline: Pipeline, clip_seconds: float) -> float | None:
     return sum(2 * entry.streams[stream].multiply_adds for stream in pipeline.streams) / clip_seconds / 1e9
 
 
-def _can_run_densely(pipeline: Pipeline) -> bool:
-    from ..backbones import BACKBONES
+def _dense_pays(pipeline: Pipeline) -> bool:
+    """Whether these windows would need less work in a dense run."""
+    from ..pipeline import Pipeline
 
-    return BACKBONES[pipeline.entry.backbone].steps is not None and not pipeline.options.dense
+    try:
+        plan = Pipeline(replace(pipeline.options, dense=True)).dense_plan
+    except UsageError:
+        return False
+    return not pipeline.options.dense and plan is not None and plan.times_computed < pipeline.window / pipeline.stride
 
 
 def together(reading: float, network: float, *, share_cores: bool) -> float:
@@ -215,7 +224,7 @@ def advise(report: Mapping[str, Any]) -> list[str]:
             tips.append(f"--precision bf16: matrix products are {ratio:.1f} × as fast here")
         if is_cpu:
             tips.append("--device cuda: on a machine that has a GPU")
-        if report["can_run_densely"] and report["stride"] < report["window"]:
+        if report["dense_pays"]:
             tips.append("--dense: overlapping windows share one pass of the network")
         if len(report["streams"]) == 2:
             tips.append("--streams rgb: one network instead of two, and no flow")

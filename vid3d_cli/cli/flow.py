@@ -51,7 +51,7 @@ def flow(
     from tqdm import tqdm
 
     from ..engines.threads import count_cores, one_opencv_thread
-    from ..flow import create_flow, describe_flow
+    from ..flow import create_flow, describe_flow, find_flow_method
     from ..outputs.flow import open_flow_output
     from ..pipeline import flow_device
     from ..preprocess import describe_resize
@@ -61,6 +61,8 @@ def flow(
 
     if dtype not in ("float16", "float32"):
         raise UsageError(f"--dtype {dtype}: choose float16 or float32")
+    if device not in ("auto", "cpu") and not find_flow_method(method).can_use_gpu:
+        raise UsageError(f"{method} runs on the CPU: leave --device out, or take --flow tvl1")
     compute = create_flow(method, flow_device(method, device))
     rate = parse_fps(fps)
     with VideoReader(video, fps=rate, start_seconds=start, end_seconds=end) as reader:

@@ -37,7 +37,7 @@ OnClips = Callable[[int, "int | None"], None]
 OnFailure = Callable[[VideoFailure, Exception], None]
 
 MIN_ROOM = 2
-"""Clips of every video that are read ahead, at least."""
+"""Clips of every video that are read ahead, at least; one where they are the long ones of a dense run."""
 
 STOP_SECONDS = 5.0
 """For a decoder that hangs, all of them together: it must not hold the whole job when this is over."""
@@ -200,7 +200,7 @@ class _Feeds:
         self._pipeline = pipeline
         self._waiting = iter(videos)
         self._jobs = jobs
-        self._room = MIN_ROOM
+        self._room = MIN_ROOM if pipeline.dense_plan is None else 1
         self._open: list[_Feed] = []
 
     def set_batch_size(self, num_clips: int) -> None:

@@ -145,13 +145,19 @@ class OpenVINORuntime(DeviceRuntime):
         if cache and (files := cache.read(key)):
             return self._core.read_model(files["model.xml"], files["model.bin"])
         network = self._convert(stream, clip)
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "model.xml"
-            self._openvino.save_model(network, path, compress_to_fp16=False)
-            if cache:
-                cache.write(key, [path, path.with_suffix(".bin")])
-            # Read back as at later starts: what was never written answers with other last bits.
-            return self._core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+        try:
+            with tempfile.TemporaryDirectory() as directory:
+                path = Path(directory) / "model.xml"
+                self._openvino.save_model(network, path, compress_to_fp16=False)
+                if cache:
+                    cache.write(key, [path, path.with_suffix(".bin")])
+                # Read back as at later starts: what was never written answers with other last bits.
+                return self._core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+        except (OSError, RuntimeError) as error:
+            raise Vid3dError(
+                f"the converted network cannot be written to {tempfile.gettempdir()}: free some space there, "
+                "set TMPDIR to another directory, or try --runtime torch"
+            ) from error
 
     def _convert(self, stream: str, clip: NDArray[Any]) -> Any:
         started = time.perf_counter()
