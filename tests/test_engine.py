@@ -32,6 +32,8 @@ class FakePipeline:
     `odd_fail` is when the network finds that it cannot take the clips of an "odd" video: in "start" or in "wait".
     """
 
+    dense_plan = None
+
     def __init__(
         self, batch_size=3, read_seconds=0.0, run_seconds=0.0, num_in_flight=1, odd_fail="", start_seconds=0.05
     ):
@@ -339,6 +341,7 @@ def test_the_first_clips_are_read_while_the_networks_are_loaded():
     ready = pipeline.runtime
 
     class LoadingPipeline:
+        dense_plan = None
         open_clips, check_videos, pool = pipeline.open_clips, pipeline.check_videos, pipeline.pool
         read_before = None
 
