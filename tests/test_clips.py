@@ -2,9 +2,10 @@
 
 import doctest
 import itertools
-import weakref
+from functools import partial
 
 import pytest
+from held import count_held
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,29 +84,12 @@ def test_drop_makes_whole_clips_only_but_one_of_a_short_video(num_frames, length
         assert all(window.num_valid == length for window in cut)
 
 
-class Picture:
-    """An object whose life can be watched."""
-
-
 @pytest.mark.parametrize("tail", TAILS)
 @given(num_frames_drawn, length_drawn, stride_drawn)
 def test_at_most_one_clip_of_frames_is_held(tail, num_frames, length, stride):
-    alive = weakref.WeakSet()
-    num_held = []
-
-    def pictures():
-        for _ in range(num_frames):
-            num_held.append(len(alive))
-            picture = Picture()
-            alive.add(picture)
-            yield picture
-            del picture
-
-    for window in sliding_clips(pictures(), length=length, stride=stride, tail=tail):
-        num_held.append(len(alive))
-        del window
-    assert max(num_held, default=0) <= length
-    assert not alive
+    most, left = count_held(partial(sliding_clips, length=length, stride=stride, tail=tail), num_frames)
+    assert most <= length
+    assert left == 0
 
 
 @given(num_frames_drawn, length_drawn, stride_drawn, tail_drawn)

@@ -4,12 +4,12 @@ import doctest
 import json
 import subprocess
 import sys
-import weakref
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from held import count_held
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seeded import draw
@@ -97,29 +97,12 @@ def test_stretches_are_whole_steps_of_bounded_length_and_show_every_frame(plan, 
     assert shown >= set(range(num_frames - last_step))
 
 
-class Picture:
-    """An object whose life can be watched."""
-
-
 @settings(deadline=None)
 @given(plans(), num_frames_drawn)
 def test_at_most_a_stretch_and_a_step_of_frames_are_held(plan, num_frames):
-    alive = weakref.WeakSet()
-    num_held = []
-
-    def pictures():
-        for _ in range(num_frames):
-            num_held.append(len(alive))
-            picture = Picture()
-            alive.add(picture)
-            yield picture
-            del picture
-
-    for stretch in plan.stretches(pictures()):
-        num_held.append(len(alive))
-        del stretch
-    assert max(num_held) <= plan.length + plan.steps.stride
-    assert not alive
+    most, left = count_held(plan.stretches, num_frames)
+    assert most <= plan.length + plan.steps.stride
+    assert left == 0
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,9 @@ def classify(video: str | PathLike[str], *, model: str = "i3d", **options: Unpac
         WeightsError: weights that cannot be had or used.
         VideoError: the video cannot be used.
     """
-    Pipeline(Options(model=model, **options)).check_classes()
-    return next(extract([video], model=model, **options))
+    pipeline = Pipeline(Options(model=model, **options))
+    pipeline.check_classes()
+    return next(local.run(pipeline, [fspath(video)]))
 
 
 def extract(

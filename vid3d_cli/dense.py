@@ -108,8 +108,18 @@ class DensePlan:
 
     @property
     def times_computed(self) -> float:
-        """How often the network sees a frame of a long video; one window after the other it would `window / stride`."""
+        """How often the network sees a frame of a long video."""
         return len(self.phases) * self.length / self.new_frames
+
+    @property
+    def times_one_by_one(self) -> float:
+        """How often it would with one window after the other."""
+        return self.window / self.stride
+
+    @property
+    def pays(self) -> bool:
+        """Whether these windows are less work together than one by one."""
+        return self.times_computed < self.times_one_by_one
 
     def describe(self) -> str:
         """In words that can be compared, for the recipe."""

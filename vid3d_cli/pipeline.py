@@ -178,7 +178,7 @@ class Pipeline:
 
     def _identity(self, stream: str) -> str:
         """What tells the network of a stream from all others."""
-        recipe, options = self._stream_recipe(stream), self.options
+        recipe, options = self._stream_recipes[stream], self.options
         parts = (self.entry.backbone, self._variant, options.layer, options.pool, options.dense)
         return f"{recipe.weights_sha256} {recipe.normalisation} {parts}"
 
@@ -200,12 +200,12 @@ class Pipeline:
     @property
     def doubts(self) -> Iterator[str]:
         """What works and may not be what was meant, in sentences: own checkpoints, windows of a dense run."""
-        plan, one_by_one = self.dense_plan, self.window / self.stride
-        if plan is not None and plan.times_computed >= one_by_one:
+        plan = self.dense_plan
+        if plan is not None and not plan.pays:
             step = plan.steps.stride
             yield (
                 f"--dense computes every frame {plan.times_computed:.1f} times for these windows, and one after the "
-                f"other they compute it {one_by_one:.1f} times: leave it out"
+                f"other they compute it {plan.times_one_by_one:.1f} times: leave it out"
                 + (f", or choose a stride that is a multiple of {step}" if self.stride % step else "")
             )
         from .backbones import BACKBONES
@@ -281,7 +281,7 @@ class Pipeline:
         options, entry = self.options, self.entry
         return Recipe(
             model=entry.name,
-            streams={stream: self._stream_recipe(stream) for stream in self.streams},
+            streams=self._stream_recipes,
             fps=str(self.fps) if self.fps else "native",
             start_seconds=options.start_seconds,
             end_seconds=options.end_seconds,
@@ -315,6 +315,11 @@ class Pipeline:
         if options.crops == 1:
             return f"centre {size_px} px"
         return f"{options.crops} of {size_px} px, {'kept' if options.keep_crops else 'averaged'}"
+
+    @cached_property
+    def _stream_recipes(self) -> dict[str, StreamRecipe]:
+        """Made once: the digests take a reading of the files."""
+        return {stream: self._stream_recipe(stream) for stream in self.streams}
 
     def _stream_recipe(self, stream: str) -> StreamRecipe:
         own = self.options.weights.get(stream)

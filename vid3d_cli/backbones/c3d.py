@@ -26,9 +26,8 @@ differed from Caffe's for its padding: DavideA/c3d-pytorch issue 1, chuckcho/c3d
 
 from __future__ import annotations
 
-import torch  # noqa: F401  (before a part of it: see test_layers)
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import ShapeError
 from ._layers import IN_CHANNELS, Backbone, BackboneOutput

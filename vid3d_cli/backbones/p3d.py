@@ -40,9 +40,8 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import cycle
 
-import torch  # noqa: F401  (before a part of it: see test_layers)
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..dense import TimeSteps
 from ..errors import ShapeError, UsageError

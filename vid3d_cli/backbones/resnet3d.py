@@ -25,9 +25,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal, NamedTuple
 
-import torch  # noqa: F401  (before a part of it: see test_layers)
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..dense import TimeSteps
 from ..errors import ShapeError

@@ -192,7 +192,7 @@ def _dense_pays(pipeline: Pipeline) -> bool:
         plan = Pipeline(replace(pipeline.options, dense=True)).dense_plan
     except UsageError:
         return False
-    return not pipeline.options.dense and plan is not None and plan.times_computed < pipeline.window / pipeline.stride
+    return not pipeline.options.dense and plan is not None and plan.pays
 
 
 def together(reading: float, network: float, *, share_cores: bool) -> float:
