@@ -14,7 +14,7 @@ import pytest
 import torch
 from videos import write_video
 
-from vid3d_cli import pipeline as pipeline_module
+from vid3d_cli.decoders import Decoders
 from vid3d_cli.engines import local, threads
 from vid3d_cli.errors import NoFrames, ShapeError, WeightsUnavailable
 from vid3d_cli.options import Options
@@ -70,7 +70,7 @@ class FakePipeline:
 
     def check_videos(self, videos): ...
 
-    def open_clips(self, video, workers):
+    def open_clips(self, video, workers, decoders):
         with workers.spent.during("decode"):
             time.sleep(self.read_seconds)
         while "endless" in video:  # a clip of so many frames that it is never whole
@@ -412,7 +412,7 @@ def test_memory_is_bounded_by_the_window_not_by_the_video(monkeypatch, tmp_path,
 
         def close(self): ...
 
-    monkeypatch.setattr(pipeline_module, "VideoReader", SyntheticReader)
+    monkeypatch.setattr(Decoders, "open", lambda self, video, **options: SyntheticReader(video, **options))
     pipeline = Pipeline(Options(streams="rgb", window=window, stride=stride), fetch=lambda file: tmp_path)
     # The stages between frame and clip at the size of the synthetic frames.
     pipeline.size_px, pipeline.crop_px = 8, 8

@@ -13,10 +13,10 @@ PACKAGE = Path(vid3d_cli.__file__).parent
 
 # fmt: off
 LAYERS = [
-    "version", "errors", "records", "timings", "workers", "options", "sources",
-    "video", "tvl1", "flow", "flow_files", "resampling", "preprocess", "streams", "clips", "dense",
+    "version", "errors", "records", "timings", "workers", "options", "sources", "fingerprints",
+    "video", "decoders", "tvl1", "flow", "flow_files", "resampling", "preprocess", "streams", "clips", "dense",
     "fusion", "evaluation", "outputs", "demo", "manifest", "weights", "tf_checkpoint", "backbones", "model",
-    "inflation", "runtimes", "pipeline", "engines", "api", "__init__", "cli", "__main__",
+    "inflation", "runtimes", "pipeline", "engines", "jobs", "api", "__init__", "cli", "__main__",
 ]
 # fmt: on
 """Top to bottom; a directory is one layer, whose files may import each other."""

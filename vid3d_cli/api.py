@@ -67,4 +67,5 @@ def extract(
     """
     pipeline = Pipeline(Options(model=model, **options))
     paths = [fspath(video) for video in ([videos] if isinstance(videos, (str, PathLike)) else videos)]
+    pipeline.check_videos(paths)
     return local.run(pipeline, paths, jobs=jobs, on_failure=on_failure, on_clips=on_clips)

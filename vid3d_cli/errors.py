@@ -3,7 +3,8 @@
     Vid3dError                     1
     ├─ UsageError                  2   an argument or option cannot be used as given
     │  ├─ UnknownModel             2   no such entry in the manifest
-    │  └─ OutputExists             2   nothing is overwritten unasked
+    │  ├─ OutputExists             2   nothing is overwritten unasked
+    │  └─ RecipeDiffers            2   features of two recipes do not go into one output
     ├─ VideoError                  1   this video cannot be used; the others of the job go on
     │  ├─ VideoNotFound                no such file
     │  ├─ EmptyFile                    zero bytes
@@ -11,6 +12,12 @@
     │  ├─ TruncatedVideo               cut off before the part that holds its index
     │  ├─ NoVideoStream                audio only, or a cover picture
     │  ├─ NoFrames                     a video stream of which no frame decodes
+    │  ├─ TooLarge                     frames that would need gigabytes of memory
+    │  ├─ VideoChanged                 somebody wrote to it while it was read
+    │  ├─ OutOfMemory                  decoding takes more memory than there is
+    │  ├─ DecoderDied                  the process that decoded it crashed or was killed
+    │  ├─ DecoderHangs                 no progress for longer than --timeout
+    │  ├─ DecoderFailed                decoding ended with an error that has no name here
     │  ├─ NoScores                     the network's answer is not finite
     │  ├─ OddFeatures                  features of another shape than those before them in the file
     │  └─ FlowFilesError               ready-made flow that is missing or does not fit its video
@@ -19,7 +26,8 @@
     │  ├─ ChecksumMismatch         3   the file is not the one that the manifest names
     │  └─ CheckpointError          3   unsafe, unreadable, or of another network
     ├─ ShapeError                  1   an array of the wrong shape
-    └─ OutputError                 1   the results cannot be written
+    ├─ OutputError                 1   the results cannot be written
+    └─ ResourceError               1     the machine has too little of something for the whole job, such as open files
 
 The library raises these and never prints or exits; `vid3d_cli.cli` turns them into one line and an exit code.
 """
@@ -31,6 +39,7 @@ EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_WEIGHTS = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class Vid3dError(Exception):
@@ -51,6 +60,10 @@ class UnknownModel(UsageError):
 
 class OutputExists(UsageError):
     """The output is already there, and overwriting was not asked for."""
+
+
+class RecipeDiffers(UsageError):
+    """The output was made by another recipe."""
 
 
 class VideoError(Vid3dError):
@@ -94,6 +107,30 @@ class NoFrames(VideoError):
     """There is a video stream, but no frame of it decodes in the asked span."""
 
 
+class TooLarge(VideoError):
+    """The header announces frames that would need gigabytes of memory."""
+
+
+class VideoChanged(VideoError):
+    """The file is not the one that was opened."""
+
+
+class OutOfMemory(VideoError):
+    """Decoding takes more memory than there is."""
+
+
+class DecoderDied(VideoError):
+    """The process that decoded it crashed or was killed."""
+
+
+class DecoderHangs(VideoError):
+    """Its decoder made no progress for longer than it was given."""
+
+
+class DecoderFailed(VideoError):
+    """Decoding ended with an error that has no class of its own here; the message names it."""
+
+
 class NoScores(VideoError):
     """The network's answer for this video is not finite."""
 
@@ -130,3 +167,7 @@ class ShapeError(Vid3dError, ValueError):
 
 class OutputError(Vid3dError):
     """The results cannot be written."""
+
+
+class ResourceError(Vid3dError):
+    """The machine has too little of something for the job as a whole, such as open files."""

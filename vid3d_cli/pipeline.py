@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clips import Window, check_clip_options, count_clips, sliding_clips
+from .decoders import DecodedVideo, Decoders
 from .dense import DensePlan
 from .errors import CheckpointError, FlowFilesError, NoScores, UsageError, WeightsUnavailable
 from .flow import create_flow, describe_flow, find_flow_method, quantise_flow, resize_flow
@@ -293,7 +294,7 @@ class Pipeline:
             keeps_crops=options.keep_crops,
             variant=self._variant,
             features="pooled" if options.layer is None else f"{options.layer}, {options.pool}",
-            flow=None,  # may differ from video to video: see `pool`
+            flow=self.describe_flow(),
             runtime=self.runtime.description,
             precision=self.runtime.precision,
             versions={
@@ -307,6 +308,19 @@ class Pipeline:
             },
             dense=None if self.dense_plan is None else self.dense_plan.describe(),
         )
+
+    def describe_flow(self, files: FlowFiles | None = None) -> str | None:
+        """How flow comes about: of one video, or as far as it is the same for all; None without a flow stream."""
+        if "flow" not in self.streams:
+            return None
+        options = self.options
+        if files is not None:
+            source = files.description
+        elif options.flow_files is not None:
+            source = f"ready-made {options.flow_files}, images of bound {self.flow_bound_px:g} px"
+        else:
+            source = describe_flow(options.flow)
+        return source + (", quantised to 8 bits" if options.quantise_flow else "")
 
     def _describe_crops(self) -> str:
         options, size_px = self.options, self.crop_px
@@ -378,9 +392,9 @@ class Pipeline:
             raise UsageError(f"{self.options.labels}: {len(labels)} names for {num_classes} classes: give one a line")
         return tuple(f"class {i}" for i in range(num_classes))
 
-    def open_clips(self, video: str, workers: Workers | None = None) -> ClipReader:
+    def open_clips(self, video: str, workers: Workers | None = None, decoders: Decoders | None = None) -> ClipReader:
         """Open a video for reading its clips; a context manager."""
-        return ClipReader(video, self, workers)
+        return ClipReader(video, self, workers, decoders)
 
     def pool(self, reader: ClipReader, outputs: Sequence[ClipOutput]) -> VideoResult:
         """Put the clips of a wholly read video together."""
@@ -398,7 +412,7 @@ class Pipeline:
             fps=float(self.fps or reader.frames.info.fps),
             num_frames=reader.num_frames,
             num_decode_failures=reader.frames.num_decode_failures,
-            recipe=replace(self.recipe, flow=reader.flow_description),
+            recipe=replace(self.recipe, flow=self.describe_flow(reader.flow_files)),
         )
 
 
@@ -418,22 +432,27 @@ class ClipReader:
         video: path or URL.
         pipeline: decides what is read and how.
         workers: resize frames and compute flow; None does so in the thread that iterates.
+        decoders: decode in a process that can be replaced; None does so in the thread that iterates.
 
     Raises:
         VideoError: on opening or while reading.
+        ResourceError: likewise, from decoders.
     """
 
-    def __init__(self, video: str, pipeline: Pipeline, workers: Workers | None = None) -> None:
+    def __init__(
+        self, video: str, pipeline: Pipeline, workers: Workers | None = None, decoders: Decoders | None = None
+    ) -> None:
         self.video = video
         self.num_frames = 0
         self._pipeline = pipeline
         self._workers = Workers() if workers is None else workers
         self._shown: list[_Shown] = []
         options = pipeline.options
-        self._flow_files: FlowFiles | None = None
+        self.flow_files: FlowFiles | None = None
         if options.flow_files and "flow" in pipeline.streams:
-            self._flow_files = open_flow_files(options.flow_files, video, pipeline.flow_bound_px)
-        self.frames = VideoReader(
+            self.flow_files = open_flow_files(options.flow_files, video, pipeline.flow_bound_px)
+        open_video = VideoReader if decoders is None else decoders.open
+        self.frames = open_video(
             video, fps=pipeline.fps, start_seconds=options.start_seconds, end_seconds=options.end_seconds
         )
 
@@ -444,17 +463,8 @@ class ClipReader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.frames.close()
-        if self._flow_files is not None:
-            self._flow_files.close()
-
-    @property
-    def flow_description(self) -> str | None:
-        """How the flow of this video came about; None without a flow stream."""
-        if "flow" not in self._pipeline.streams:
-            return None
-        options, files = self._pipeline.options, self._flow_files
-        source = describe_flow(options.flow) if files is None else files.description
-        return source + (", quantised to 8 bits" if options.quantise_flow else "")
+        if self.flow_files is not None:
+            self.flow_files.close()
 
     @property
     def num_expected_clips(self) -> int | None:
@@ -491,7 +501,7 @@ class ClipReader:
         """Where the windows of a wholly read video lie that a dense run pools."""
         return (_span(index, window) for index, window in enumerate(self._cut(self._shown)))
 
-    def _count(self, frames: VideoReader) -> Iterator[Frame]:
+    def _count(self, frames: VideoReader | DecodedVideo) -> Iterator[Frame]:
         for frame in self._workers.spent.each("decode", frames):
             self.num_frames += 1
             if self._pipeline.dense_plan is not None:
@@ -500,11 +510,11 @@ class ClipReader:
 
     def _flow_of_run(self) -> tuple[FlowOfRun, int]:
         """What gives the flow of some pairs, and how many at a time."""
-        if self._flow_files is None:
+        if self.flow_files is None:
             method = self._pipeline.options.flow
             compute = create_flow(method, flow_device(method, self._pipeline.device))
             return lambda _, grey: compute(grey), compute.pairs_per_call
-        files, reading = self._flow_files, threading.Lock()
+        files, reading = self.flow_files, threading.Lock()
 
         def read(index: int, grey: NDArray[np.uint8]) -> NDArray[np.float32]:
             if index >= len(files):
@@ -518,14 +528,14 @@ class ClipReader:
     def _check_flow_files(self) -> None:
         """The last frame has no flow, or a repeated one; any other difference means files of another video or rate."""
         whole = self._pipeline.options.end_seconds is None
-        if self._flow_files and whole and len(self._flow_files) not in (self.num_frames - 1, self.num_frames):
+        if self.flow_files and whole and len(self.flow_files) not in (self.num_frames - 1, self.num_frames):
             raise FlowFilesError(self.video, self._flow_files_misfit(str(self.num_frames)))
 
     def _flow_files_misfit(self, num_frames: str) -> str:
-        assert self._flow_files is not None
+        assert self.flow_files is not None
         rate = f"at {self._pipeline.fps} fps" if self._pipeline.fps else "at its native rate"
         return (
-            f"{len(self._flow_files)} ready-made flow fields do not fit {num_frames} frames {rate}; "
+            f"{len(self.flow_files)} ready-made flow fields do not fit {num_frames} frames {rate}; "
             "flow made from every frame wants --fps native"
         )
 

@@ -60,6 +60,10 @@ class StageSeconds:
                 return
             yield item  # type: ignore[misc]
 
+    def by_stage(self) -> dict[str, float]:
+        """The seconds of every stage by its name."""
+        return {name: round(getattr(self, name), 3) for name in ("decode", "resize", "flow", "network", "waited")}
+
     @property
     def share_waited(self) -> float:
         """How much of its time the network waited, 0 to 1."""

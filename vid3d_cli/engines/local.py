@@ -1,8 +1,9 @@
 """This machine: threads read the clips of the current video and of the next ones while the network works.
 
-a thread a video, `jobs` at a time:   packets → frames ──────────────→ clips ──┐
-workers, shared by all videos:                 └→ resized → flow ─┘            │
-the caller's thread:                                     results ← network ← batches
+a process a video, `jobs` at a time:  packets → frames
+a thread a video:                                  ├───────────────────→ clips ──┐
+workers, shared by all videos:                     └→ resized → flow ─┘          │
+the caller's thread:                                       results ← network ← batches
 
 A network on a GPU works beside the caller's thread: that starts the next batch before it waits for the oldest.
 """
@@ -14,14 +15,15 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..errors import ShapeError, UsageError, VideoError, WeightsError
+from ..decoders import Decoders
+from ..errors import ResourceError, ShapeError, UsageError, VideoError, WeightsError
 from ..pipeline import ClipReader, Pipeline
 from ..records import Clip, ClipOutput, VideoFailure, VideoResult
 from ..timings import StageSeconds
@@ -39,15 +41,19 @@ OnFailure = Callable[[VideoFailure, Exception], None]
 MIN_ROOM = 2
 """Clips of every video that are read ahead, at least; one where they are the long ones of a dense run."""
 
+TIMEOUT_SECONDS = 120.0
+"""A decoder that gets no further for so long is taken to hang."""
+
 STOP_SECONDS = 5.0
-"""For a decoder that hangs, all of them together: it must not hold the whole job when this is over."""
+"""For readers that hang (ready-made flow on a dead drive), all together: none must hold the job when this is over."""
 
 
 def run(
     pipeline: Pipeline,
-    videos: Sequence[str],
+    videos: Iterable[str],
     *,
     jobs: int | None = None,
+    timeout: float | None = TIMEOUT_SECONDS,
     on_failure: OnFailure | None = None,
     on_clips: OnClips | None = None,
     spent: StageSeconds | None = None,
@@ -59,28 +65,33 @@ def run(
 
     Args:
         pipeline: what to do with each.
-        videos: paths or URLs.
+        videos: paths or URLs, drawn when they are due to be read; see `Pipeline.check_videos`.
         jobs: how many videos are read at the same time; None: see `threads.share_threads`.
+        timeout: seconds for which a decoder may get no further while its frames are waited for, before the video fails;
+            None: for ever.
         on_failure: is told of a video that failed, and the others go on; None raises the failure.
         on_clips: is told of progress within a video.
         spent: the time of every stage is added there.
 
     Raises:
-        UsageError: no jobs, or options that do not suit the videos or this machine.
+        UsageError: no jobs or no time, or options that do not suit the videos or this machine.
         WeightsError: weights that cannot be had or used.
+        ResourceError: while iterating: no more processes or open files are to be had.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"at least 1 job is needed, got {jobs}")
-    pipeline.check_videos(videos)
-    results = _run(pipeline, videos, jobs, on_failure, on_clips, StageSeconds() if spent is None else spent)
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"a decoder needs some time, got {timeout:g} s")
+    results = _run(pipeline, videos, jobs, timeout, on_failure, on_clips, StageSeconds() if spent is None else spent)
     next(results)  # loads the networks: what is wrong with them is told now
     return cast("Generator[VideoResult, None, None]", results)
 
 
 def _run(
     pipeline: Pipeline,
-    videos: Sequence[str],
+    videos: Iterable[str],
     jobs: int | None,
+    timeout: float | None,
     on_failure: OnFailure | None,
     on_clips: OnClips | None,
     spent: StageSeconds,
@@ -90,7 +101,8 @@ def _run(
     with (
         one_opencv_thread(),
         Workers(shares.workers, spent) as workers,
-        _Feeds(pipeline, videos, shares.jobs, workers) as feeds,
+        Decoders(timeout) as decoders,
+        _Feeds(pipeline, videos, shares.jobs, workers, decoders) as feeds,
     ):
         feeds.first()  # clips are read while the networks are loaded: importing torch alone takes longer
         started = _Started(pipeline.runtime, spent)
@@ -186,7 +198,7 @@ def _pool(feed: _Feed, pipeline: Pipeline) -> VideoResult | Exception:
 
 
 def _tell(video: str, error: Exception, on_failure: OnFailure | None) -> None:
-    if on_failure is None or isinstance(error, (UsageError, WeightsError)):
+    if on_failure is None or isinstance(error, (UsageError, WeightsError, ResourceError)):
         raise error from None
     message = error.message if isinstance(error, VideoError) else str(error) or type(error).__name__
     on_failure(VideoFailure(video, type(error).__name__, message), error)
@@ -195,8 +207,11 @@ def _tell(video: str, error: Exception, on_failure: OnFailure | None) -> None:
 class _Feeds:
     """The videos at hand, in their order: at most `jobs` that are being read, and before them those that are read."""
 
-    def __init__(self, pipeline: Pipeline, videos: Sequence[str], jobs: int, workers: Workers) -> None:
+    def __init__(
+        self, pipeline: Pipeline, videos: Iterable[str], jobs: int, workers: Workers, decoders: Decoders
+    ) -> None:
         self.workers = workers
+        self._decoders = decoders
         self._pipeline = pipeline
         self._waiting = iter(videos)
         self._jobs = jobs
@@ -251,7 +266,7 @@ class _Feeds:
             video = next(self._waiting, None)
             if video is None:
                 return
-            feed = _Feed(video, self._pipeline, self.workers, self._room)
+            feed = _Feed(video, self._pipeline, self.workers, self._decoders, self._room)
             self._open.append(feed)  # before its thread begins, so that none is forgotten when we are interrupted here
             feed.start()
 
@@ -263,6 +278,7 @@ class _Feeds:
     ) -> None:
         for feed in self._open:
             feed.ask_to_stop()
+        self._decoders.close()
         self.workers.close()  # whoever asks them for a frame now ends at once, and not with his next clip
         deadline = time.monotonic() + STOP_SECONDS
         for feed in self._open:
@@ -282,7 +298,7 @@ class _Feed:
 
     reader: ClipReader
 
-    def __init__(self, video: str, pipeline: Pipeline, workers: Workers, room: int) -> None:
+    def __init__(self, video: str, pipeline: Pipeline, workers: Workers, decoders: Decoders, room: int) -> None:
         self.video = video
         self.num_expected_clips: int | None = None
         self.outputs: list[ClipOutput] = []
@@ -292,6 +308,7 @@ class _Feed:
         self._next: Clip | None = None
         self._pipeline = pipeline
         self._workers = workers
+        self._decoders = decoders
         self._clips: queue.SimpleQueue[Clip | Exception | None] = queue.SimpleQueue()
         # Permits to put a clip there. A semaphore's lock would stay locked if an interrupt came in the wrong moment.
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -307,7 +324,7 @@ class _Feed:
         if self._is_stopped:
             return
         try:
-            with self._pipeline.open_clips(self.video, self._workers) as self.reader:
+            with self._pipeline.open_clips(self.video, self._workers, self._decoders) as self.reader:
                 self.num_expected_clips = self.reader.num_expected_clips
                 for clip in self.reader:
                     self._room.get()
@@ -363,6 +380,6 @@ class _Feed:
         self.widen(1)  # it may be waiting there
 
     def join(self, deadline: float) -> None:
-        """Wait until it has, or for a decoder that hangs until a time of the monotonic clock."""
+        """Wait until it has, or where it hangs until a time of the monotonic clock."""
         if self._thread.is_alive():
             self._thread.join(max(0.0, deadline - time.monotonic()))
