@@ -36,6 +36,7 @@ from .errors import (
     NoFrames,
     NotAVideo,
     NoVideoStream,
+    TooLarge,
     TruncatedVideo,
     UsageError,
     VideoError,
@@ -59,6 +60,9 @@ MAX_TICK_TOLERANCE_SECONDS = Fraction(1, 1000)
 MAX_JUMP_SECONDS = Fraction(60)
 """A longer wait for the next frame is believed only within the duration that the header declares."""
 
+MAX_PIXELS = 8192 * 8192
+"""Of a frame: 8K video of any shape, 200 MB as RGB. A header may lie, and a decoder holds a dozen frames."""
+
 MAX_DEMUX_ERRORS = 100
 """Give the file up after so many read errors without one packet in between."""
 
@@ -67,6 +71,11 @@ _ONE_THREAD: dict[str, int] = {"threads": 1} if "threads" in (VideoReformatter.r
 
 # A title that is not UTF-8 is no reason to refuse a video. From PyAV 19 on it is none anyway.
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+# For what the header does not tell, and for frames that are larger than it says.
+_DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
+
+_HAS_INDEX = hasattr(av.stream.Stream, "index_entries")  # from PyAV 17 on; before, a cut MP4 counts no lost frames
 
 _DEFAULT_RATE = Fraction(25)  # frames per second, where the file says nothing at all
 _AV_TIME_BASE = 1_000_000  # a container's duration is in microseconds
@@ -97,7 +106,7 @@ class VideoInfo:
     num_frames_decoded: int | None
     """Counted; None if not decoded."""
     num_decode_failures: int | None
-    """Damaged packets that were skipped and frames that decoded with visible damage; None if not decoded."""
+    """Frames that are lost or visibly damaged, see `VideoReader.num_decode_failures`; None if not decoded."""
     size_bytes: int | None
     """Size of the file; None for a URL that does not tell."""
     container: str
@@ -201,7 +210,12 @@ class VideoReader:
 
     @property
     def num_decode_failures(self) -> int:
-        """How many damaged packets and frames the latest iteration has met so far."""
+        """How many frames the latest iteration has found lost or damaged so far.
+
+        Packets that do not decode, frames with visible damage and, at the end of the file, frames that its index still
+        lists (MP4, QuickTime) or its header promises (AVI). What a cut Matroska, WebM, FLV or transport stream has
+        lost, nobody knows.
+        """
         return self._pass.num_decode_failures
 
     @property
@@ -449,6 +463,7 @@ class _Pass:
         self.video = video
         self.num_frames_decoded = 0
         self.num_decode_failures = 0
+        self._last_dts: int | None = None  # of the latest packet, in units of the file
         self.container = _open_container(video)
         try:
             self._choose_stream(has_threads=_can_read_again(video))
@@ -464,7 +479,7 @@ class _Pass:
             self._decoded = self._decode(None)
             first = next(self._decoded, None)
             if first is None:
-                raise NoFrames(video, _NOTHING_DECODES_URL if is_url(video) else _NOTHING_DECODES)
+                raise NoFrames(video, self._why_nothing_decodes())
             self.first: av.VideoFrame = first
         except VideoError as error:
             self.container.close()
@@ -477,8 +492,21 @@ class _Pass:
 
     def _choose_stream(self, *, has_threads: bool) -> None:
         self.stream = _video_stream(self.container, self.video)
+        context = self.stream.codec_context
+        if context.width * context.height > MAX_PIXELS:
+            raise TooLarge(
+                self.video,
+                f"its header announces frames of {context.width} × {context.height} pixels, more than "
+                f"{MAX_PIXELS // 10**6} million: it is damaged; if it is not, re-encode it smaller",
+            )
+        context.options = _DECODER_OPTIONS
         self._has_threads = has_threads
         self.stream.thread_type = "AUTO" if has_threads else "NONE"
+
+    def _why_nothing_decodes(self) -> str:
+        if is_url(self.video):
+            return _NOTHING_DECODES_URL
+        return _NOTHING_DECODES if self.stream.codec_context.width else _NOTHING_DECODES_NO_SIZE
 
     def _declared_duration(self) -> Fraction | None:
         """Seconds, by the stream's header or else the container's."""
@@ -536,6 +564,7 @@ class _Pass:
         given. For with frame threads, an error among the last packets takes the frames after it along, uncounted (35
         to 38 of 40 frames are left instead of 39: PyAV cannot go on reading a decoder that is being flushed), and with
         slice threads FFmpeg conceals no damage in H.264. What cannot be read twice is decoded by one thread at once.
+        Now and then frame threads give a visibly damaged frame out before they flag it: the same frame, not counted.
         """
         num_given = 0
         if self._has_threads:
@@ -556,7 +585,7 @@ class _Pass:
     def _decode_undamaged(self, start: int | None) -> Generator[av.VideoFrame, None, None]:
         self._seek(start)
         num_missing = 0
-        for packet in self.container.demux(self.stream):
+        for packet in self._demux():
             num_missing += bool(packet.size) and not packet.is_discard
             for frame in packet.decode():
                 if frame.is_corrupt:
@@ -567,6 +596,7 @@ class _Pass:
         # reading again finds nothing more, and has cost only time.
         if num_missing > 0:
             raise _DamageError
+        self.num_decode_failures += self._num_lost_at_end()
 
     def _decode_around_damage(self, start: int | None) -> Generator[av.VideoFrame, None, None]:
         self._seek(start)
@@ -590,21 +620,48 @@ class _Pass:
 
     def _packets(self) -> Iterator[av.Packet[Any]]:
         """The packets of the stream and, last, the empty one that makes the decoder give out what it holds."""
-        num_errors = 0
+        num_errors = 0  # since the latest packet
         while num_errors < MAX_DEMUX_ERRORS:
             try:
-                for packet in self.container.demux(self.stream):
-                    num_errors = 0
-                    yield packet
-                return
+                for packet in self._demux():
+                    if packet.size:
+                        self.num_decode_failures += num_errors
+                        num_errors = 0
+                        yield packet
+                break
             except (av.error.ExitError, av.error.ConnectionResetError, av.error.TimeoutError):
                 break  # the server is gone: asking again would only wait again
             except av.error.FFmpegError:
                 num_errors += 1
-                self.num_decode_failures += 1
+        # Errors that no packet follows may be one packet, asked for again and again.
+        self.num_decode_failures += max(num_errors > 0, self._num_lost_at_end())
         flush: av.Packet[Any] = av.Packet()
         flush.stream = self.stream
         yield flush
+
+    def _demux(self) -> Iterator[av.Packet[Any]]:
+        for packet in self.container.demux(self.stream):
+            self._last_dts = self._last_dts if packet.dts is None else packet.dts
+            yield packet
+
+    def _num_lost_at_end(self) -> int:
+        """How many more frames should have come after the latest packet, as far as the file tells."""
+        if self._last_dts is None:
+            return 0
+        if self.container.format.name == "avi":
+            # The header counts frames and empty places, as times do. FFmpeg sets the duration lower than that where
+            # the file is shorter than it should be.
+            is_cut = 0 < (self.stream.duration or 0) < self.stream.frames
+            return max(0, self.stream.frames - 1 - self._last_dts) if is_cut else 0
+        if "mp4" not in self.container.format.name.split(","):
+            return 0  # the index of others is of some frames only
+        index = self.stream.index_entries if _HAS_INDEX else ()
+        num_lost = 0
+        for number in range(len(index) - 1, -1, -1):
+            if index[number].timestamp <= self._last_dts:
+                break
+            num_lost += not index[number].is_discard  # an edit list may leave frames out
+        return num_lost
 
 
 class _RgbConverter:
@@ -677,6 +734,10 @@ class _Orientation:
 
 
 _NOTHING_DECODES = "no frame of it decodes: the file is damaged or cut off; fetch it again"
+_NOTHING_DECODES_NO_SIZE = (
+    "no frame of it decodes: the file is damaged or cut off, or its frames are larger than "
+    f"{MAX_PIXELS // 10**6} million pixels; fetch it again, or re-encode it smaller"
+)
 _NOTHING_DECODES_URL = (
     "no frame of it decodes from there: it is damaged, or its index lies at the end and the server "
     "cannot jump to it; download it first"
@@ -694,6 +755,9 @@ def _open_container(video: str) -> av.container.InputContainer:
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if _is_mp4_without_index(video):
             raise TruncatedVideo(video, _TRUNCATED) from error
+        # A fragmented MP4 that ends in the index of a fragment opens if FFmpeg cannot look ahead.
+        with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
+            return _open(f"file:{video}", seekable="0")
         raise NotAVideo(video, f"not a video that FFmpeg can open ({_reason(error)})") from error
     if container.format.name == "tty":  # FFmpeg would draw any *.txt as ANSI art
         container.close()
@@ -701,8 +765,10 @@ def _open_container(video: str) -> av.container.InputContainer:
     return container
 
 
-def _open(name: str, timeout: float | None = None) -> av.container.InputContainer:
-    container: av.container.InputContainer = av.open(name, timeout=timeout, **_ANY_METADATA)
+def _open(name: str, *, timeout: float | None = None, **options: str) -> av.container.InputContainer:
+    container: av.container.InputContainer = av.open(
+        name, options={**_DECODER_OPTIONS, **options}, timeout=timeout, **_ANY_METADATA
+    )
     return container
 
 
