@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from videos import write_audio, write_video
 from vid3d_cli import __version__
 from vid3d_cli.cli.options import parse_weights
 from vid3d_cli.errors import UsageError
+from vid3d_cli.outputs.features import open_store
 
 COMMANDS = ["demo", "classify", "extract", "eval", "flow", "probe", "models"]
 WEIGHTS_COMMANDS = ["list", "pull", "verify", "path", "add"]
@@ -137,7 +137,8 @@ def test_extract_as_video_features_does(vid3d, tiny_model, video, tmp_path):
     options = ["--layout", "video_features", "--window", 16, "--fps", "native"]
     assert vid3d("extract", video, "--out", "out", *options).exit_code == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "video_flow.npy", "video_fps.npy", "video_recipe.json", "video_rgb.npy", "video_timestamps_ms.npy",
+        "recipe.json", "video_flow.npy", "video_fps.npy", "video_index.jsonl", "video_recipe.json", "video_rgb.npy",
+        "video_timestamps_ms.npy", "videos.jsonl",
     ]  # fmt: skip
     assert np.load(tmp_path / "out/video_fps.npy") == 25
     np.testing.assert_allclose(np.load(tmp_path / "out/video_timestamps_ms.npy"), [640, 1280, 1600])
@@ -251,7 +252,7 @@ def test_pipes_in_a_directory_are_passed_over(vid3d, tiny_model, tmp_path):
 def test_nothing_done_leaves_no_output(vid3d, tiny_model, broken, tmp_path):
     before = set(tmp_path.iterdir())
     assert vid3d("extract", "empty.mp4", "--out", "f.npy").exit_code == 1
-    assert set(tmp_path.iterdir()) == before
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "f.failures.jsonl"}
 
 
 @pytest.mark.parametrize(
@@ -430,34 +431,37 @@ def start(tmp_path, *arguments, seconds=0.0, **options):
     return subprocess.Popen(command, cwd=tmp_path, **{**pipes, **options})
 
 
-@pytest.mark.parametrize("out", ["f.npy", "f.npz", "f/"])
-def test_interrupt_leaves_whole_outputs_only(tmp_path, out):
+@pytest.mark.parametrize(
+    ("out", "number", "code"), [("f.npy", 2, 130), ("f.npz", 15, 143), ("f/", 2, 130), ("f/", 15, 143)]
+)
+def test_an_interrupted_job_keeps_what_is_done_and_goes_on(tmp_path, out, number, code):
     for i in range(8):
         write_video(tmp_path / f"{i}.mp4", num_frames=20)
-    arguments = ["--out", out, "--window", 10, "--failures", "bad.jsonl", "-v"]
-    process = start(tmp_path, "extract", *[f"{i}.mp4" for i in range(8)], *arguments, seconds=0.5)
+    videos = [f"{i}.mp4" for i in range(8)]
+    arguments = ["extract", *videos, "--out", out, "--window", 10, "--failures", "bad.jsonl", "-v"]
+    process = start(tmp_path, *arguments, seconds=0.5)
     for line in process.stderr:
         if line.startswith(b"vid3d: debug: 1.mp4"):  # two of eight are done
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert b"interrupted" in stderr
+    assert process.returncode == code
+    assert (b"terminated (SIGTERM)" if code == 143 else b"interrupted") in stderr
     assert b"Traceback" not in stderr
     not_done = [json.loads(line)["video"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     num_done = 8 - len(not_done)
     assert 2 <= num_done < 8
-    assert not_done == [f"{i}.mp4" for i in range(num_done, 8)]
-    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.suffix in (".npy", ".npz", ".part", ".json")}
-    if out == "f.npy":
-        assert left == {"f.npy", "f.recipe.json"}
-        index = (tmp_path / "f.index.jsonl").read_text().splitlines()
-        assert len(np.load(tmp_path / "f.npy")) == len(index) == 2 * num_done
-    elif out == "f.npz":
-        assert left == {"f.npz"}
-        assert len(np.load(tmp_path / "f.npz")["features"]) == 2 * num_done
-    else:
-        assert left == {f"f/{i}.npz" for i in range(num_done)}
+    assert not_done == videos[num_done:]
+    assert f"{num_done} videos of 8 kept in {out}; the same command goes on from there".encode() in stderr
+    assert not (tmp_path / "f.npz").exists()  # it is whole when it appears
+    process = start(tmp_path, *arguments)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"{num_done} of 8 videos there already; {8 - num_done} left".encode() in stderr
+    with open_store(str(tmp_path / out)) as store:
+        assert [entry.video for entry in store.entries()] == videos
+        assert [entry.num_rows for entry in store.entries()] == [2] * 8
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_full_disk_behind_stdout_is_one_line(tmp_path):

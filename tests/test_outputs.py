@@ -1,26 +1,28 @@
-"""One contract over every feature format: what was written is read back with plain NumPy, whole or not at all."""
+"""One contract over every feature format: what was committed is read back by plain libraries, all else never was."""
 
 import contextlib
-import errno
 import gc
-import io
 import json
 import os
 import stat
-from dataclasses import asdict
-from pathlib import PurePosixPath
+from dataclasses import asdict, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vid3d_cli.errors import OutputError, OutputExists, UsageError
-from vid3d_cli.outputs import npy
+from vid3d_cli.errors import OddFeatures, OutputError, OutputExists, RecipeDiffers, UsageError
+from vid3d_cli.fingerprints import Fingerprint
 from vid3d_cli.outputs.atomic import AtomicFile
-from vid3d_cli.outputs.features import FeatureFormat, open_features
+from vid3d_cli.outputs.committer import Committer
+from vid3d_cli.outputs.entries import FailedVideo, VideoFeatures, checksum
+from vid3d_cli.outputs.features import create_store, open_store
+from vid3d_cli.outputs.format import FeatureFormat
 from vid3d_cli.outputs.npy import GrowingNpy
-from vid3d_cli.records import ClipOutput, ClipSpan, Recipe, StreamRecipe, VideoResult
+from vid3d_cli.outputs.store import refuse_existing
+from vid3d_cli.records import ClipOutput, ClipSpan, Recipe, StreamRecipe, VideoFailure, VideoResult
 
 D, K = 6, 4
 LABELS = ("a", "b", "c", "d")
@@ -28,7 +30,7 @@ SPAN_COLUMNS = ("clip", "start_seconds", "end_seconds", "start_frame", "num_vali
 
 RECIPE = Recipe(
     model="i3d.kinetics400",
-    streams={"rgb": StreamRecipe("i3d.kinetics400:rgb", "ab" * 32, "RGB to [-1, 1]")},
+    streams={s: StreamRecipe(f"i3d.kinetics400:{s}", "ab" * 32, "to [-1, 1]") for s in ("rgb", "flow")},
     fps="30000/1001",
     start_seconds=0.0,
     end_seconds=None,
@@ -69,22 +71,54 @@ RESULTS = {
 }
 
 
-def open_output(
-    out, *, dtype="float32", concat=True, layout="vid3d", stems=RESULTS, streams=("rgb", "flow"), **options
-):
-    form = FeatureFormat(dtype, concat)
-    options = {"overwrite": False, **options}
-    return open_features(str(out), form, layout=layout, stems=list(stems), streams=streams, **options)
+FILE = Fingerprint(123, 456, "ab" * 32)
+FORMATS = ["feats.npy", "feats.npz", "feats.h5", "feats.parquet", "feats", "feats/video_features"]
+"""The last one is the directory in the layout of this name."""
+
+every_format = pytest.mark.parametrize("name", FORMATS)
+concat_or_not = pytest.mark.parametrize("concat", [True, False], ids=["concat", "apart"])
+needs = {"feats.h5": "h5py", "feats.parquet": "pyarrow"}
 
 
-def load(path, **options):
-    return np.load(path, allow_pickle=False, **options)
+@pytest.fixture(autouse=True)
+def _skip_what_is_not_installed(request):
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
+    if name in needs:
+        pytest.importorskip(needs[name])
 
 
-def files_below(directory, hidden=True):
-    """Every file, as a path relative to the directory; "hidden" ones are those that wait for their commit."""
-    paths = [path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir()]
-    return sorted(str(path) for path in paths if hidden or not path.name.startswith("."))
+def make_store(directory, name="feats.npy"):
+    layout = "video_features" if name.endswith("video_features") else "vid3d"
+    return create_store(str(directory / name.split("/")[0]), layout=layout)
+
+
+def make_form(name="feats.npy", dtype="float32", concat=True):
+    return FeatureFormat(dtype, concat, "video_features" if name.endswith("video_features") else "vid3d")
+
+
+def features_of(result, stem, form):
+    return VideoFeatures.of(result, PurePosixPath(stem), FILE, form)
+
+
+def write(store, results=RESULTS, form=None, *, ends=True, dropping=()):
+    """Write videos as a job does: each committed by itself."""
+    form = form or make_form()
+    with store:
+        store.begin(form.describe(RECIPE), dropping=dropping)
+        for stem, result in results.items():
+            store.write(features_of(result, stem, form))
+            store.commit()
+        if ends:
+            store.finish()
+
+
+def files_below(directory):
+    """Every file, as a path relative to the directory."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+
+
+def contents_below(directory):
+    return {path: (directory / path).read_bytes() for path in files_below(directory)}
 
 
 def matrix_of(result, stream):
@@ -92,78 +126,125 @@ def matrix_of(result, stream):
     return np.array([clip.features[stream] for clip in result.clips])
 
 
+def expected_matrices(result, concat, streams=("rgb", "flow")):
+    parts = {stream: matrix_of(result, stream) for stream in streams}
+    return {"features": np.hstack(list(parts.values()))} if concat else parts
+
+
 def span_of(clip):
     span = asdict(clip.span)
     return {"clip": span.pop("index"), **span}
 
 
-# Each reader gives a list of (video name, {matrix name: rows}, list of spans), and the recipe, as the files say them.
+def load(path, **options):
+    return np.load(path, allow_pickle=False, **options)
 
 
-def read_npy(out, concat):
-    index = [json.loads(line) for line in out.with_suffix(".index.jsonl").read_text("utf-8").splitlines()]
-    assert [line["row"] for line in index] == list(range(len(index)))
-    assert all(list(line) == ["row", "video", *SPAN_COLUMNS] for line in index)
-    paths = {"features": out} if concat else {s: out.with_name(f"{out.stem}_{s}.npy") for s in ("rgb", "flow")}
-    matrices = {name: load(path, mmap_mode="r") for name, path in paths.items()}
-    recipe = json.loads(out.with_suffix(".recipe.json").read_text("utf-8"))
-    return split_rows(matrices, index), recipe
+# Each reader uses the format's own library and nothing of ours, and gives (matrices of all rows, columns of all rows).
 
 
-def read_npz(out, concat):
+def read_npy(out, names):
+    lines = [json.loads(line) for line in out.with_suffix(".index.jsonl").read_text("utf-8").splitlines()]
+    assert [line["row"] for line in lines] == list(range(len(lines)))
+    assert all(list(line) == ["row", "video", *SPAN_COLUMNS] for line in lines)
+    paths = {name: out if name == "features" else out.with_name(f"{out.stem}_{name}.npy") for name in names}
+    columns = {column: [line[column] for line in lines] for column in ("video", *SPAN_COLUMNS)}
+    return {name: load(path, mmap_mode="r") for name, path in paths.items()}, columns
+
+
+def read_npz(out, names):
     with load(out) as stored:
-        names = ["features"] if concat else ["rgb", "flow"]
-        assert sorted(stored) == sorted([*names, "video", "recipe", *SPAN_COLUMNS])
-        index = [
-            {"video": str(stored["video"][row]), **{name: stored[name][row].item() for name in SPAN_COLUMNS}}
-            for row in range(len(stored["video"]))
-        ]
-        return split_rows({name: stored[name] for name in names}, index), json.loads(str(stored["recipe"]))
+        assert sorted(stored) == sorted([*names, "video", "recipe", "videos", *SPAN_COLUMNS])
+        return {n: stored[n] for n in names}, {c: stored[c].tolist() for c in ("video", *SPAN_COLUMNS)}
 
 
-def split_rows(matrices, index):
-    assert {len(matrix) for matrix in matrices.values()} == {len(index)}
-    videos = list(dict.fromkeys(line["video"] for line in index))
-    found = []
-    for video in videos:
-        rows = [row for row, line in enumerate(index) if line["video"] == video]
-        spans = [{name: index[row][name] for name in SPAN_COLUMNS} for row in rows]
-        found.append((video, {name: matrix[rows] for name, matrix in matrices.items()}, spans))
-    return found
+def read_h5(out, names):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(out) as stored:
+        assert sorted(stored) == sorted([*names, "video", "videos", *SPAN_COLUMNS])
+        columns = {name: stored[name][:].tolist() for name in SPAN_COLUMNS}
+        return {n: stored[n][:] for n in names}, {"video": [os.fsdecode(v) for v in stored["video"]], **columns}
 
 
-def read_directory(out, concat):
-    found, recipes = [], []
+def read_parquet(out, names):
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = pq.read_table(out)
+    assert table.column_names == ["video", *SPAN_COLUMNS, *names]
+    matrices = {n: np.array(table[n].to_pylist()) for n in names}
+    return matrices, {c: table[c].to_pylist() for c in ("video", *SPAN_COLUMNS)}
+
+
+def read_directory(out, names):
+    parts, columns = {n: [] for n in names}, {c: [] for c in ("video", *SPAN_COLUMNS)}
     for stem in RESULTS:
         with load(out / f"{stem}.npz") as stored:
-            names = ["features"] if concat else ["rgb", "flow"]
-            assert sorted(stored) == sorted([*names, "video", "recipe", "num_decode_failures", *SPAN_COLUMNS])
-            assert stored["num_decode_failures"] == 3
-            spans = [{name: stored[name][row].item() for name in SPAN_COLUMNS} for row in range(len(stored[names[0]]))]
-            found.append((str(stored["video"]), {name: stored[name] for name in names}, spans))
-            recipes.append(json.loads(str(stored["recipe"])))
-    assert recipes == [recipes[0]] * len(recipes)
-    return found, recipes[0]
+            assert sorted(stored) == sorted([*names, "video", "recipe", "num_lost_frames", *SPAN_COLUMNS])
+            assert stored["num_lost_frames"] == 3
+            for n in names:
+                parts[n].append(stored[n])
+            columns["video"] += [str(stored["video"])] * len(stored["clip"])
+            for c in SPAN_COLUMNS:
+                columns[c] += stored[c].tolist()
+    return {n: np.concatenate(p) for n, p in parts.items()}, columns
 
 
-READERS = {"feats.npy": read_npy, "feats.npz": read_npz, "feats": read_directory}
-ONE_FILE_FORMATS = [("feats.npy", True), ("feats.npy", False), ("feats.npz", True), ("feats.npz", False)]
-FORMATS = [*ONE_FILE_FORMATS, ("feats", True), ("feats", False)]
+def read_video_features(out, names):
+    out = out.parent
+    parts, columns = {n: [] for n in names}, {c: [] for c in ("video", *SPAN_COLUMNS)}
+    for stem, result in RESULTS.items():
+        assert load(out / f"{stem}_fps.npy") == 30000 / 1001
+        ends = [clip.span.end_seconds * 1000 for clip in result.clips]
+        np.testing.assert_allclose(load(out / f"{stem}_timestamps_ms.npy"), ends, rtol=1e-12)
+        for n in names:
+            parts[n].append(load(out / f"{stem}_{n}.npy"))
+        for line in map(json.loads, (out / f"{stem}_index.jsonl").read_text().splitlines()):
+            for c in columns:
+                columns[c].append(line[c])
+    return {n: np.concatenate(p) for n, p in parts.items()}, columns
 
-one_file_formats = pytest.mark.parametrize(("name", "concat"), ONE_FILE_FORMATS)
+
+READERS = dict(
+    zip(FORMATS, [read_npy, read_npz, read_h5, read_parquet, read_directory, read_video_features], strict=True)
+)
 
 
-def files_of(name, concat):
-    """Which files a job of all RESULTS leaves."""
-    if name == "feats.npy":
-        matrices = ["feats.npy"] if concat else ["feats_flow.npy", "feats_rgb.npy"]
-        return sorted([*matrices, "feats.index.jsonl", "feats.recipe.json"])
-    return ["feats.npz"] if name == "feats.npz" else sorted(f"feats/{stem}.npz" for stem in RESULTS)
+def read_plainly(directory, name, concat=True):
+    concat = concat and not name.endswith("video_features")
+    return READERS[name](directory / name, ["features"] if concat else ["rgb", "flow"])
 
 
-def write_all(output, results=RESULTS):
-    for stem, result in results.items():
-        output.write(result, stem)
+def assert_holds(directory, name, results=RESULTS, concat=True, dtype="float32"):
+    """By the format's own library, and by ours."""
+    concat = concat and not name.endswith("video_features")
+    matrices, columns = read_plainly(directory, name, concat)
+    rows = {n: [] for n in matrices}
+    for result in results.values():
+        for n, expected in expected_matrices(result, concat).items():
+            rows[n].append(expected)
+    for n, matrix in matrices.items():
+        assert matrix.dtype == dtype or name == "feats.parquet"
+        np.testing.assert_array_equal(matrix, np.concatenate(rows[n]))
+    clips = [(result.video, clip) for result in results.values() for clip in result.clips]
+    assert columns["video"] == [video for video, _ in clips]
+    for column in SPAN_COLUMNS:
+        assert columns[column] == [span_of(clip)[column] for _, clip in clips]  # seconds to the last digit
+    assert_store_holds(directory / name.split("/")[0], results, concat, dtype)
+
+
+def assert_store_holds(out, results=RESULTS, concat=True, dtype="float32"):
+    store = open_store(str(out))
+    with store:
+        entries = store.entries()
+        assert [entry.video for entry in entries] == [result.video for result in results.values()]
+        for entry, (stem, result) in zip(entries, results.items(), strict=True):
+            found = store.read(entry)
+            assert (entry.stem, entry.num_rows, entry.fps) == (str(stem), len(result.clips), 30000 / 1001)
+            assert (entry.num_frames, entry.num_lost_frames, entry.file) == (100, 3, FILE)
+            assert found.spans == [clip.span for clip in result.clips]
+            assert entry.crc32 == checksum(found.matrices)
+            assert {m.dtype.name for m in found.matrices.values()} == {dtype}
+            for n, expected in expected_matrices(result, concat).items():
+                np.testing.assert_array_equal(found.matrices[n], expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -172,64 +253,65 @@ def write_all(output, results=RESULTS):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize(("name", "concat"), FORMATS)
+@concat_or_not
+@every_format
 def test_what_was_written_is_read_back(tmp_path, name, concat, dtype):
-    output = open_output(tmp_path / name, concat=concat, dtype=dtype)
-    write_all(output)
-    output.commit()
-
-    assert files_below(tmp_path) == files_of(name, concat)
-    found, recipe = READERS[name](tmp_path / name, concat)
-    assert recipe == asdict(RECIPE)
-    assert [video for video, _, _ in found] == [result.video for result in RESULTS.values()]
-    for (_, matrices, spans), result in zip(found, RESULTS.values(), strict=True):
-        rgb, flow = matrix_of(result, "rgb"), matrix_of(result, "flow")
-        expected = {"features": np.hstack([rgb, flow])} if concat else {"rgb": rgb, "flow": flow}
-        assert {matrix.dtype.name for matrix in matrices.values()} == {dtype}
-        for matrix_name, matrix in expected.items():
-            np.testing.assert_array_equal(matrices[matrix_name], matrix)
-        assert spans == [span_of(clip) for clip in result.clips]  # seconds to the last digit
+    form = make_form(name, dtype, concat)
+    write(make_store(tmp_path, name), form=form)
+    assert_holds(tmp_path, name, concat=concat, dtype=dtype)
+    assert open_store(str(tmp_path / name.split("/")[0])).recipe() == json.loads(json.dumps(form.describe(RECIPE)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_video_features_layout_is_that_of_video_features(tmp_path, dtype):
-    output = open_output(tmp_path / "feats", layout="video_features", dtype=dtype)
-    write_all(output)
-    output.commit()
-
-    whats = ("rgb", "flow", "fps", "timestamps_ms")
-    expected = sorted(
-        [f"feats/{stem}_{what}.npy" for stem in RESULTS for what in whats]
-        + [f"feats/{stem}_recipe.json" for stem in RESULTS]
-    )
-    assert files_below(tmp_path) == expected
-    for stem in RESULTS:
-        assert json.loads((tmp_path / "feats" / f"{stem}_recipe.json").read_text("utf-8")) == asdict(RECIPE)
-    for stem, result in RESULTS.items():
-        stored = {what: load(tmp_path / "feats" / f"{stem}_{what}.npy") for what in whats}
-        for stream in ("rgb", "flow"):
-            assert stored[stream].dtype == dtype
-            np.testing.assert_array_equal(stored[stream], matrix_of(result, stream))
-        assert stored["fps"].shape == ()
-        assert stored["fps"] == 30000 / 1001
-        ends = [(16 * i + 64 - i) * 1001 / 30000 * 1000 for i in range(len(result.clips))]
-        np.testing.assert_allclose(stored["timestamps_ms"], ends, rtol=1e-12)
+FILES = {
+    "feats.npy": ["feats.index.jsonl", "feats.npy", "feats.recipe.json", "feats.videos.jsonl"],
+    "feats": ["feats/a.npz", "feats/c.npz", "feats/recipe.json", "feats/sub/deep/b.npz", "feats/videos.jsonl"],
+    "feats/video_features": sorted(
+        ["feats/recipe.json", "feats/videos.jsonl"]
+        + [
+            f"feats/{stem}_{what}"
+            for stem in RESULTS
+            for what in ("rgb.npy", "flow.npy", "fps.npy", "timestamps_ms.npy", "index.jsonl", "recipe.json")
+        ]
+    ),
+}
 
 
-@pytest.mark.parametrize(("name", "concat"), FORMATS)
-def test_one_stream_is_written_alone(tmp_path, name, concat):
+@every_format
+def test_no_other_files_are_left(tmp_path, name):
+    write(make_store(tmp_path, name), form=make_form(name))
+    assert files_below(tmp_path) == FILES.get(name, [name])
+
+
+@every_format
+def test_one_stream_is_written_alone(tmp_path, name):
     result = make_result("a.mp4", streams=("flow",))
-    stem = PurePosixPath("a")
-    output = open_output(tmp_path / name, concat=concat, streams=("flow",), stems=[stem])
-    output.write(result, stem)
-    output.commit()
-    if name == "feats.npy":
-        matrix = load(tmp_path / ("feats.npy" if concat else "feats_flow.npy"))
-    else:
-        with load(tmp_path / ("feats.npz" if name == "feats.npz" else "feats/a.npz")) as stored:
-            assert {"rgb", "flow", "features"} & set(stored) == {"features" if concat else "flow"}
-            matrix = stored["features" if concat else "flow"]
-    np.testing.assert_array_equal(matrix, matrix_of(result, "flow"))
+    form = make_form(name, concat=False)
+    recipe = replace(RECIPE, streams={"flow": RECIPE.streams["rgb"]})
+    with make_store(tmp_path, name) as store:
+        store.begin(form.describe(recipe))
+        store.write(features_of(result, "a", form))
+        store.commit()
+        store.finish()
+    with open_store(str(tmp_path / name.split("/")[0])) as store:
+        (entry,) = store.entries()
+        found = store.read(entry).matrices
+        assert list(found) == ["flow"]
+        np.testing.assert_array_equal(found["flow"], matrix_of(result, "flow"))
+
+
+@pytest.mark.parametrize("name", FORMATS[:5])
+def test_maps_of_a_layer_keep_their_shape(tmp_path, name):
+    rng = np.random.default_rng(0)
+    maps = [rng.random((5, 2, 3, 4), np.float32) for _ in range(3)]
+    clips = tuple(
+        ClipOutput(ClipSpan(i, 0, 1, 0.0, 1.0), {"rgb": m}, {"rgb": np.zeros(K, np.float32)})
+        for i, m in enumerate(maps)
+    )
+    result = replace(make_result("a.mp4"), clips=clips)
+    write(make_store(tmp_path, name), {"a": result}, make_form(name))
+    with open_store(str(tmp_path / name)) as store:
+        (entry,) = store.entries()
+        np.testing.assert_array_equal(store.read(entry).matrices["features"], np.stack(maps))
 
 
 def test_result_features_are_concatenated_rgb_first_whatever_the_order_of_the_record():
@@ -244,94 +326,239 @@ def test_recipe_json_has_its_keys_in_order():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Whole or not at all
+# Video by video
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@one_file_formats
-def test_nothing_appears_before_the_commit(tmp_path, name, concat):
-    output = open_output(tmp_path / name, concat=concat)
-    assert files_below(tmp_path, hidden=False) == []
-    write_all(output)
-    assert files_below(tmp_path, hidden=False) == []
-    output.commit()
-    assert files_below(tmp_path) == files_of(name, concat)
+@every_format
+def test_a_job_goes_on_where_it_stopped_and_nobody_sees_a_difference(tmp_path, name):
+    (tmp_path / "whole").mkdir()
+    write(make_store(tmp_path / "whole", name), form=make_form(name))
+    for num_before in range(len(RESULTS) + 1):
+        directory = tmp_path / f"after-{num_before}"
+        directory.mkdir()
+        items = list(RESULTS.items())
+        if num_before:
+            write(make_store(directory, name), dict(items[:num_before]), make_form(name), ends=False)
+            with make_store(directory, name) as store:
+                assert [entry.stem for entry in store.entries()] == [str(stem) for stem, _ in items[:num_before]]
+        write(make_store(directory, name), dict(items[num_before:]), make_form(name))
+        assert contents_below(directory) == contents_below(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("num_videos", [0, 2])
-@one_file_formats
-def test_discard_leaves_an_empty_directory(tmp_path, name, concat, num_videos):
-    output = open_output(tmp_path / name, concat=concat)
-    write_all(output, dict(list(RESULTS.items())[:num_videos]))
-    output.discard()
+@every_format
+def test_a_finished_output_takes_more_videos(tmp_path, name):
+    items = list(RESULTS.items())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write(make_store(tmp_path / "a", name), form=make_form(name))
+    for item in items:
+        write(make_store(tmp_path / "b", name), dict([item]), make_form(name))
+    assert contents_below(tmp_path / "a") == contents_below(tmp_path / "b")
+
+
+@every_format
+def test_what_was_not_committed_never_was(tmp_path, name):
+    form = make_form(name)
+    items = list(RESULTS.items())
+    with make_store(tmp_path, name) as store:
+        store.begin(form.describe(RECIPE))
+        store.write(features_of(items[0][1], items[0][0], form))
+        store.commit()
+        before = [entry.stem for entry in make_store(tmp_path, name).entries()]
+        store.write(features_of(items[1][1], items[1][0], form))
+    assert before == [entry.stem for entry in make_store(tmp_path, name).entries()] == ["a"]
+    write(make_store(tmp_path, name), dict(items[1:]), form)
+    assert_holds(tmp_path, name)
+
+
+def test_a_matrix_can_be_loaded_at_any_time(tmp_path):
+    """Its header never promises more rows than there are."""
+    form = make_form()
+    sizes = []
+    with make_store(tmp_path) as store:
+        store.begin(form.describe(RECIPE))
+        for stem, result in RESULTS.items():
+            store.write(features_of(result, stem, form))
+            sizes.append(len(load(tmp_path / "feats.npy", mmap_mode="r")))
+            store.commit()
+            sizes.append(len(load(tmp_path / "feats.npy", mmap_mode="r")))
+    assert sizes == [0, 2, 2, 3, 3, 6]
+
+
+@every_format
+def test_rows_that_are_out_of_date_are_replaced(tmp_path, name):
+    form = make_form(name)
+    write(make_store(tmp_path, name), form=form)
+    newer = make_result("in/a.mp4", 5, seed=8)
+    write(make_store(tmp_path, name), {PurePosixPath("a"): newer}, form, dropping={"in/a.mp4"})
+    a, b, c = (PurePosixPath(stem) for stem in ("a", "sub/deep/b", "c"))
+    found = {e.stem: e for e in open_store(str(tmp_path / name.split("/")[0])).entries()}
+    assert {stem: e.num_rows for stem, e in found.items()} == {"a": 5, "sub/deep/b": 1, "c": 3}
+    if name.startswith("feats."):
+        assert_holds(tmp_path, name, {b: RESULTS[b], c: RESULTS[c], a: newer})
+
+
+@pytest.mark.parametrize("moment", ["rewriting", "moving"])
+def test_a_rewrite_that_is_interrupted_loses_nothing(tmp_path, monkeypatch, moment):
+    write(make_store(tmp_path))
+    original = Path.replace
+
+    def replace_or_die(path, target):
+        if moment == "rewriting" and Path(path).name.endswith("rewriting"):
+            raise KeyboardInterrupt
+        if moment == "moving" and Path(path).name == "feats.npy" and Path(target).parent == tmp_path:
+            raise KeyboardInterrupt
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_or_die)
+    with pytest.raises(KeyboardInterrupt), make_store(tmp_path) as store:
+        store.begin(make_form().describe(RECIPE), dropping={"in/a.mp4"})
+    monkeypatch.undo()
+    store = make_store(tmp_path)
+    store.lock()
+    stems = [entry.stem for entry in store.entries()]
+    store.close()
+    assert stems == (["a", "sub/deep/b", "c"] if moment == "rewriting" else ["sub/deep/b", "c"])
+    write(make_store(tmp_path), {PurePosixPath("a"): RESULTS[PurePosixPath("a")]}, dropping=set(stems) & {"a"})
+    assert sorted(e.num_rows for e in open_store(str(tmp_path / "feats.npy")).entries()) in ([1, 2, 3], [1, 2, 2, 3])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_file_that_was_cut_anywhere_is_gone_on_with(tmp_path_factory, data):
+    """As after a loss of power: each file may end anywhere, but for what was committed before what it still holds."""
+    directory = tmp_path_factory.mktemp("cut")
+    write(make_store(directory))
+    whole = contents_below(directory)
+    for name in ("feats.npy", "feats.index.jsonl", "feats.videos.jsonl"):
+        size = data.draw(st.integers(0, len(whole[name])), name)
+        (directory / name).write_bytes(whole[name][:size])
+    with make_store(directory) as store:
+        store.lock()
+        kept = [entry.stem for entry in store.entries()]
+        assert kept == [str(stem) for stem in RESULTS][: len(kept)]
+        for entry in store.entries():
+            assert checksum(store.read(entry).matrices) == entry.crc32
+    left = {stem: result for stem, result in RESULTS.items() if str(stem) not in kept}
+    write(make_store(directory), left)
+    assert contents_below(directory) == whole
+
+
+@every_format
+def test_a_job_without_a_video_leaves_no_file(tmp_path, name):
+    write(make_store(tmp_path, name), {}, make_form(name), ends=False)
     assert files_below(tmp_path) == []
 
 
-@pytest.mark.parametrize("layout", ["vid3d", "video_features"])
-@pytest.mark.parametrize("end", ["commit", "discard"])
-def test_in_a_directory_the_videos_that_are_done_stay(tmp_path, layout, end):
-    output = open_output(tmp_path / "feats", layout=layout)
-    output.write(RESULTS[PurePosixPath("a")], PurePosixPath("a"))
-    done = files_below(tmp_path)
-    assert done == (
-        ["feats/a.npz"]
-        if layout == "vid3d"
-        else [
-            "feats/a_flow.npy",
-            "feats/a_fps.npy",
-            "feats/a_recipe.json",
-            "feats/a_rgb.npy",
-            "feats/a_timestamps_ms.npy",
-        ]
-    )
-    getattr(output, end)()
-    assert files_below(tmp_path) == done
+@every_format
+def test_overwriting_removes_what_was_there(tmp_path, name):
+    form = make_form(name)
+    write(make_store(tmp_path, name), {PurePosixPath("old"): make_result("old.mp4", 7, seed=9)}, form)
+    store = make_store(tmp_path, name)
+    store.lock()
+    store.clear()
+    write(store, form=form)
+    assert_holds(tmp_path, name)
+    assert files_below(tmp_path) == FILES.get(name, [name])
 
 
-@pytest.mark.parametrize("layout", ["vid3d", "video_features"])
-def test_a_directory_of_no_video_holds_no_file(tmp_path, layout):
-    open_output(tmp_path / "feats", layout=layout).commit()
-    assert files_below(tmp_path) == []
+@every_format
+def test_rows_of_another_recipe_are_refused_with_the_difference(tmp_path, name):
+    form = make_form(name)
+    write(make_store(tmp_path, name), form=form)
+    before = contents_below(tmp_path)
+    newer = {s: replace(stream, weights_sha256="cd" * 32) for s, stream in RECIPE.streams.items()}
+    other = replace(RECIPE, stride=8, streams=newer)
+    with pytest.raises(RecipeDiffers) as error, make_store(tmp_path, name) as store:
+        store.begin(form.describe(other))
+    for part in ("stride: 16 there, 8 now", "streams.rgb.weights_sha256", "--overwrite"):
+        assert part in str(error.value)
+    assert contents_below(tmp_path) == before
 
 
-@one_file_formats
-def test_no_rows_make_no_file(tmp_path, name, concat):
-    open_output(tmp_path / name, concat=concat).commit()
-    assert files_below(tmp_path) == []
+@every_format
+def test_two_writers_at_once_are_refused(tmp_path, name):
+    pytest.importorskip("fcntl")
+    form = make_form(name)
+    with make_store(tmp_path, name) as store:
+        store.begin(form.describe(RECIPE))
+        with pytest.raises(UsageError, match="another vid3d is writing"), make_store(tmp_path, name) as other:
+            other.begin(form.describe(RECIPE))
+        for stem, result in RESULTS.items():
+            store.write(features_of(result, stem, form))
+        store.commit()
+        store.finish()
+    assert_holds(tmp_path, name)
 
 
-@pytest.mark.parametrize(("name", "concat"), FORMATS)
-def test_an_existing_output_is_refused_and_left_alone(tmp_path, name, concat):
-    for existing in files_of(name, concat):
-        (tmp_path / existing).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / existing).write_text("older")
-        with pytest.raises(OutputExists, match=r"already there.*--overwrite") as error:
-            open_output(tmp_path / name, concat=concat)
-        assert str(tmp_path / existing) in str(error.value)
-        assert files_below(tmp_path) == [existing]
-        assert (tmp_path / existing).read_text() == "older"
-        (tmp_path / existing).unlink()
+def test_a_lost_journal_costs_no_rows(tmp_path):
+    write(make_store(tmp_path))
+    (tmp_path / "feats.videos.jsonl").unlink()
+    before = contents_below(tmp_path)
+    with pytest.raises(OutputError, match=r"feats\.videos\.jsonl: missing"), make_store(tmp_path) as store:
+        store.begin(make_form().describe(RECIPE))
+    assert contents_below(tmp_path) == before
 
 
-@pytest.mark.parametrize("what", ["rgb", "flow", "fps", "timestamps_ms"])
-def test_any_existing_file_of_the_video_features_layout_is_refused(tmp_path, what):
-    existing = tmp_path / "feats" / f"c_{what}.npy"
-    existing.parent.mkdir()
-    existing.write_text("older")
-    with pytest.raises(OutputExists, match=f"c_{what}.npy"):
-        open_output(tmp_path / "feats", layout="video_features")
+@pytest.mark.parametrize("name", ["feats.npy", "feats.npz"])
+def test_features_of_another_shape_are_refused_before_anything_is_written(tmp_path, name):
+    form = make_form(name)
+    with make_store(tmp_path, name) as store:
+        store.begin(form.describe(RECIPE))
+        store.check(features_of(RESULTS[PurePosixPath("a")], "a", form))
+        odd = features_of(make_result("odd.mp4", streams=("rgb",)), "odd", form)
+        with pytest.raises(OddFeatures, match=r"shape \(6,\) do not go into one matrix with those before, of \(12,\)"):
+            store.check(odd)
 
 
-@pytest.mark.parametrize(("name", "concat"), FORMATS)
-def test_overwrite_replaces_all_files(tmp_path, name, concat):
-    older = {stem: make_result("older.mp4", 7, seed=9) for stem in RESULTS}
-    for results in (older, RESULTS):
-        output = open_output(tmp_path / name, concat=concat, overwrite=True)
-        write_all(output, results)
-        output.commit()
-    found, _ = READERS[name](tmp_path / name, concat)
-    assert [video for video, _, _ in found] == [result.video for result in RESULTS.values()]
-    assert files_below(tmp_path) == files_of(name, concat)
+# ---------------------------------------------------------------------------------------------------------------------
+# Failures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def failed(video, error="NotAVideo"):
+    return FailedVideo.of(VideoFailure(video, error, "it is broken"), FILE)
+
+
+@every_format
+def test_failures_are_listed_until_their_video_is_done(tmp_path, name):
+    form = make_form(name)
+    with make_store(tmp_path, name) as store:
+        store.begin(form.describe(RECIPE))
+        store.write_failure(failed("in/a.mp4"))
+        store.write_failure(failed("in/x.mp4"))
+        store.write_failure(failed("in/x.mp4", "NoFrames"))
+        store.commit()
+        path = store.failures_path
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["video"], line["error"]) for line in lines] == [
+        ("in/a.mp4", "NotAVideo"),
+        ("in/x.mp4", "NotAVideo"),
+        ("in/x.mp4", "NoFrames"),
+    ]
+    assert [f.error for f in make_store(tmp_path, name).failures()] == ["NotAVideo", "NoFrames"]
+    write(make_store(tmp_path, name), form=form)
+    with open_store(str(tmp_path / name.split("/")[0])) as store:
+        assert store.failures() == [failed("in/x.mp4", "NoFrames")]
+    assert len(path.read_text().splitlines()) == 1
+    write(make_store(tmp_path, name), {PurePosixPath("x"): make_result("in/x.mp4")}, form)
+    assert not path.exists()
+
+
+def test_workers_of_one_directory_keep_their_own_lists(tmp_path):
+    form = make_form("feats")
+    for worker, stem, bad in (("one", "a", "in/x.mp4"), ("two", "c", "in/y.mp4")):
+        with create_store(str(tmp_path / "feats"), worker=worker) as store:
+            store.begin(form.describe(RECIPE))
+            store.write(features_of(RESULTS[PurePosixPath(stem)], stem, form))
+            store.write_failure(failed(bad))
+            store.commit()
+            store.finish()
+    assert {"feats/videos.one.jsonl", "feats/failures.two.jsonl"} <= set(files_below(tmp_path))
+    with open_store(str(tmp_path / "feats")) as store:
+        assert [entry.stem for entry in store.entries()] == ["a", "c"]
+        assert [f.video for f in store.failures()] == ["in/x.mp4", "in/y.mp4"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -351,120 +578,96 @@ def file_size_limit(num_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.fixture
-def fail_fsync(monkeypatch):
-    """Call with n: the n-th fsync from now on, and every later one, finds the disk full."""
-
-    def start(nth):
-        calls = iter(range(1, 1000))
-        real = os.fsync
-
-        def fsync(descriptor):
-            if next(calls) >= nth:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            real(descriptor)
-
-        monkeypatch.setattr(os, "fsync", fsync)
-
-    return start
-
-
-def write_to_the_end(out, results=RESULTS, **options):
-    """As `vid3d extract` does: what fails while writing is discarded, what fails in commit is over."""
-    output = open_output(out, **options)
-    try:
-        write_all(output, results)
-    except OutputError:
-        output.discard()
-        raise
-    output.commit()
-
-
-LONG_RESULTS = {PurePosixPath("a"): make_result("in/a.mp4", 2000), PurePosixPath("b"): make_result("in/b.mp4", 2000)}
+LONG_RESULTS = {
+    PurePosixPath("a"): RESULTS[PurePosixPath("a")],
+    PurePosixPath("long"): make_result("in/long.mp4", 2000, seed=7),
+}
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(
-    ("results", "limit_bytes"),
-    [(RESULTS, 0), (RESULTS, 100), (LONG_RESULTS, 0), (LONG_RESULTS, 9000)],
-    ids=["short-0", "short-100", "long-0", "long-9000"],
-)
-@pytest.mark.parametrize(
-    ("name", "concat", "layout"), [*((*form, "vid3d") for form in FORMATS), ("feats", False, "video_features")]
-)
-def test_a_full_disk_is_one_error_and_no_file(tmp_path, name, concat, layout, limit_bytes, results):
-    options = {"concat": concat, "layout": layout, "stems": results}
+@pytest.mark.parametrize("limit_bytes", [0, 100, 9000])
+@every_format
+def test_a_full_disk_is_one_error_and_costs_nothing_that_was_done(tmp_path, name, limit_bytes):
+    form = make_form(name)
     with file_size_limit(limit_bytes), pytest.raises(OutputError, match="cannot be written") as error:
-        write_to_the_end(tmp_path / name, results, **options)
+        write(make_store(tmp_path, name), LONG_RESULTS, form)
     assert str(tmp_path / "feats") in str(error.value)
     assert "\n" not in str(error.value)
-    whole = {"feats/a_recipe.json", "feats/a_fps.npy"} if layout == "video_features" else set()
-    assert set(files_below(tmp_path)) <= whole
     del error
     gc.collect()  # a file that is dropped with unwritten data would complain here
+    kept = [entry.stem for entry in make_store(tmp_path, name).entries()]
+    assert kept == (["a"] if limit_bytes == 9000 else [])
+    left = {stem: result for stem, result in LONG_RESULTS.items() if str(stem) not in kept}
+    write(make_store(tmp_path, name), left, form)
+    assert_store_holds(tmp_path / name.split("/")[0], LONG_RESULTS, not name.endswith("video_features"))
 
 
-ONE_RESULT = {PurePosixPath("a"): make_result("in/a.mp4", 3, seed=9)}
-NUM_FILES = {("feats.npy", True): 3, ("feats.npy", False): 4}  # of one video; otherwise 1
-
-nth_file_of_every_format = pytest.mark.parametrize(
-    ("name", "concat", "nth"), [(*form, 1 + i) for form in FORMATS for i in range(NUM_FILES.get(form, 1))]
-)
-
-
-@nth_file_of_every_format
-def test_a_disk_that_cannot_sync_leaves_no_file(tmp_path, fail_fsync, name, concat, nth):
-    fail_fsync(nth)
-    with pytest.raises(OutputError, match="cannot be written: No space left"):
-        write_to_the_end(tmp_path / name, ONE_RESULT, concat=concat, stems=ONE_RESULT)
-    assert files_below(tmp_path) == []
+@pytest.mark.parametrize("name", ["feats.npy", "feats.npz"])
+def test_a_file_that_vanishes_meanwhile_is_told_of(tmp_path, name):
+    """Writing to a file without a name succeeds, and is in vain."""
+    form = make_form(name)
+    with pytest.raises(OutputError, match="removed or replaced by someone else"), make_store(tmp_path, name) as store:
+        store.begin(form.describe(RECIPE))
+        for stem, result in RESULTS.items():
+            store.write(features_of(result, stem, form))
+            store.commit()
+            for path in tmp_path.rglob("*.npy"):
+                path.unlink()
 
 
-@nth_file_of_every_format
-def test_a_failed_overwrite_leaves_the_older_files_as_they_were(tmp_path, fail_fsync, name, concat, nth):
-    """Above all no new matrix beside the old index."""
-    newer = {PurePosixPath("a"): make_result("newer.mp4", 2)}
-    write_to_the_end(tmp_path / name, ONE_RESULT, concat=concat, stems=ONE_RESULT)
-    before = {path: (tmp_path / path).read_bytes() for path in files_below(tmp_path)}
-    assert len(before) == NUM_FILES.get((name, concat), 1)
-    fail_fsync(nth)
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_to_the_end(tmp_path / name, newer, concat=concat, stems=newer, overwrite=True)
-    assert {path: (tmp_path / path).read_bytes() for path in files_below(tmp_path)} == before
-
-
-@pytest.mark.parametrize(("name", "concat"), FORMATS)
-def test_a_directory_that_cannot_be_made_is_an_output_error(tmp_path, name, concat):
+@every_format
+def test_a_directory_that_cannot_be_made_is_an_output_error(tmp_path, name):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_to_the_end(tmp_path / "file" / name, concat=concat)
+    with pytest.raises(OutputError, match=r"cannot be (written|read)"):
+        write(make_store(tmp_path / "file", name), form=make_form(name))
     assert files_below(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize(
-    ("name", "concat", "in_the_way"),
-    [
-        ("feats.npy", True, "feats.index.jsonl"),
-        ("feats.npy", True, "feats.recipe.json"),
-        ("feats.npy", False, "feats_flow.npy"),
-        ("feats", True, "feats/a.npz"),
-    ],
-)
-def test_a_directory_in_the_place_of_a_file_is_an_output_error(tmp_path, name, concat, in_the_way):
-    (tmp_path / in_the_way / "kept").mkdir(parents=True)
-    with pytest.raises(OutputError, match="cannot be written") as error:
-        write_to_the_end(tmp_path / name, ONE_RESULT, concat=concat, stems=ONE_RESULT, overwrite=True)
-    assert str(tmp_path / in_the_way) in str(error.value)
-    assert (tmp_path / in_the_way / "kept").is_dir()
-    written = files_below(tmp_path)
-    assert not any(path.endswith(".part") for path in written)
-    assert "feats.index.jsonl" not in written
+@pytest.mark.parametrize("name", [*FORMATS[:4]])
+def test_what_is_no_output_of_ours_is_told_from_one(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\x03\x04 not really")
+    store = make_store(tmp_path, name)
+    assert store.foreign(["a"]) == [tmp_path / name]
+    if name != "feats.npy":
+        with pytest.raises(OutputError, match="cannot be read"):
+            store.recipe()
 
 
-def test_an_output_whose_second_file_cannot_be_made_leaves_nothing(tmp_path):
-    name = "x" * (os.pathconf(tmp_path, "PC_NAME_MAX") - 5) + ".npy"  # the index has a longer name than the matrix
-    with pytest.raises(OutputError, match="cannot be written"):
-        open_output(tmp_path / name)
+# ---------------------------------------------------------------------------------------------------------------------
+# Committer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@every_format
+def test_a_committer_writes_all_that_it_is_given(tmp_path, name):
+    form, safe = make_form(name), []
+    with make_store(tmp_path, name) as store:
+        store.begin(form.describe(RECIPE))
+        with Committer(store, safe.extend) as committer:
+            for stem, result in RESULTS.items():
+                committer.put(features_of(result, stem, form))
+            committer.put(failed("in/x.mp4"))
+        assert safe == [*(result.video for result in RESULTS.values()), "in/x.mp4"]
+        store.finish()
+    assert_holds(tmp_path, name)
+
+
+def test_a_committer_tells_of_a_full_disk_and_writes_no_more(tmp_path, monkeypatch):
+    form, safe = make_form(), []
+    with make_store(tmp_path) as store:
+        store.begin(form.describe(RECIPE))
+
+        def fail(descriptor):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        committer = Committer(store, safe.extend)
+        with pytest.raises(OutputError, match="No space left"):
+            for _ in range(50):
+                committer.put(features_of(RESULTS[PurePosixPath("a")], "a", form))
+        committer.close()
+        monkeypatch.undo()
+    assert safe == []
     assert files_below(tmp_path) == []
 
 
@@ -487,65 +690,72 @@ UNDECODABLE = os.fsdecode(b"caf\xe9")  # Latin-1 in a file system that is read a
 
 
 @pytest.mark.parametrize("stem", [*ODD_NAMES, UNDECODABLE])
-@pytest.mark.parametrize(("name", "concat"), FORMATS)
-def test_videos_of_any_name(tmp_path, name, concat, stem):
-    stems = [PurePosixPath(stem), PurePosixPath("sub", stem)]
-    results = {s: make_result(f"in/{s}.mp4", seed=i) for i, s in enumerate(stems)}
-    write_to_the_end(tmp_path / name, results, concat=concat, stems=stems)
-    if name == "feats":
-        for i, s in enumerate(stems):
-            with load(tmp_path / "feats" / s.parent / f"{stem}.npz") as stored:
-                assert str(stored["video"]) == f"in/{s}.mp4"
-                np.testing.assert_array_equal(
-                    stored["features"][:, :D] if concat else stored["rgb"], matrix_of(results[stems[i]], "rgb")
-                )
-    else:
-        found, _ = READERS[name](tmp_path / name, concat)
-        assert [video for video, _, _ in found] == [f"in/{s}.mp4" for s in stems]
-
-
-@pytest.mark.parametrize("stem", [*ODD_NAMES, UNDECODABLE])
-def test_videos_of_any_name_in_the_video_features_layout(tmp_path, stem):
-    stems = [PurePosixPath(stem), PurePosixPath("sub", stem)]
-    results = {s: make_result(f"in/{s}.mp4", seed=i) for i, s in enumerate(stems)}
-    write_to_the_end(tmp_path / "feats", results, layout="video_features", stems=stems)
-    for s, result in results.items():
-        np.testing.assert_array_equal(load(tmp_path / "feats" / f"{s}_flow.npy"), matrix_of(result, "flow"))
+@every_format
+def test_videos_of_any_name(tmp_path, name, stem):
+    results = {
+        PurePosixPath(folder, stem): make_result(f"in/{PurePosixPath(folder, stem)}.mp4", seed=i)
+        for i, folder in enumerate(("", "sub"))
+    }
+    write(make_store(tmp_path, name), results, make_form(name))
+    assert_store_holds(tmp_path / name.split("/")[0], results, not name.endswith("video_features"))
 
 
 @pytest.mark.parametrize("stem", ODD_NAMES)
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".NPY"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".NPY", ".h5", ".parquet"])
 def test_outputs_of_any_name(tmp_path, stem, suffix):
+    if f"feats{suffix}" in needs:
+        pytest.importorskip(needs[f"feats{suffix}"])
     out = tmp_path / "new" / "folder" / (stem + suffix)
-    write_to_the_end(out)
-    with contextlib.closing(io.BytesIO(out.read_bytes())) as file:
-        stored = load(file)
-        features = stored if suffix != ".npz" else stored["features"]
-    assert features.shape == (6, 2 * D)
-    beside = {stem + suffix} | (set() if suffix == ".npz" else {f"{stem}.index.jsonl", f"{stem}.recipe.json"})
-    assert set(files_below(out.parent)) == beside
+    write(create_store(str(out)))
+    assert_store_holds(out)
+    beside = set() if suffix.lower() != ".npy" else {f"{stem}.{x}" for x in FILES_BESIDE}
+    assert set(files_below(out.parent)) == {stem + suffix} | beside
+
+
+FILES_BESIDE = ("index.jsonl", "recipe.json", "videos.jsonl")
 
 
 def test_a_name_without_a_suffix_or_an_existing_directory_is_a_directory(tmp_path):
     (tmp_path / "is.npy").mkdir()
     for name in ("plain", "slash.npz/", "is.npy"):
-        write_to_the_end(f"{tmp_path}/{name}")
-        assert files_below(tmp_path / name) == sorted(f"{stem}.npz" for stem in RESULTS)
+        write(create_store(f"{tmp_path}/{name}"))
+        assert "a.npz" in files_below(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("out", "options", "named"),
     [
-        ("feats.txt", {}, "feats.txt.*x.npy, x.npz"),
+        ("feats.txt", {}, "feats.txt.*x.npy, x.npz, x.h5, x.parquet"),
+        ("", {}, "empty"),
         ("feats.npy", {"layout": "video_features"}, "feats.npy must be a directory"),
-        ("feats", {"layout": "flat"}, "'flat'.*vid3d, video_features"),
-        ("feats", {"dtype": "float64"}, "'float64'.*float32, float16"),
     ],
 )
-def test_outputs_that_do_not_exist_are_usage_errors(tmp_path, out, options, named):
+def test_outputs_that_do_not_exist_are_usage_errors(out, options, named):
     with pytest.raises(UsageError, match=named):
-        open_output(tmp_path / out, **options)
-    assert files_below(tmp_path) == []
+        create_store(out, **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"), [(("float64",), "'float64'.*float32"), (("float32", True, "flat"), "'flat'.*video_features")]
+)
+def test_formats_that_do_not_exist_are_usage_errors(values, named):
+    with pytest.raises(UsageError, match=named):
+        FeatureFormat(*values)
+
+
+@pytest.mark.parametrize("name", ["missing.npy", "missing.npz", "empty"])
+def test_what_is_not_there_cannot_be_opened(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"no such file|no features of vid3d"):
+        open_store(str(tmp_path / name))
+
+
+def test_existing_files_are_refused(tmp_path):
+    (tmp_path / "there").touch()
+    refuse_existing([tmp_path / "there"], overwrite=True)
+    refuse_existing([tmp_path / "new"], overwrite=False)
+    with pytest.raises(OutputExists, match=r"there: already there.*--overwrite"):
+        refuse_existing([tmp_path / "there", tmp_path / "new"], overwrite=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -577,7 +787,8 @@ def test_an_atomic_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch)
 
     def fsync(descriptor):
         synced_sizes.append(os.fstat(descriptor).st_size)
-        assert not target.exists()
+        assert len(synced_sizes) == 1 or target.exists()  # then the directory
+        assert len(synced_sizes) > 1 or not target.exists()
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -669,11 +880,12 @@ def test_every_way_to_write_to_a_full_disk_is_an_output_error(tmp_path, num_byte
 
 
 def grow(path, parts):
-    with AtomicFile(path) as file:
-        matrix = GrowingNpy(file)
-        for part in parts:
-            matrix.append(part)
-        matrix.finish(sum(map(len, parts)))
+    matrix = GrowingNpy(path)
+    for part in parts:
+        matrix.append(part)
+    matrix.promise(sum(map(len, parts)))
+    matrix.sync()
+    matrix.close()
     return load(path)
 
 
@@ -687,55 +899,19 @@ def test_the_number_of_rows_grows_in_place(tmp_path, num_rows):
 
 @settings(max_examples=60)
 @given(
-    st.lists(st.integers(0, 12), max_size=6),
-    st.sampled_from([(), (1,), (6,), (2, 3)]),
+    st.lists(st.integers(0, 12), min_size=1, max_size=6),
+    st.sampled_from([(), (1,), (6,), (2, 3), (1024, 2, 7, 7), (10, 100000, 100000, 0)]),
     st.sampled_from(["float32", "float16", "int64", ">f4"]),
 )
 def test_parts_are_put_one_below_the_other(tmp_path_factory, sizes, row_shape, dtype):
-    parts = [np.random.default_rng(i).integers(0, 99, (n, *row_shape)).astype(dtype) for i, n in enumerate(sizes)]
+    shape = row_shape if np.prod(row_shape) < 100 else (*row_shape[:-1], 0)
+    parts = [np.random.default_rng(i).integers(0, 99, (n, *shape)).astype(dtype) for i, n in enumerate(sizes)]
     stored = grow(tmp_path_factory.mktemp("npy") / "a.npy", parts)
-    if parts:
-        np.testing.assert_array_equal(stored, np.concatenate(parts))
-        assert stored.dtype == dtype
-    else:
-        assert len(stored) == 0
+    np.testing.assert_array_equal(stored, np.concatenate(parts))
+    assert stored.dtype == dtype
 
 
 def test_rows_of_any_memory_layout_are_stored_as_they_look(tmp_path):
     rows = np.arange(24, dtype=np.float32).reshape(4, 6)
     parts = [np.asfortranarray(rows), rows[::-1], rows[:, ::-1]]
     np.testing.assert_array_equal(grow(tmp_path / "a.npy", parts), np.concatenate(parts))
-
-
-def interrupt_on_call(monkeypatch, owner, name, nth):
-    """Have a function do its work and then be interrupted, the nth time."""
-    calls, real = [], getattr(owner, name)
-
-    def interrupted(*args):
-        calls.append(args)
-        result = real(*args)
-        if len(calls) == nth:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(owner, name, interrupted)
-
-
-@one_file_formats
-@pytest.mark.parametrize("where", ["rows", "index"])
-def test_an_interrupted_write_leaves_whole_videos(tmp_path, monkeypatch, name, concat, where):
-    """Rows of features, lines of the index and columns all end with the video before."""
-    output = open_output(tmp_path / name, concat=concat)
-    output.write(make_result("in/a.mp4", 3), PurePosixPath("a"))
-    if where == "rows":
-        interrupt_on_call(monkeypatch, GrowingNpy, "append", 1)
-    elif name == "feats.npy":
-        interrupt_on_call(monkeypatch, npy, "to_json", 2)
-    else:
-        pytest.skip("an .npz has no index")
-    with pytest.raises(KeyboardInterrupt):
-        output.write(make_result("in/b.mp4", 4), PurePosixPath("b"))
-    monkeypatch.undo()
-    output.commit()
-    found, _ = READERS[name](tmp_path / name, concat)
-    assert [(video, len(spans)) for video, _, spans in found] == [("in/a.mp4", 3)]

@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -18,12 +19,16 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Vid3dError
-from . import bench, classify, demo, evaluate, extract, flow, models, probe, weights
+from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_TERMINATED, Vid3dError
+from . import bench, classify, demo, evaluate, extract, features, flow, models, probe, weights
 from .console import log, set_verbosity
 
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as the shell reports it of other programs
-_ANYWHERE = re.compile(r"-[vq]+|--verbose|--quiet|--debug")
+_ANYWHERE = re.compile(r"-[vq]+|--verbose|--quiet|--debug|--log-json")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: a cluster wants its machine back, and will not ask again."""
 
 
 class _Group(TyperGroup):
@@ -43,9 +48,10 @@ class _Group(TyperGroup):
                 traceback.print_exc()
             log.error("%s", error)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            log.error("interrupted; what was done is whole")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except KeyboardInterrupt as interrupt:
+            is_terminated = isinstance(interrupt, _Terminated)
+            log.error("%s; what was done is whole", "terminated (SIGTERM)" if is_terminated else "interrupted")
+            raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             # The reader of our output has had enough. Python would complain again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,6 +84,9 @@ def root(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more, on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors; no progress bar.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Messages on stderr as JSON lines: failures, progress, a summary.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -86,9 +95,10 @@ def root(
 
     Results go to stdout, everything else to stderr.
 
-    Exit codes: 0 all done, 1 some videos failed, 2 usage, 3 weights unavailable, 130 interrupted.
+    Exit codes: 0 all done, 1 some videos failed, 2 usage, 3 weights unavailable, 130 interrupted,
+    143 terminated.
     """
-    set_verbosity(verbose or debug, quiet)
+    set_verbosity(verbose or debug, quiet, log_json)
 
 
 app.command("demo")(demo.demo)
@@ -98,6 +108,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("flow")(flow.flow)
 app.command("probe")(probe.probe)
 app.command("bench")(bench.bench)
+app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")
 app.add_typer(weights.app, name="weights")
 
@@ -108,11 +119,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # file names may be no UTF-8
+    _watch_signals()
     try:
         app()
     except SystemExit as ended:
-        if ended.code == EXIT_INTERRUPTED:
-            _leave_at_once()
+        if ended.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            _leave_at_once(ended.code)
         raise
     except Exception as error:
         if "--debug" in sys.argv:
@@ -122,9 +134,26 @@ def main() -> None:
         sys.exit(EXIT_SOME_FAILED)
 
 
-def _leave_at_once() -> NoReturn:
+def _watch_signals() -> None:
+    """Have the first Ctrl-C or SIGTERM end the work in good order, and a second one end it at once."""
+    codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+    arrived: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        arrived.append(number)
+        if len(arrived) > 1:
+            os.write(2, b"vid3d: left at once; what was committed is whole\n")
+            _leave_at_once(codes[signal.Signals(number)])
+        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    for number in codes:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background, or under nohup
+            signal.signal(number, interrupt)
+
+
+def _leave_at_once(code: int) -> NoReturn:
     """End the process without waiting for threads: one may be inside a decoder or a network, and may not come out."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # its reader may be gone
             stream.flush()
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(code)

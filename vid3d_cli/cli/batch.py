@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +36,18 @@ Jobs = Annotated[
     int | None,
     typer.Option(
         min=1, help="Videos read at the same time.", show_default="2 to 8, by the cores", rich_help_panel="Machine"
+    ),
+]
+DEFAULT_TIMEOUT = 120.0
+"""Seconds; a decoder brings a frame in milliseconds, and the slowest disk or server within this."""
+
+Timeout = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        metavar="SECONDS",
+        help="Give a video up whose decoder brings no frame for so long; 0: never.",
+        rich_help_panel="Machine",
     ),
 ]
 Failures = Annotated[
@@ -86,71 +98,135 @@ def find_videos(arguments: list[str], nul_separated: bool) -> list[Source]:
 
 def run_batch(
     pipeline: Pipeline,
-    sources: list[Source],
+    sources: Sequence[Source],
     on_result: Callable[[Source, VideoResult], None],
     *,
     jobs: int | None,
+    timeout: float,
     failures_path: Path | None,
+    on_failure: Callable[[Source, VideoFailure], None] | None = None,
+    rounds: Iterable[Iterable[Source]] | None = None,
 ) -> int:
     """Run the model over all videos; a failed one is reported, and the others go on.
+
+    Args:
+        pipeline: what to do with each.
+        sources: all videos.
+        on_result: takes what was found; a VideoError from it is a failure of that video.
+        on_failure: is told of a video that failed.
+        jobs: see `engines.local.run`.
+        timeout: see `engines.local.run`, 0 for none.
+        failures_path: of the list of failed videos.
+        rounds: of the same videos, drawn one by one: where others work on them too, they may have to be asked again.
 
     Returns:
         The exit code.
     """
-    from ..engines import local
     from ..outputs.atomic import AtomicFile
-    from ..records import VideoFailure
-    from ..timings import StageSeconds
 
     # Opened first: a list that cannot be written is told now, not after a night.
     failures_file = None if failures_path is None else AtomicFile(failures_path)
-    failures: list[VideoFailure] = []
-    left = {source.video: source for source in sources}
-    progress = BatchProgress(len(sources))
-    spent = StageSeconds()
-
-    def on_failure(failure: VideoFailure, error: Exception) -> None:
-        failures.append(failure)
-        del left[failure.video]
-        log.error("%s: %s", failure.video, failure.message)
-        log.debug("as follows", exc_info=error)
-        progress.next_video()
-
+    batch = _Batch(pipeline, sources, on_result, on_failure, jobs, timeout)
     try:
-        with _objects_that_stay():
-            results = local.run(
-                pipeline, list(left), jobs=jobs, on_failure=on_failure, on_clips=progress.on_clips, spent=spent
-            )
-        _log_set_up(pipeline)
-        with closing(results):
-            for result in results:
-                if result.num_decode_failures:
-                    log.warning("%s: %s skipped", result.video, count(result.num_decode_failures, "damaged packet"))
-                try:
-                    with progress.paused():
-                        on_result(left[result.video], result)
-                except VideoError as error:
-                    on_failure(VideoFailure(result.video, type(error).__name__, error.message), error)
-                    continue
-                del left[result.video]  # only now: an interrupted write is listed as not finished
-                num_frames, num_clips = count(result.num_frames, "frame"), count(len(result.clips), "clip")
-                log.debug("%s: %s, %s", result.video, num_frames, num_clips)
-                progress.next_video()
+        pipeline.check_videos([source.video for source in sources])
+        for drawn in [sources] if rounds is None else rounds:
+            batch.work(drawn)
     except KeyboardInterrupt:
-        _write_failures(failures + [_interrupted(video) for video in left], failures_file)
+        _write_failures(batch.failures + [_interrupted(video) for video in batch.left], failures_file)
         raise
     except BaseException:
         if failures_file is not None:
             failures_file.discard()
         raise
     finally:
-        progress.close()
-    log.debug("%s", spent)
-    _write_failures(failures, failures_file)
-    if failures and len(sources) > 1:
+        batch.progress.close()
+    _write_failures(batch.failures, failures_file)
+    batch.log_summary()
+    if batch.failures and len(sources) > 1:
         advice = f"again: @{failures_path}" if failures_path else "keep a list to feed back in with --failures FILE"
-        log.error("%d of %d videos failed; %s", len(failures), len(sources), advice)
-    return EXIT_SOME_FAILED if failures else EXIT_OK
+        log.error("%d of %d videos failed; %s", len(batch.failures), len(sources), advice)
+    return EXIT_SOME_FAILED if batch.failures else EXIT_OK
+
+
+class _Batch:
+    """The videos of a command, what became of them, and what is said of it."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        sources: Sequence[Source],
+        on_result: Callable[[Source, VideoResult], None],
+        on_failure: Callable[[Source, VideoFailure], None] | None,
+        jobs: int | None,
+        timeout: float,
+    ) -> None:
+        from ..timings import StageSeconds
+
+        self.failures: list[VideoFailure] = []
+        self.left = {source.video: source for source in sources}
+        self.progress = BatchProgress(len(sources))
+        self._pipeline, self._on_result, self._on_failure = pipeline, on_result, on_failure
+        self._jobs, self._timeout = jobs, timeout
+        self._spent = StageSeconds()
+        self._is_set_up = False
+
+    def work(self, drawn: Iterable[Source]) -> None:
+        """Run the model over some of the videos."""
+        from ..engines import local
+
+        with _objects_that_stay():
+            results = local.run(
+                self._pipeline,
+                (source.video for source in drawn),
+                jobs=self._jobs,
+                timeout=self._timeout or None,
+                on_failure=self._fail,
+                on_clips=self.progress.on_clips,
+                spent=self._spent,
+            )
+        if not self._is_set_up:
+            self._is_set_up = True
+            _log_set_up(self._pipeline)
+        with closing(results):
+            for result in results:
+                self._take(result)
+
+    def _take(self, result: VideoResult) -> None:
+        video, num_lost = result.video, result.num_decode_failures
+        if num_lost:
+            fields = {"event": "damage", "video": video, "num_lost_frames": num_lost}
+            log.warning("%s: %s lost to damage", video, count(num_lost, "frame"), extra={"fields": fields})
+        try:
+            with self.progress.paused():
+                self._on_result(self.left[video], result)
+        except VideoError as error:
+            self._fail(_failure(video, error), error)
+            return
+        del self.left[video]  # only now: an interrupted write is listed as not finished
+        log.debug("%s: %s, %s", video, count(result.num_frames, "frame"), count(len(result.clips), "clip"))
+        self.progress.next_video()
+
+    def _fail(self, failure: VideoFailure, error: Exception) -> None:
+        self.failures.append(failure)
+        source = self.left.pop(failure.video)
+        fields = {"event": "failure", "video": failure.video, "error": failure.error, "reason": failure.message}
+        log.error("%s: %s", failure.video, failure.message, extra={"fields": fields})
+        log.debug("as follows", exc_info=error)
+        self.progress.next_video(has_failed=True)
+        if self._on_failure is not None:
+            self._on_failure(source, failure)
+
+    def log_summary(self) -> None:
+        """Tell what was done and where the time went, with the versions that did it."""
+        summary = self.progress.summary()
+        fields = {
+            "event": "summary",
+            **summary,
+            "stage_seconds": self._spent.by_stage(),
+            "model": self._pipeline.entry.name,
+            "versions": dict(self._pipeline.recipe.versions) if self._is_set_up else {},
+        }
+        log.debug("%s", self._spent, extra={"fields": fields})
 
 
 @contextmanager
@@ -173,6 +249,12 @@ def refuse_same_file(failures: Path | None, output: Path | None) -> None:
     """Raise UsageError for a list of failures that would replace the output."""
     if failures is not None and output is not None and failures.absolute() == output.absolute():
         raise UsageError(f"--failures {failures} is the output itself: give it a name of its own")
+
+
+def _failure(video: str, error: VideoError) -> VideoFailure:
+    from ..records import VideoFailure
+
+    return VideoFailure(video, type(error).__name__, error.message)
 
 
 def _interrupted(video: str) -> VideoFailure:

@@ -12,7 +12,18 @@ import typer
 
 from ..errors import UsageError
 from ..options import Options
-from .batch import Failures, Jobs, NulSeparated, Videos, find_videos, make_pipeline, refuse_same_file, run_batch
+from .batch import (
+    DEFAULT_TIMEOUT,
+    Failures,
+    Jobs,
+    NulSeparated,
+    Timeout,
+    Videos,
+    find_videos,
+    make_pipeline,
+    refuse_same_file,
+    run_batch,
+)
 from .console import stdout_is_terminal
 from .options import Fuse, FuseOn, takes_pipeline_options
 
@@ -52,6 +63,7 @@ def classify(
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Recognise the actions in videos: rgb, flow and their fusion, for every clip and the whole video.
 
@@ -62,8 +74,8 @@ def classify(
     if form not in (None, *FORMATS):
         raise UsageError(f"--format {form}: choose one of {', '.join(FORMATS)}")
     from ..outputs.atomic import AtomicFile
-    from ..outputs.features import refuse_existing
     from ..outputs.predictions import prediction_records
+    from ..outputs.store import refuse_existing
 
     form = form or ("table" if output is None and stdout_is_terminal() else "jsonl")
     sources = find_videos(videos, nul_separated)
@@ -83,7 +95,7 @@ def classify(
         num_videos += 1
 
     try:
-        code = run_batch(pipeline, sources, print_result, jobs=jobs, failures_path=failures)
+        code = run_batch(pipeline, sources, print_result, jobs=jobs, timeout=timeout, failures_path=failures)
     finally:  # what is done is whole, also when the rest was interrupted
         printer.close()
         if file is not None and isinstance(stream, io.TextIOWrapper):

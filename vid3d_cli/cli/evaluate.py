@@ -10,7 +10,18 @@ import typer
 
 from ..errors import UsageError
 from ..options import Options
-from .batch import Failures, Jobs, NulSeparated, Videos, count, find_videos, make_pipeline, run_batch
+from .batch import (
+    DEFAULT_TIMEOUT,
+    Failures,
+    Jobs,
+    NulSeparated,
+    Timeout,
+    Videos,
+    count,
+    find_videos,
+    make_pipeline,
+    run_batch,
+)
 from .console import log, stdout_is_terminal
 from .options import Fuse, FuseOn, takes_pipeline_options
 
@@ -40,6 +51,7 @@ def evaluate(
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Measure a model on labelled videos: top-1, top-5, mean class accuracy, mAP and confusion, per stream and fused.
 
@@ -66,7 +78,7 @@ def evaluate(
         results.append(result)
 
     labelled = [source for source in sources if source.video in label_of]
-    code = run_batch(pipeline, labelled, keep, jobs=jobs, failures_path=failures)
+    code = run_batch(pipeline, labelled, keep, jobs=jobs, timeout=timeout, failures_path=failures)
     if results:
         report = make_report(results, label_of, options.fuse_on if sweep_fusion else None)
         if as_json or not stdout_is_terminal():

@@ -7,15 +7,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import OutputError
+from ..errors import EXIT_SOME_FAILED, OutputError, UsageError
 from ..options import Options
-from .batch import Failures, Jobs, NulSeparated, Videos, count, find_videos, make_pipeline, refuse_same_file, run_batch
+from .batch import (
+    DEFAULT_TIMEOUT,
+    Failures,
+    Jobs,
+    NulSeparated,
+    Timeout,
+    Videos,
+    count,
+    find_videos,
+    make_pipeline,
+    refuse_same_file,
+    run_batch,
+)
 from .console import log
 from .options import takes_pipeline_options
 
 if TYPE_CHECKING:
-    from ..records import VideoResult
+    from ..jobs.claims import Claims
+    from ..jobs.extraction import Extraction
     from ..sources import Source
+
+_BATCH = "Batch jobs"
 
 
 @takes_pipeline_options
@@ -24,7 +39,13 @@ def extract(
     options: Options,
     out: Annotated[
         str,
-        typer.Option("--out", "-o", metavar="PATH", help="feats.npy, feats.npz, or a directory.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="feats.npy, .npz, .h5, .parquet, or a directory; what is there already is gone on with.",
+            show_default=False,
+        ),
     ],
     layer: Annotated[
         str | None,
@@ -44,47 +65,146 @@ def extract(
     ] = "vid3d",
     dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Of the features on disk.")] = "float32",
     concat: Annotated[bool, typer.Option(help="One matrix with rgb and flow side by side, or one each.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew, and remove what is there.", rich_help_panel=_BATCH)
+    ] = False,
+    redo_failed: Annotated[
+        bool, typer.Option("--redo-failed", help="Try failed videos again.", rich_help_panel=_BATCH)
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="List videos, clips, rows, bytes and time; run no network.", rich_help_panel=_BATCH
+        ),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N|slurm", help="Work on one of n parts of about equal duration.", rich_help_panel=_BATCH
+        ),
+    ] = None,
+    claim: Annotated[
+        bool,
+        typer.Option(
+            "--claim", help="Share the list with all workers that write to this directory.", rich_help_panel=_BATCH
+        ),
+    ] = False,
+    stale_after: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            metavar="SECONDS",
+            help="With --claim: a worker that is silent for so long is taken for dead.",
+            rich_help_panel=_BATCH,
+        ),
+    ] = 60.0,
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Extract one feature vector per clip and stream, with the seconds it describes and the recipe.
 
+    The same command goes on where it stopped.
+
     Example: vid3d extract --out feats.npy videos/
     """
-    from ..outputs.features import FeatureFormat, open_features
+    from ..jobs.extraction import Extraction
+    from ..outputs.features import create_store
+    from ..outputs.format import FeatureFormat
 
     sources = find_videos(videos, nul_separated)
     refuse_same_file(failures, Path(out))
+    form = FeatureFormat(dtype, concat, layout)
+    worker, sources = _select_part(sources, out, shard, claim=claim, overwrite=overwrite)
+    store = create_store(out, layout=layout, worker=worker)
     pipeline = make_pipeline(options)
-    output = open_features(
-        out,
-        FeatureFormat(dtype, concat),
-        layout=layout,
-        stems=[source.output_stem for source in sources],
-        streams=pipeline.streams,
-        overwrite=overwrite,
-    )
-    num_videos = num_clips = 0
-    is_broken = False
+    if dry_run:
+        from .dry_run import print_plan
 
-    def write(source: Source, result: VideoResult) -> None:
-        nonlocal num_videos, num_clips, is_broken
+        print_plan(
+            pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed, timeout=timeout or None
+        )
+        return
+    claims = _claims(out, worker, stale_after) if claim else None
+    job = Extraction(pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed, claims=claims)
+    with job:
+        _tell_what_is_there(job, len(sources), out)
         try:
-            output.write(result, source.output_stem)
-        except OutputError:
-            is_broken = True
+            code = run_batch(
+                pipeline,
+                job.pending,
+                job.write,
+                on_failure=job.fail,
+                rounds=job.rounds(),
+                jobs=jobs,
+                timeout=timeout,
+                failures_path=failures,
+            )
+            job.finish()
+        except (OutputError, KeyboardInterrupt):
+            job.stop()
+            kept = f"{count(job.progress.skipped + job.progress.done, 'video')} of {len(sources)}"
+            log.error("%s kept in %s; the same command goes on from there", kept, out)
             raise
-        num_videos, num_clips = num_videos + 1, num_clips + len(result.clips)
+    _tell_the_end(job, str(store.path))
+    raise typer.Exit(EXIT_SOME_FAILED if job.progress.skipped_failed else code)
 
-    try:
-        code = run_batch(pipeline, sources, write, jobs=jobs, failures_path=failures)
-    except BaseException:
-        # Interrupted, or nothing more can be done: what is done stays, whole.
-        output.discard() if is_broken else output.commit()
-        raise
-    output.commit()
-    if num_videos:
-        log.info("%s of %s → %s", count(num_clips, "clip"), count(num_videos, "video"), out)
-    raise typer.Exit(code)
+
+def _select_part(
+    sources: list[Source], out: str, shard: str | None, *, claim: bool, overwrite: bool
+) -> tuple[str | None, list[Source]]:
+    """The name of this worker among several, and the videos that are its part."""
+    from ..outputs.features import is_directory
+
+    if shard is None and not claim:
+        return None, sources
+    if shard is not None and claim:
+        raise UsageError("--shard gives every worker its part, --claim lets them take what is left: choose one")
+    if overwrite and is_directory(out):
+        raise UsageError(f"--overwrite would remove what other workers write to {out}: remove it before they start")
+    if claim:
+        from ..jobs.claims import worker_name
+
+        if not is_directory(out):
+            raise UsageError(
+                f"--claim is for a directory that the workers share: --out feats/, and when all have ended: "
+                f"vid3d features convert feats/ {out}"
+            )
+        return worker_name(), sources
+    from ..jobs.shards import Shard, select_shard
+
+    part = Shard.parse(shard or "")
+    plans = Path(out) if is_directory(out) else Path(out).parent
+    selected = select_shard(sources, part, plans / ".shards")
+    log.info("%s: %s of %d", part.name, count(len(selected), "video"), len(sources))
+    return part.name, selected
+
+
+def _claims(out: str, worker: str | None, stale_after: float) -> Claims:
+    from ..jobs.claims import Claims
+
+    assert worker is not None
+    return Claims(Path(out), worker, stale_after)
+
+
+def _tell_what_is_there(job: Extraction, num_videos: int, out: str) -> None:
+    before = job.progress
+    if before.skipped or before.skipped_failed:
+        log.info(
+            "%s: %d of %s there already%s; %d left",
+            out,
+            before.skipped,
+            count(num_videos, "video"),
+            f", {before.skipped_failed} failed before (again with --redo-failed)" if before.skipped_failed else "",
+            len(job.pending),
+        )
+
+
+def _tell_the_end(job: Extraction, out: str) -> None:
+    done = job.progress
+    if done.done:
+        log.info("%s of %s → %s", count(done.clips, "clip"), count(done.done, "video"), out)
+    if done.lost_frames:
+        damaged = count(len(done.lost_frames), "video")
+        log.warning("%s damaged: how many frames each lost says vid3d features info %s", damaged, out)

@@ -36,7 +36,7 @@ def inflate(
     """
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: name a .safetensors file")
-    from ..outputs.features import refuse_existing
+    from ..outputs.store import refuse_existing
 
     refuse_existing([out], overwrite)
     from ..backbones import BACKBONES

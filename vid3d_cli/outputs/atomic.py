@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+_PART_PREFIX = ".vid3d-"
+
+
 class AtomicFile(io.BufferedRandom):
     """A file written under a temporary name beside its target, which `commit` syncs and renames.
 
@@ -39,9 +42,10 @@ class AtomicFile(io.BufferedRandom):
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISDIR(target.stat().st_mode):
                     raise IsADirectoryError(errno.EISDIR, "it is a directory")
-            handle, part = tempfile.mkstemp(prefix=".vid3d-", suffix=".part", dir=target.parent)
+            handle, part = tempfile.mkstemp(prefix=_PART_PREFIX, suffix=".part", dir=target.parent)
         except OSError as error:
-            raise _cannot_write(target, error) from None
+            raise cannot_write(target, error) from None
+        _lock(handle)
         os.fchmod(handle, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
         self.part = Path(part)
         self._file = _PartFile(handle, target)
@@ -54,21 +58,22 @@ class AtomicFile(io.BufferedRandom):
             os.fsync(self.fileno())
             self.close()
         except OSError as error:
-            raise _cannot_write(self.target, error) from None
+            raise cannot_write(self.target, error) from None
 
     def remove_older(self) -> None:
         """Delete the file whose place this one will take."""
         try:
             self.target.unlink(missing_ok=True)
         except OSError as error:
-            raise _cannot_write(self.target, error) from None
+            raise cannot_write(self.target, error) from None
 
     def publish(self) -> None:
         """Put the synced file in its place."""
         try:
             self.part.replace(self.target)
+            sync_directory(self.target.parent)
         except OSError as error:
-            raise _cannot_write(self.target, error) from None
+            raise cannot_write(self.target, error) from None
 
     def commit(self) -> None:
         """Put the file in its place, durably."""
@@ -103,7 +108,7 @@ class _PartFile(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            raise _cannot_write(self._target, error) from None
+            raise cannot_write(self._target, error) from None
 
 
 def open_all(targets: Sequence[Path]) -> list[AtomicFile]:
@@ -141,8 +146,41 @@ def discard_all(files: Sequence[AtomicFile]) -> None:
         file.discard()
 
 
-def _cannot_write(target: Path, error: OSError) -> OutputError:
+def remove_abandoned(directory: Path) -> None:
+    """Remove what processes that were killed have left unfinished in a directory: what nobody has locked any more."""
+    for part in directory.glob(f"{_PART_PREFIX}*.part"):
+        with contextlib.suppress(OSError), part.open("rb") as file:
+            if _lock(file.fileno()):
+                part.unlink()
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file until it is closed, or its process ends."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def cannot_write(target: Path, error: OSError) -> OutputError:
+    """The error of a file that the operating system does not let us write."""
     return OutputError(f"{target}: cannot be written: {error.strerror}")
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the disk hold the names of new files; a system that cannot do so for directories keeps its own order."""
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -1,123 +1,394 @@
-"""`--out feats.npy`: one matrix of all rows, `feats.index.jsonl` with a line a row, `feats.recipe.json`."""
+"""`--out feats.npy`: one matrix of all rows, `feats.index.jsonl` with a line a row, and what is known of the videos.
+
+feats.npy            (N, D): np.load reads it at any time; feats_rgb.npy and feats_flow.npy without concatenation
+feats.index.jsonl    a line a row
+feats.videos.jsonl   a line a video, written last: the rows of a video without one do not count
+feats.recipe.json, feats.failures.jsonl
+"""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OddFeatures, OutputError
-from ..records import VideoResult, to_json
-from .atomic import AtomicFile, commit_all, discard_all, open_all
-from .features import FEATURES, FeatureFormat, refuse_existing
+from ..errors import OutputError
+from .appending import AppendedFile, read_records
+from .atomic import remove_abandoned
+from .entries import VideoEntry, VideoFeatures, index_line, span_arrays, span_of_line
+from .format import FEATURES
+from .store import FeatureStore, Recipe, open_locked, read_recipe, remove_files, write_recipe
+
+
+@dataclass(frozen=True)
+class _NpyFile:
+    """What the header of an .npy file says, but for the number of rows, which is that of the whole rows behind it."""
+
+    like: NDArray[Any]
+    """(0, …): shape and dtype of the rows."""
+    data_start: int
+    """Bytes of the header. NumPy pads it, so that the number of rows can grow in place."""
+    num_rows: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row."""
+        return int(self.like.dtype.itemsize * math.prod(self.like.shape[1:]))
+
+    @classmethod
+    def of(cls, path: Path) -> _NpyFile | None:
+        """Read a header; None where there is none, or not a whole one.
+
+        Raises:
+            OutputError: the file is something else.
+        """
+        try:
+            with path.open("rb") as file:
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError("of another version")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                data_start, size = file.tell(), file.seek(0, io.SEEK_END)
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            if path.is_file() and path.stat().st_size < _SHORTEST_HEADER:
+                return None
+            raise OutputError(f"{path}: not a matrix that vid3d wrote: {error}") from None
+        header = cls(np.empty((0, *shape[1:]), dtype), data_start, 0)
+        return replace(header, num_rows=(size - data_start) // max(1, header.row_bytes))
+
+    def rows(self, path: Path) -> NDArray[Any]:
+        """The rows, memory-mapped."""
+        if not self.num_rows:
+            return self.like
+        return np.memmap(path, self.like.dtype, "r", self.data_start, (self.num_rows, *self.like.shape[1:]))
+
+
+_SHORTEST_HEADER = 128
 
 
 class GrowingNpy:
-    """An .npy file that rows are appended to; np.load reads it like any other after `finish`.
+    """An .npy file that rows are appended to; its header never promises more rows than are committed.
 
-    The header is written twice: NumPy pads it so that the number of rows may grow in place.
+    Args:
+        path: opened where it is there.
     """
 
-    def __init__(self, file: AtomicFile) -> None:
-        self._file = file
-        self._like = np.empty(0, np.float32)  # none of the rows: their shape and dtype
-        self._data_start: int | None = None
+    def __init__(self, path: Path) -> None:
+        self._file = AppendedFile(path)
+        self._header = _NpyFile.of(path)
+        if self._header is None:
+            self._file.cut(0)
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Add rows (N, …), of the same shape and dtype as those before."""
-        if self._data_start is None:
-            self._like = rows[:0]
-            self._write_header(0)
-            self._data_start = self._file.tell()
-        self._file.write(np.ascontiguousarray(rows).tobytes())
+        """Add rows (N, …) of the shape and dtype of those before."""
+        if self._header is None:
+            header = _header_bytes(rows, 0)
+            self._file.append(header)
+            self._header = _NpyFile(rows[:0], len(header), 0)
+        self._file.append(np.ascontiguousarray(rows).tobytes())
 
-    def check(self, rows: NDArray[Any], video: str) -> None:
-        """Raise OddFeatures for rows that are not of the shape of those before."""
-        if self._data_start is not None and rows.shape[1:] != self._like.shape[1:]:
-            raise OddFeatures(
-                video,
-                f"its features of shape {rows.shape[1:]} do not go into one matrix with those before, of "
-                f"{self._like.shape[1:]}: pool them, or write to a directory",
-            )
+    def sync(self) -> None:
+        """Have the disk hold the rows."""
+        self._file.sync()
 
-    def finish(self, num_rows: int) -> None:
-        """Keep the first `num_rows` rows, and write their number into the header."""
-        row_bytes = self._like.dtype.itemsize * math.prod(self._like.shape[1:])
-        self._file.flush()
-        self._file.truncate((self._data_start or 0) + num_rows * row_bytes)
-        self._file.seek(0)
-        self._write_header(num_rows)
-        self._file.flush()
+    def promise(self, num_rows: int) -> None:
+        """Write into the header how many rows there are."""
+        if self._header is not None:
+            self._file.write_at(0, _header_bytes(self._header.like, num_rows))
 
-    def _write_header(self, num_rows: int) -> None:
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self._like.dtype),
-            "fortran_order": False,
-            "shape": (num_rows, *self._like.shape[1:]),
-        }
-        np.lib.format.write_array_header_1_0(self._file, header)
+    def cut(self, num_rows: int) -> None:
+        """Drop the rows behind so many."""
+        if self._header is not None:
+            self._file.cut(self._header.data_start + num_rows * self._header.row_bytes)
+            self.promise(num_rows)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
 
 
-def append_all(matrices: Mapping[str, GrowingNpy], rows: Mapping[str, NDArray[Any]], video: str) -> None:
-    """Append the rows of one video to each of the matrices, or to none.
+def _header_bytes(like: NDArray[Any], num_rows: int) -> bytes:
+    file = io.BytesIO()
+    header = {
+        "descr": np.lib.format.dtype_to_descr(like.dtype),
+        "fortran_order": False,
+        "shape": (num_rows, *like.shape[1:]),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
 
-    Raises:
-        OddFeatures: they are of another shape than those before.
-    """
-    for name, matrix in matrices.items():
-        matrix.check(rows[name], video)
-    for name, matrix in matrices.items():
-        matrix.append(rows[name])
+
+@dataclass(frozen=True)
+class _Committed:
+    """What counts of the files, and how long they are without the rest."""
+
+    entries: list[VideoEntry]
+    num_rows: int
+    index_bytes: int
+    journal_bytes: int
 
 
-class NpyOutput:
-    """See the head of this file; without concatenation the matrices are `feats_rgb.npy` and `feats_flow.npy`."""
+class NpyStore(FeatureStore):
+    """See the head of this file."""
 
-    def __init__(self, out: Path, form: FeatureFormat, *, streams: Sequence[str], overwrite: bool) -> None:
-        names = [FEATURES] if form.concat else streams
-        paths = [out if form.concat else out.with_name(f"{out.stem}_{name}.npy") for name in names]
-        paths += [out.with_suffix(".recipe.json"), out.with_suffix(".index.jsonl")]
-        refuse_existing(paths, overwrite)
-        self._form = form
-        self._files = open_all(paths)
-        *matrices, self._recipe, self._index = self._files
-        self._matrices = {name: GrowingNpy(file) for name, file in zip(names, matrices, strict=True)}
-        self._num_rows = self._index_bytes = 0  # of whole videos: a write may be interrupted anywhere
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._index_path = path.with_suffix(".index.jsonl")
+        self._journal_path = path.with_suffix(".videos.jsonl")
+        self._recipe_path = path.with_suffix(".recipe.json")
+        self._journal: AppendedFile | None = None
+        self._index: AppendedFile | None = None
+        self._matrices: dict[str, GrowingNpy] = {}
+        self._num_rows = 0
+        self._pending: list[VideoEntry] = []
 
-    def write(self, result: VideoResult, output_stem: PurePosixPath) -> None:
-        """Append the rows of one video."""
-        if not self._num_rows:
-            self._recipe.write(result.recipe.to_json().encode() + b"\n")
-        append_all(self._matrices, self._form.matrices(result), result.video)
-        for row, clip in enumerate(result.clips, start=self._num_rows):
-            span = asdict(clip.span)
-            line = {"row": row, "video": result.video, "clip": span.pop("index"), **_ordered(span)}
-            self._index.write(to_json(line).encode() + b"\n")
-        self._num_rows, self._index_bytes = self._num_rows + len(result.clips), self._index.tell()
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def failures_path(self) -> Path:
+        """Beside the matrix."""
+        return self.path.with_suffix(".failures.jsonl")
+
+    def recipe(self) -> dict[str, Any] | None:
+        return read_recipe(self._recipe_path)
+
+    def entries(self) -> list[VideoEntry]:
+        return self._committed().entries
+
+    def read(self, entry: VideoEntry) -> VideoFeatures:
+        rows = slice(entry.row, entry.row + entry.num_rows)
+        spans = [span_of_line(line) for line in self._index_lines[rows]]
+        return VideoFeatures(entry, {name: m[rows] for name, m in self.matrices.items()}, spans)
+
+    @cached_property
+    def matrices(self) -> dict[str, NDArray[Any]]:
+        """All rows that are on disk, by name, as they were when this was first asked for; memory-mapped."""
+        paths = self._matrix_paths()
+        return {name: header.rows(paths[name]) for name, header in self._headers().items() if header is not None}
+
+    def columns(self) -> tuple[list[str], dict[str, NDArray[Any]]]:
+        """The video of every committed row, and the columns of `entries.SPAN_COLUMNS`."""
+        entries = self.entries()
+        num_rows = sum(entry.num_rows for entry in entries)
+        spans = [span_of_line(line) for line in self._index_lines[:num_rows]]
+        return [entry.video for entry in entries for _ in range(entry.num_rows)], span_arrays(spans)
+
+    @cached_property
+    def _index_lines(self) -> _Lines:
+        return _Lines(self._index_path)
+
+    def _matrix_paths(self) -> dict[str, Path]:
+        recipe = self.recipe()
+        if recipe is None:
+            return {}
+        if recipe["concat"]:
+            return {FEATURES: self.path}
+        return {name: self.path.with_name(f"{self.path.stem}_{name}.npy") for name in recipe["streams"]}
+
+    def _committed(self) -> _Committed:
+        """The videos of the journal, as far as their rows and index lines are there."""
+        lines, ends = read_records(self._journal_path)
+        index = _Lines(self._index_path)
+        available = min([len(index), *(header.num_rows if header else 0 for header in self._headers().values())])
+        entries: list[VideoEntry] = []
+        num_rows = 0
+        for line in lines:
+            entry = VideoEntry.from_json(line)
+            if num_rows + entry.num_rows > available:
+                break
+            entries.append(entry)
+            num_rows += entry.num_rows
+        return _Committed(entries, num_rows, index.end(num_rows), ends[len(entries) - 1] if entries else 0)
+
+    def _headers(self) -> dict[str, _NpyFile | None]:
+        return {name: _NpyFile.of(path) for name, path in self._matrix_paths().items()}
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    def foreign(self, stems: Collection[str]) -> list[Path]:
+        beside = [self.path.with_name(f"{self.path.stem}_{name}.npy") for name in ("rgb", "flow")]
+        files = [self.path, *beside, self._index_path, self._journal_path]
+        return [path for path in files if path.exists() and (path.is_dir() or path.stat().st_size)]
+
+    def lock(self) -> None:
+        if self._journal is None:
+            if self.path.exists() and not self._journal_path.exists():
+                raise OutputError(
+                    f"{self._journal_path}: missing: without it nobody knows what {self.path} holds; bring it back, or "
+                    "start anew with --overwrite"
+                )
+            self._journal = open_locked(self._journal_path, self.path)
+            remove_abandoned(self.path.parent)
+        if self._rewritten.exists():
+            self._put_rewritten_in_place()
+        self._cut_back()
+
+    def _cut_back(self) -> None:
+        """Drop what was written and not committed."""
+        assert self._journal is not None
+        committed = self._committed()
+        self._forget_what_was_read()
+        self._journal.cut(committed.journal_bytes)
+        self._num_rows = committed.num_rows
+        self._index = self._index or AppendedFile(self._index_path)
+        self._index.cut(committed.index_bytes)
+        for name, path in self._matrix_paths().items():
+            if name not in self._matrices and path.exists():
+                self._matrices[name] = GrowingNpy(path)
+            if name in self._matrices:
+                self._matrices[name].cut(committed.num_rows)
+
+    def begin(self, recipe: Recipe, *, dropping: Collection[str] = ()) -> None:
+        self.lock()
+        if any(entry.key in dropping for entry in self.entries()):
+            self._rewrite_without(dropping)
+        write_recipe(self._recipe_path, recipe, self.path)
+        self._row_shapes = {name: header.like.shape[1:] for name, header in self._headers().items() if header}
+        for name, path in self._matrix_paths().items():
+            if name not in self._matrices:
+                self._matrices[name] = GrowingNpy(path)
+
+    def write(self, features: VideoFeatures) -> None:
+        assert self._index is not None
+        entry = replace(features.entry, row=self._num_rows)
+        for name, matrix in self._matrices.items():
+            matrix.append(features.matrices[name])
+        lines = (index_line(self._num_rows + i, entry.video, span) for i, span in enumerate(features.spans))
+        self._index.append("".join(f"{line}\n" for line in lines).encode())
+        self._num_rows += entry.num_rows
+        self._pending.append(entry)
 
     def commit(self) -> None:
-        """Put the files in their places, the index last: where it is, the rest is. No rows, no files."""
-        if not self._num_rows:
-            return self.discard()
+        self._sync_failures()
+        if not self._pending:
+            return
+        assert self._index is not None and self._journal is not None
+        for matrix in self._matrices.values():
+            matrix.sync()
+        self._index.sync()
+        self._journal.append(b"".join(entry.to_json().encode() + b"\n" for entry in self._pending))
+        self._journal.sync()
+        self._pending.clear()
+        for matrix in self._matrices.values():
+            matrix.promise(self._num_rows)
+        self._forget_what_was_read()
+
+    def finish(self) -> None:
+        for matrix in self._matrices.values():
+            matrix.sync()
+        super().finish()
+
+    def close(self) -> None:
+        super().close()
+        if self._journal is None:
+            return
         try:
-            for matrix in self._matrices.values():
-                matrix.finish(self._num_rows)
-            self._index.flush()
-            self._index.truncate(self._index_bytes)
-        except OutputError:
-            self.discard()
-            raise
-        return commit_all(self._files)
+            if not self._rewritten.exists():  # that comes first, and is the business of the next one who locks it
+                self._cut_back()
+                if not self._num_rows:
+                    self.clear()
+        finally:
+            self._close_files()
 
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        discard_all(self._files)
+    def _close_files(self) -> None:
+        for file in (*self._matrices.values(), self._index, self._journal):
+            if file is not None:
+                file.close()
+        self._journal = self._index = None
+        self._matrices.clear()
+        self._pending.clear()
+        self._forget_what_was_read()
+
+    def clear(self) -> None:
+        paths = [*self._matrix_paths().values(), self._index_path, self._recipe_path, self._journal_path]
+        self._close_files()
+        if self._journal_path.exists():
+            journal = AppendedFile(self._journal_path)
+            journal.cut(0)  # first of all: what is left of a removal that is interrupted does not count
+            journal.close()
+        remove_files(paths)
+
+    def _forget_what_was_read(self) -> None:
+        self.__dict__.pop("matrices", None)
+        self.__dict__.pop("_index_lines", None)
+
+    # Rewriting -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _rewritten(self) -> Path:
+        """A directory of whole files that are about to take the places of those beside it."""
+        return self.path.with_name(f".{self.path.name}.rewritten")
+
+    def _rewrite_without(self, keys: Collection[str]) -> None:
+        """Leave out the rows of some videos: as a copy, which takes the place of all files in one step."""
+        recipe = self.recipe()
+        assert recipe is not None
+        unfinished = self.path.with_name(f".{self.path.name}.rewriting")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        copy = NpyStore(unfinished / self.path.name)
+        with copy:
+            copy.begin(recipe)
+            for entry in self.entries():
+                if entry.key not in keys:
+                    copy.write(self.read(entry))
+            copy.commit()
+            is_empty = not copy._num_rows
+        if is_empty:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            assert self._journal is not None
+            self._journal.cut(0)
+        else:
+            unfinished.replace(self._rewritten)  # from here on the copy counts, whenever we are interrupted
+            self._put_rewritten_in_place()
+        self._cut_back()
+
+    def _put_rewritten_in_place(self) -> None:
+        for matrix in self._matrices.values():
+            matrix.close()
+        self._matrices.clear()
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+        for file in sorted(self._rewritten.iterdir()):
+            if file.name != self._journal_path.name:
+                file.replace(self.path.with_name(file.name))
+        # Last, and by its content: the file is our lock.
+        journal = self._rewritten / self._journal_path.name
+        assert self._journal is not None
+        if journal.exists():
+            data = journal.read_bytes()
+            self._journal.cut(0)
+            self._journal.append(data)
+            self._journal.sync()
+        shutil.rmtree(self._rewritten)
 
 
-def _ordered(span: dict[str, Any]) -> dict[str, Any]:
-    return {name: span[name] for name in ("start_seconds", "end_seconds", "start_frame", "num_valid_frames")}
+class _Lines(Sequence[bytes]):
+    """The whole lines of a file, read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        is_empty = not path.exists() or not path.stat().st_size
+        self._data: NDArray[np.uint8] = np.empty(0, np.uint8) if is_empty else np.memmap(path, np.uint8, "r")
+        self._ends = np.flatnonzero(self._data == ord("\n")) + 1
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def end(self, num_lines: int) -> int:
+        """Where so many lines end, in bytes."""
+        return int(self._ends[num_lines - 1]) if num_lines else 0
+
+    def __getitem__(self, rows: Any) -> Any:
+        if isinstance(rows, slice):
+            return [self[i] for i in range(*rows.indices(len(self)))]
+        start = self._ends[rows - 1] if rows else 0
+        return self._data[start : self._ends[rows]].tobytes()

@@ -1,60 +1,72 @@
-"""`--out feats.npz`: the features of all videos, the seconds of every row, and the recipe, in one file."""
+"""`--out feats.npz`: the features of all videos, the seconds of every row, and the recipe, as named arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+import json
+import zipfile
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records import ClipSpan, VideoResult
-from .atomic import AtomicFile, discard_all, open_all
-from .features import FEATURES, FeatureFormat, refuse_existing, save_npz, span_arrays, text_array
-from .npy import GrowingNpy, append_all
+from ..errors import OutputError
+from .atomic import AtomicFile
+from .directory import save_npz
+from .entries import SPAN_COLUMNS, VideoEntry, VideoFeatures, spans_of
+from .format import FEATURES
+from .npy import NpyStore
+from .packed import PackedStore
+from .store import Recipe
 
 
-class NpzOutput:
-    """Arrays: "features" (or "rgb" and "flow"), "video", "clip", "start_seconds", … of N rows, and "recipe".
+class NpzStore(PackedStore):
+    """Arrays of N rows: "features" (or "rgb" and "flow"), "video", "clip", "start_seconds", …; see `columns_of`.
 
-    The rows wait in files beside the target, so that memory does not grow with the job.
+    "recipe" is JSON, "videos" the bytes of JSON lines, one a video.
     """
 
-    def __init__(self, out: Path, form: FeatureFormat, *, streams: Sequence[str], overwrite: bool) -> None:
-        refuse_existing([out], overwrite)
-        self._out, self._form = out, form
-        names = [FEATURES] if form.concat else streams
-        self._files = open_all([out] * len(names))  # of which only the parts are used
-        self._matrices = {name: GrowingNpy(file) for name, file in zip(names, self._files, strict=True)}
-        self._rows: list[tuple[str, ClipSpan]] = []
-        self._recipe = ""
+    def pack(self, rows: NpyStore, recipe: Recipe, file: AtomicFile) -> None:
+        videos, spans = rows.columns()
+        lines = "".join(f"{entry.to_json()}\n" for entry in rows.entries())
+        save_npz(
+            file,
+            {
+                **rows.matrices,
+                "video": np.array(videos),
+                **spans,
+                "videos": np.frombuffer(lines.encode(), np.uint8),
+                "recipe": np.array(json.dumps(recipe)),
+            },
+        )
 
-    def write(self, result: VideoResult, output_stem: PurePosixPath) -> None:
-        """Append the rows of one video."""
-        self._recipe = result.recipe.to_json()
-        append_all(self._matrices, self._form.matrices(result), result.video)
-        # The last step, so that a write that is interrupted leaves rows that do not count.
-        self._rows += [(result.video, clip.span) for clip in result.clips]
-
-    def commit(self) -> None:
-        """Pack everything into the target. No rows, no file."""
+    @cached_property
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it, in memory: an .npz cannot be mapped."""
         try:
-            if self._rows:
-                self._pack()
-        finally:
-            self.discard()
+            with np.load(self.path, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise OutputError(f"{self.path}: cannot be read: {error}") from None
 
-    def _pack(self) -> None:
-        arrays: dict[str, NDArray[Any]] = {}
-        for (name, matrix), file in zip(self._matrices.items(), self._files, strict=True):
-            matrix.finish(len(self._rows))
-            arrays[name] = np.load(file.part, mmap_mode="r")
-        videos, spans = zip(*self._rows, strict=True)
-        columns = {"video": np.array(videos), **span_arrays(spans)}
-        with AtomicFile(self._out) as target:
-            save_npz(target, {**arrays, **columns, "recipe": text_array(self._recipe)})
+    def _array(self, name: str) -> NDArray[Any]:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise OutputError(f"{self.path}: not an .npz of vid3d extract: it has no array '{name}'") from None
 
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        discard_all(self._files)
+    def packed_recipe(self) -> dict[str, Any]:
+        recipe: dict[str, Any] = json.loads(str(self._array("recipe")))
+        return recipe
+
+    def packed_entries(self) -> list[VideoEntry]:
+        return [VideoEntry.from_json(json.loads(line)) for line in self._array("videos").tobytes().splitlines()]
+
+    def read_packed(self, entry: VideoEntry) -> VideoFeatures:
+        rows = slice(entry.row, entry.row + entry.num_rows)
+        names = [name for name in (FEATURES, "rgb", "flow") if name in self._arrays]
+        spans = spans_of({name: self._array(name)[rows] for name in SPAN_COLUMNS})
+        return VideoFeatures(entry, {name: self._array(name)[rows] for name in names}, spans)
+
+    def release(self) -> None:
+        self.__dict__.pop("_arrays", None)

@@ -1,0 +1,121 @@
+"""Jobs of the command line in processes that can be killed at any instant, forked from one that has loaded everything.
+
+job = start_job("extract", "--out", "x.npy", "videos", cwd=tmp_path)
+job.kill()
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from functools import cache
+from multiprocessing.forkserver import ensure_running
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TinyNet
+
+import vid3d_cli.api
+import vid3d_cli.cli
+import vid3d_cli.jobs.extraction
+import vid3d_cli.model
+import vid3d_cli.outputs.features
+import vid3d_cli.resampling
+import vid3d_cli.runtimes
+import vid3d_cli.runtimes.torch
+import vid3d_cli.weights
+from vid3d_cli.pipeline import ClipReader, Pipeline
+
+CHECKPOINT = "checkpoint.pt"
+WRITING = ("pwrite", "fsync", "replace", "ftruncate", "unlink")
+
+
+def start_job(*args, cwd, die_at=None, has_decoders=False):
+    """Start a job with a TinyNet.
+
+    Args:
+        *args: of the command line.
+        cwd: where; a checkpoint is made there, and messages go to stderr.txt.
+        die_at: kill itself at this call, of all that write; a part of the data may be written first.
+        has_decoders: decode in processes as usual, which takes some time to start; else in threads.
+    """
+    (cwd / CHECKPOINT).write_bytes(b"stands in for a verified checkpoint")
+    context = _get_context()
+    process = context.Process(target=_run, args=([str(arg) for arg in args], cwd, die_at, has_decoders))
+    process.start()
+    return process
+
+
+@cache
+def _get_context():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "killable_warm"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # it does not take our sys.path before Python 3.13
+        ensure_running()
+    return context
+
+
+def run_job(*args, **options):
+    """Run a job to its end; gives the exit code, negative for a signal."""
+    job = start_job(*args, **options)
+    job.join()
+    return job.exitcode
+
+
+def _run(args, cwd, die_at, has_decoders):
+    os.chdir(cwd)
+    stderr = os.open("stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stderr, 1)
+    os.dup2(stderr, 2)
+    use_tiny_net(cwd / CHECKPOINT)
+    if not has_decoders:
+        decode_in_threads()
+    if die_at is not None:
+        _die_at(die_at)
+    sys.argv = ["vid3d", *args]
+    vid3d_cli.cli.main()
+
+
+def decode_in_threads():
+    """As where no process can be started for it."""
+    Pipeline.open_clips = lambda self, video, workers=None, decoders=None: ClipReader(video, self, workers)
+
+
+def use_tiny_net(checkpoint):
+    """Have every model be a TinyNet, in this process."""
+    torch.set_num_threads(1)  # forked processes must not use another one's OpenMP
+
+    def create_model(name, *, stream, weights, num_classes=400, variant=None):
+        torch.manual_seed(0)
+        return TinyNet(stream).eval()
+
+    vid3d_cli.runtimes.has_openvino = lambda: False
+    vid3d_cli.model.create_model = create_model
+    vid3d_cli.weights.pull = lambda file, **_: checkpoint
+    Pipeline.__init__.__kwdefaults__["fetch"] = lambda file: checkpoint
+
+
+def _die_at(nth):
+    """Have the nth call that changes a file kill the process: before it, after it, or with half of its data written."""
+    calls = iter(range(1, 10**9))
+    chance = random.Random(nth)
+
+    def deadly(real, name):
+        def call(*args, **kwargs):
+            if next(calls) != nth:
+                return real(*args, **kwargs)
+            moment = chance.choice(["before", "half", "after"])
+            if moment == "half" and name == "pwrite":
+                real(args[0], bytes(args[1])[: len(args[1]) // 2], args[2])
+            elif moment == "after":
+                real(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError("still alive")
+
+        return call
+
+    for name in WRITING:
+        setattr(os, name, deadly(getattr(os, name), name))

@@ -1,0 +1,162 @@
+"""`--claim`: workers that share a directory take videos one by one, each by a file that only one of them can make.
+
+    .claims/1c5f….claim     {"worker": …, "video": …}; touched again and again while its worker lives
+
+A claim that nobody has touched for a while is of a worker that died, and is taken over. What is done is told by the
+journals of all workers: a claim goes when its video is in one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from ..outputs.atomic import cannot_write
+from ..records import to_json
+from ..sources import Source
+
+STALE_SECONDS = 60.0
+"""A worker that has not touched its claims for so long is taken for dead."""
+
+BEATS = 6
+"""How often a claim is touched in that time."""
+
+
+def worker_name() -> str:
+    """Unique among all machines, and a person sees whose it is."""
+    return f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+
+class Claims:
+    """The claims of one worker; a context manager, whose end gives back what was not done.
+
+    Args:
+        directory: that all workers share.
+        worker: its name.
+        stale_seconds: see `STALE_SECONDS`; the same for all workers.
+    """
+
+    def __init__(self, directory: Path, worker: str, stale_seconds: float = STALE_SECONDS) -> None:
+        self._directory = directory / ".claims"
+        self._worker = worker
+        self._stale_seconds = stale_seconds
+        self._held: set[Path] = set()
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self._directory, error) from None
+        self._thread.start()
+
+    def take(self, source: Source) -> bool:
+        """Claim a video, unless another worker that lives has it."""
+        path = self._path(source)
+        if not self._create(path, source):
+            if not self._is_stale(path):
+                return False
+            self._remove_stale(path)
+            if not self._create(path, source):
+                return False
+        with self._lock:
+            self._held.add(path)
+        return True
+
+    def holds(self, source: Source) -> bool:
+        """Whether the claim is still ours: a worker that was asleep for too long has lost it."""
+        return self._owner(self._path(source)) == self._worker
+
+    def give_back(self, source: Source) -> None:
+        """End a claim: the video is done, failed, or left to others."""
+        path = self._path(source)
+        with self._lock:
+            self._held.discard(path)
+        if self._owner(path) == self._worker:
+            path.unlink(missing_ok=True)
+
+    def _path(self, source: Source) -> Path:
+        digest = hashlib.sha256(os.fsencode(str(source.output_stem))).hexdigest()
+        return self._directory / f"{digest[:24]}.claim"
+
+    def _create(self, path: Path, source: Source) -> bool:
+        """Make the file, or find that there is one."""
+        try:
+            with path.open("x") as file:
+                file.write(to_json({"worker": self._worker, "video": source.video}))
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        return True
+
+    def _owner(self, path: Path) -> str | None:
+        try:
+            return str(json.loads(path.read_text())["worker"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _is_stale(self, path: Path) -> bool:
+        """By the clock of the file system, which the machines share: a file that we touch now says what time it is."""
+        with suppress(FileNotFoundError):
+            return self._now() - path.stat().st_mtime > self._stale_seconds
+        return True
+
+    def _now(self) -> float:
+        clock = self._directory / f".{self._worker}.clock"
+        try:
+            clock.touch()
+            os.utime(clock)
+            return clock.stat().st_mtime
+        except OSError as error:
+            raise cannot_write(clock, error) from None
+
+    def _remove_stale(self, path: Path) -> None:
+        """Take a dead worker's claim away. What was renamed is looked at again: another one may have been quicker."""
+        taken = self._directory / f".{self._worker}.taken"
+        try:
+            path.rename(taken)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        if not self._is_stale(taken):
+            with suppress(OSError):
+                os.link(taken, path)
+        taken.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._is_over.wait(self._stale_seconds / BEATS):
+            with self._lock:
+                held = list(self._held)
+            for path in held:
+                with suppress(OSError):  # the worker that took it over, or the disk, will be heard of elsewhere
+                    os.utime(path)
+
+    def close(self) -> None:
+        """Give back all claims."""
+        self._is_over.set()
+        with self._lock:
+            held = list(self._held)
+            self._held.clear()
+        for path in held:
+            if self._owner(path) == self._worker:
+                path.unlink(missing_ok=True)
+        (self._directory / f".{self._worker}.clock").unlink(missing_ok=True)
+        with suppress(OSError):  # others still work
+            self._directory.rmdir()
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,289 @@
+"""The job of `vid3d extract`: which videos of a list are left, and how results become rows that no crash can harm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import OutputError, OutputExists, VideoChanged
+from ..fingerprints import Fingerprint
+from ..outputs.committer import Committer
+from ..outputs.directory import JournalTail, TreeStore
+from ..outputs.entries import FailedVideo, VideoFeatures, video_key
+from ..outputs.format import FeatureFormat
+from ..outputs.store import FeatureStore, is_done, refuse_other_recipe, remove_files
+from ..pipeline import Pipeline
+from ..records import VideoFailure, VideoResult
+from ..sources import Source
+from .claims import Claims
+
+_CHECKING_THREADS = 16
+"""For looking at files, which may be far away."""
+
+WAIT_SECONDS = 2.0
+"""Between looks at what other workers have claimed."""
+
+
+@dataclass
+class Progress:
+    """How far a job has come, in videos."""
+
+    done: int = 0
+    """Now."""
+    skipped: int = 0
+    """Done by an earlier run, or by another worker."""
+    failed: int = 0
+    """Now."""
+    skipped_failed: int = 0
+    """Failed in an earlier run, and are still the same file."""
+    clips: int = 0
+    """Of the videos done now."""
+    lost_frames: dict[str, int] = field(default_factory=dict)
+    """Of the videos done now that are damaged."""
+
+
+class Extraction:
+    """Features of a list of videos, on their way into a store; a context manager.
+
+        with Extraction(pipeline, sources, store, form) as job:
+            for sources in job.rounds():
+                for source in sources: ...        # as an engine draws them
+                    job.write(source, result)     # or job.fail(source, failure)
+            job.finish()
+
+    A video is done when its rows are there, whole, by the same recipe, of the same file. Leaving the block commits what
+    was written; only `finish` says that the job has ended.
+
+    Args:
+        pipeline: makes the features.
+        sources: all videos of the job.
+        store: where features go.
+        form: how.
+        overwrite: start anew.
+        redo_failed: try videos again that failed before and have not changed.
+        claims: shares the list with other workers.
+
+    Raises:
+        OutputExists: files that are no output of such a job are in the way.
+        RecipeDiffers: what is there was made in another way.
+        UsageError: another process is writing to the store.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        sources: Sequence[Source],
+        store: FeatureStore,
+        form: FeatureFormat,
+        *,
+        overwrite: bool = False,
+        redo_failed: bool = False,
+        claims: Claims | None = None,
+    ) -> None:
+        self.progress = Progress()
+        self._pipeline, self._store, self._form, self._claims = pipeline, store, form, claims
+        self._sources = list(sources)
+        self._redo_failed = redo_failed
+        self._files: dict[str, Fingerprint | None] = {}
+        self._claimed: dict[str, Source] = {}
+        # Before the plan: what others do while it is made is seen twice rather than not at all.
+        self._journals = None if claims is None else JournalTail(store.path)
+        self._outdated: set[str] = set()
+        self._committer: Committer | None = None
+        try:
+            if self._is_there():
+                self._join(overwrite)
+            else:
+                self._clear_the_way(overwrite)
+            if isinstance(store, TreeStore):
+                store.refuse_taken_stems({str(s.output_stem): video_key(s.video) for s in self._sources})
+            self._pending = self._plan()
+        except BaseException:
+            store.close()
+            raise
+
+    # What is left ----------------------------------------------------------------------------------------------------
+
+    def _is_there(self) -> bool:
+        try:
+            return self._store.recipe() is not None
+        except OutputError:  # a file of this name that is something else
+            return False
+
+    def _clear_the_way(self, overwrite: bool) -> None:
+        """Refuse, or remove, files that are in the way and no output of ours."""
+        in_the_way = self._store.foreign([str(source.output_stem) for source in self._sources])
+        if in_the_way and not overwrite:
+            raise OutputExists(
+                f"{in_the_way[0]}: already there, and not of vid3d extract; choose another name, or add --overwrite"
+            )
+        remove_files(in_the_way)
+
+    def _join(self, overwrite: bool) -> None:
+        """Go on with what is there, or remove it."""
+        if overwrite:
+            self._pipeline.recipe  # noqa: B018  (what is wrong with the options is told before anything is removed)
+        self._store.lock()
+        if overwrite:
+            self._store.clear()
+            return
+        there = self._store.recipe()
+        if there is not None:
+            refuse_other_recipe(self._store.path, there, self._recipe())
+
+    def _recipe(self) -> dict[str, Any]:
+        return self._form.describe(self._pipeline.recipe)
+
+    def _plan(self) -> list[Source]:
+        """The videos that are neither done nor known to fail, in their order; notes which rows are out of date."""
+        entries = {entry.key: entry for entry in self._store.entries()}
+        failures = {} if self._redo_failed else {failed.key: failed for failed in self._store.failures()}
+        with ThreadPoolExecutor(_CHECKING_THREADS) as pool:
+            known = [entries[key] for s in self._sources if (key := video_key(s.video)) in entries]
+            done = {entry.key: is_current for entry, is_current in zip(known, pool.map(is_done, known), strict=True)}
+            before = [failures[key] for s in self._sources if (key := video_key(s.video)) in failures]
+            hopeless = {f.key for f, is_same in zip(before, pool.map(_fails_again, before), strict=True) if is_same}
+        self._outdated = {key for key, is_current in done.items() if not is_current}
+        self.progress.skipped = len(done) - len(self._outdated)
+        self.progress.skipped_failed = len(hopeless)
+        skipped = {key for key, is_current in done.items() if is_current} | hopeless
+        return [source for source in self._sources if video_key(source.video) not in skipped]
+
+    @property
+    def pending(self) -> list[Source]:
+        """The videos that were left when the job began."""
+        return self._pending
+
+    def left(self) -> Iterator[Source]:
+        """The videos to work on, drawn one by one; with claims, those that no other worker has."""
+        for source in self._pending:
+            if self._claims is not None and not self._claim(source):
+                continue
+            self._files[source.video] = Fingerprint.of(source.video)
+            yield source
+
+    def rounds(self) -> Iterator[Iterator[Source]]:
+        """`left`, again and again until every video is settled, by this worker or by another one."""
+        yield self.left()
+        while self._wait():
+            yield self.left()
+
+    # Results ---------------------------------------------------------------------------------------------------------
+
+    def write(self, source: Source, result: VideoResult) -> None:
+        """Add the rows of a video.
+
+        Raises:
+            VideoChanged: its file is not the one that was opened.
+            OddFeatures: its rows do not go into one matrix with those before.
+            OutputError: the store cannot be written.
+        """
+        file = self._files.pop(source.video)
+        if file is not None and not file.may_be(source.video):
+            raise VideoChanged(source.video, "it was changed while it was read; run again when it is complete")
+        features = VideoFeatures.of(result, source.output_stem, file, self._form)
+        committer = self._begin()
+        self._store.check(features)
+        if not self._still_holds(source):
+            return
+        committer.put(features)
+        self.progress.done += 1
+        self.progress.clips += len(result.clips)
+        if result.num_decode_failures:
+            self.progress.lost_frames[source.video] = result.num_decode_failures
+
+    def fail(self, source: Source, failure: VideoFailure) -> None:
+        """List a video that cannot be used."""
+        file = self._files.pop(source.video, None) or Fingerprint.of(source.video)
+        if self._still_holds(source):
+            self._begin().put(FailedVideo.of(failure, file))
+            self.progress.failed += 1
+
+    def _begin(self) -> Committer:
+        if self._committer is None:
+            self._store.begin(self._recipe(), dropping=self._outdated)
+            self._committer = Committer(self._store, self._on_commit)
+        return self._committer
+
+    def finish(self) -> None:
+        """All videos are done or have failed: put the output into its last form."""
+        self._close_committer()
+        self._store.finish()
+
+    def stop(self) -> None:
+        """Commit what was written, before its time; an error of that has been told of already."""
+        with suppress(OutputError):
+            self._close_committer()
+
+    def _close_committer(self) -> None:
+        if self._committer is not None:
+            committer, self._committer = self._committer, None
+            committer.close()
+
+    def close(self) -> None:
+        """Commit what was written, and give everything back."""
+        try:
+            self._close_committer()
+        finally:
+            self._store.close()
+            if self._claims is not None:
+                self._claims.close()
+
+    def __enter__(self) -> Extraction:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # Claims ----------------------------------------------------------------------------------------------------------
+
+    def _claim(self, source: Source) -> bool:
+        """Claim a video, and see that no other worker has done it just before."""
+        assert self._claims is not None
+        if video_key(source.video) in self._settled() or not self._claims.take(source):
+            return False
+        if video_key(source.video) in self._settled():
+            self._claims.give_back(source)
+            return False
+        self._claimed[source.video] = source
+        return True
+
+    def _settled(self) -> set[str]:
+        assert self._journals is not None
+        return self._journals.keys_since()
+
+    def _still_holds(self, source: Source) -> bool:
+        """Whether the result is ours to write: not if we were silent for so long that another worker took over."""
+        if self._claims is None or self._claims.holds(source):
+            return True
+        self._claimed.pop(source.video, None)
+        return False
+
+    def _on_commit(self, videos: list[str]) -> None:
+        if self._claims is not None:
+            for video in videos:
+                self._claims.give_back(self._claimed.pop(video))
+
+    def _wait(self) -> bool:
+        """Wait for videos that other workers have claimed: theirs are ours if they die. False when none is left."""
+        if self._claims is None:
+            return False
+        self._close_committer()
+        if not self._unsettled():
+            self.progress.skipped = len(self._sources) - self.progress.done - self.progress.failed
+            return False
+        time.sleep(WAIT_SECONDS)
+        return True
+
+    def _unsettled(self) -> list[Source]:
+        settled = self._settled()
+        return [source for source in self._pending if video_key(source.video) not in settled]
+
+
+def _fails_again(failed: FailedVideo) -> bool:
+    """Whether nothing speaks for another try: what has no file here, such as a URL, may be there now."""
+    return failed.file is not None and failed.file.is_of(failed.video)

@@ -1,0 +1,153 @@
+"""`--shard 3/16`: one list of videos in n parts, of about equal duration, that n workers find without talking.
+
+Who comes first measures the videos and writes down which shard each is in; the others read it. So a file that can be
+opened here and not there, or a list in another order, makes no difference: no video is left out or taken twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import OutputError, UsageError, VideoError
+from ..outputs.atomic import AtomicFile, cannot_write
+from ..outputs.entries import video_key
+from ..sources import Source, is_url
+from ..video import probe
+
+UNKNOWN_SECONDS = 60.0
+"""What a video counts that does not tell its duration: URLs are not opened for it."""
+
+_PROBING_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several equal parts of a list."""
+
+    number: int
+    """From 1 to `count`."""
+    count: int
+
+    @property
+    def name(self) -> str:
+        """As in shard-03-of-16: sorted like the numbers."""
+        return f"shard-{self.number:0{len(str(self.count))}d}-of-{self.count}"
+
+    @classmethod
+    def parse(cls, text: str, environ: Mapping[str, str] = os.environ) -> Shard:
+        """Read "3/16", or "slurm" for the place of this task in its Slurm array.
+
+        Raises:
+            UsageError: neither.
+        """
+        if text == "slurm":
+            return cls._of_slurm(environ)
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match:
+            raise UsageError(f"--shard {text}: write i/n, as in 3/16, or slurm inside a Slurm array")
+        number, count = int(match[1]), int(match[2])
+        if not 1 <= number <= count:
+            raise UsageError(
+                f"--shard {text}: shards are counted from 1 to n: give 1/{max(count, 1)} to {count}/{count}"
+            )
+        return cls(number, count)
+
+    @classmethod
+    def _of_slurm(cls, environ: Mapping[str, str]) -> Shard:
+        """Source: sbatch's manual, "Output environment variables"."""
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
+        try:
+            task, first, last, count = (int(environ[name]) for name in names)
+            step = int(environ.get("SLURM_ARRAY_TASK_STEP", "1"))
+        except (KeyError, ValueError):
+            raise UsageError("--shard slurm: no task of a Slurm array: submit it with sbatch --array=1-16") from None
+        if (last - first) // step + 1 != count:
+            raise UsageError(
+                "--shard slurm: this array has gaps, and its tasks would share the work out anew; to repeat tasks of "
+                "an earlier array give each its place, as in --shard $SLURM_ARRAY_TASK_ID/16"
+            )
+        return cls((task - first) // step + 1, count)
+
+
+def select_shard(sources: Sequence[Source], shard: Shard, plans: Path) -> list[Source]:
+    """The videos of one shard, in the order of the list.
+
+    Args:
+        sources: of the whole list, in any order.
+        shard: which part.
+        plans: a directory that all workers share; who is in which shard is written down there once for each list.
+
+    Raises:
+        OutputError: it cannot be written or read there.
+    """
+    keys = sorted(video_key(source.video) for source in sources)
+    digest = hashlib.sha256("\0".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
+    path = plans / f"shards-of-{shard.count}-{digest[:12]}.json"
+    if not path.exists():
+        _write_once(path, balance(_durations([source.video for source in sources]), shard.count))
+    numbers = _read_plan(path)
+    return [source for source in sources if numbers[video_key(source.video)] == shard.number]
+
+
+def balance(seconds: Mapping[str, float], num_shards: int) -> dict[str, int]:
+    """Put the longest video that is left into the shard that has least, whatever the order they came in.
+
+    Returns:
+        The number of the shard, from 1, of each name.
+
+    Source: Graham, "Bounds on multiprocessing timing anomalies" (1969): at most 4/3 of the best possible.
+    """
+    loads = [(0.0, 0, number) for number in range(1, num_shards + 1)]
+    numbers = {}
+    for name in sorted(seconds, key=lambda name: (-seconds[name], name)):
+        load, num_videos, number = heapq.heappop(loads)
+        numbers[name] = number
+        heapq.heappush(loads, (load + seconds[name], num_videos + 1, number))
+    return numbers
+
+
+def _durations(videos: Sequence[str]) -> dict[str, float]:
+    with ThreadPoolExecutor(_PROBING_THREADS) as pool:
+        seconds = pool.map(_duration, videos)
+        return {video_key(video): s for video, s in zip(videos, seconds, strict=True)}
+
+
+def _duration(video: str) -> float:
+    if is_url(video):
+        return UNKNOWN_SECONDS
+    try:
+        seconds = probe(video, decode=False).duration_seconds
+    except VideoError:
+        return 0.0  # it will fail as quickly in its shard
+    return UNKNOWN_SECONDS if seconds is None else seconds
+
+
+def _write_once(path: Path, numbers: Mapping[str, int]) -> None:
+    """Write the plan, unless another worker was quicker."""
+    with AtomicFile(path.with_name(f"{path.name}.{os.getpid()}")) as file:
+        file.write(json.dumps(numbers).encode())
+    mine = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def _read_plan(path: Path) -> dict[str, int]:
+    try:
+        plan: dict[str, int] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read: {error}; remove it when no worker runs") from None
+    return plan

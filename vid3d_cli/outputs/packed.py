@@ -1,0 +1,149 @@
+"""Outputs that are one file, which no crash can leave half written: rows are collected beside it and packed at the end.
+
+feats.npz.part/feats.npy, …     grows video by video, see `npy.NpyStore`; a job that was killed goes on from there
+feats.npz                       appears, or is replaced, when the job has ended
+feats.npz.failures.jsonl
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import abstractmethod
+from collections.abc import Collection
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .atomic import AtomicFile, remove_abandoned
+from .entries import VideoEntry, VideoFeatures
+from .npy import NpyStore
+from .store import FeatureStore, Recipe, refuse_other_recipe, remove_files
+
+
+class PackedStore(FeatureStore):
+    """See the head of this file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._directory = path.with_name(f"{path.name}.part")
+        self._rows = NpyStore(self._directory / f"{path.stem}.npy")
+        self._has_begun = False
+
+    # Formats ---------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def packed_recipe(self) -> dict[str, Any]:
+        """The recipe in the file."""
+
+    @abstractmethod
+    def packed_entries(self) -> list[VideoEntry]:
+        """The videos in the file."""
+
+    @abstractmethod
+    def read_packed(self, entry: VideoEntry) -> VideoFeatures:
+        """What the file holds of a video."""
+
+    @abstractmethod
+    def pack(self, rows: NpyStore, recipe: Recipe, file: AtomicFile) -> None:
+        """Write all that was collected into the file."""
+
+    def release(self) -> None:
+        """Close the file, if it was opened for reading."""
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def failures_path(self) -> Path:
+        """Beside the file."""
+        return self.path.with_name(f"{self.path.name}.failures.jsonl")
+
+    def recipe(self) -> dict[str, Any] | None:
+        return self._rows.recipe() or (self.packed_recipe() if self.path.exists() else None)
+
+    def entries(self) -> list[VideoEntry]:
+        """Those of the file, then those that were collected since."""
+        collected = self._rows.entries()
+        keys = {entry.key for entry in collected}
+        packed = self.packed_entries() if self.path.exists() else []
+        return [entry for entry in packed if entry.key not in keys] + collected
+
+    def read(self, entry: VideoEntry) -> VideoFeatures:
+        return self._rows.read(entry) if entry.key in self._collected else self.read_packed(entry)
+
+    @cached_property
+    def _collected(self) -> set[str]:
+        return {entry.key for entry in self._rows.entries()}
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    def foreign(self, stems: Collection[str]) -> list[Path]:
+        return [self.path] if self.path.exists() or self.path.is_symlink() else []
+
+    def lock(self) -> None:
+        """What is packed is not touched; the lock is that of the rows beside it."""
+        self._rows.lock()
+        remove_abandoned(self.path.parent)
+
+    def begin(self, recipe: Recipe, *, dropping: Collection[str] = ()) -> None:
+        there = self.recipe()
+        if there is not None:
+            refuse_other_recipe(self.path, there, recipe)
+        self._rows.begin(recipe, dropping=dropping)
+        self._has_begun = True
+        self._unpack(dropping)
+
+    def _unpack(self, dropping: Collection[str] = ()) -> None:
+        """Collect what the file holds, and was not collected yet."""
+        if not self.path.exists():
+            return
+        have = {entry.key for entry in self._rows.entries()} | set(dropping)
+        for entry in self.packed_entries():
+            if entry.key not in have:
+                self._rows.write(self.read_packed(entry))
+        self._rows.commit()
+
+    def write(self, features: VideoFeatures) -> None:
+        self._rows.write(features)
+        self.__dict__.pop("_collected", None)
+
+    def check(self, features: VideoFeatures) -> None:
+        self._rows.check(features)
+
+    def commit(self) -> None:
+        self._sync_failures()
+        self._rows.commit()
+
+    def finish(self) -> None:
+        if not self._has_begun and self._rows.entries():
+            self.begin(self._rows.recipe() or {})  # all was done when the job before was killed
+        if self._has_begun:
+            self._pack()
+        self._remove_directory()
+        super().finish()
+
+    def _pack(self) -> None:
+        if self._rows.entries():
+            with AtomicFile(self.path) as file:
+                self.pack(self._rows, self._rows.recipe() or {}, file)
+        else:
+            remove_files([self.path])  # all that it held is out of date
+        self.release()
+        self._rows.clear()
+        self._has_begun = False
+
+    def close(self) -> None:
+        super().close()
+        self.release()
+        self._rows.close()
+        self._has_begun = False
+        if self._rows.recipe() is None:
+            self._remove_directory()
+
+    def clear(self) -> None:
+        self.release()
+        self._rows.clear()
+        self._remove_directory()
+        remove_files([self.path])
+
+    def _remove_directory(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
