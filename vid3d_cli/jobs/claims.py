@@ -1,6 +1,7 @@
 """`--claim`: workers that share a directory take videos one by one, each by a file that only one of them can make.
 
-    .claims/1c5f….claim     {"worker": …, "video": …}; touched again and again while its worker lives
+    .claims/.host-12-af.clock   touched again and again while this worker lives
+    .claims/1c5f….claim         {"worker": …, "video": …}; touched again and again while its worker lives
 
 A claim that nobody has touched for a while is of a worker that died, and is taken over. What is done is told by the
 journals of all workers: a claim goes when its video is in one.
@@ -46,15 +47,13 @@ class Claims:
     def __init__(self, directory: Path, worker: str, stale_seconds: float = STALE_SECONDS) -> None:
         self._directory = directory / ".claims"
         self._worker = worker
+        self._clock = self._directory / f".{worker}.clock"
         self._stale_seconds = stale_seconds
         self._held: set[Path] = set()
         self._lock = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self._directory, error) from None
+        self._now()  # as long as we live there is a file of ours: no one removes the directory
         self._thread.start()
 
     def take(self, source: Source) -> bool:
@@ -89,6 +88,7 @@ class Claims:
     def _create(self, path: Path, source: Source) -> bool:
         """Make the file, or find that there is one."""
         try:
+            self._directory.mkdir(parents=True, exist_ok=True)
             with path.open("x") as file:
                 file.write(to_json({"worker": self._worker, "video": source.video}))
         except FileExistsError:
@@ -110,13 +110,13 @@ class Claims:
         return True
 
     def _now(self) -> float:
-        clock = self._directory / f".{self._worker}.clock"
         try:
-            clock.touch()
-            os.utime(clock)
-            return clock.stat().st_mtime
+            self._directory.mkdir(parents=True, exist_ok=True)  # gone, if we slept while all others came to an end
+            self._clock.touch()
+            os.utime(self._clock)
+            return self._clock.stat().st_mtime
         except OSError as error:
-            raise cannot_write(clock, error) from None
+            raise cannot_write(self._clock, error) from None
 
     def _remove_stale(self, path: Path) -> None:
         """Take a dead worker's claim away. What was renamed is looked at again: another one may have been quicker."""
@@ -136,7 +136,7 @@ class Claims:
         while not self._is_over.wait(self._stale_seconds / BEATS):
             with self._lock:
                 held = list(self._held)
-            for path in held:
+            for path in (self._clock, *held):
                 with suppress(OSError):  # the worker that took it over, or the disk, will be heard of elsewhere
                     os.utime(path)
 
@@ -149,9 +149,16 @@ class Claims:
         for path in held:
             if self._owner(path) == self._worker:
                 path.unlink(missing_ok=True)
-        (self._directory / f".{self._worker}.clock").unlink(missing_ok=True)
         with suppress(OSError):  # others still work
+            self._remove_traces()
             self._directory.rmdir()
+
+    def _remove_traces(self) -> None:
+        """Remove our clock, and all that dead workers have left."""
+        now = self._now()
+        for path in self._directory.iterdir():
+            if path == self._clock or now - path.stat().st_mtime > self._stale_seconds:
+                path.unlink(missing_ok=True)
 
     def __enter__(self) -> Claims:
         return self

@@ -11,6 +11,7 @@ import heapq
 import json
 import os
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -132,9 +133,9 @@ def _duration(video: str) -> float:
 
 def _write_once(path: Path, numbers: Mapping[str, int]) -> None:
     """Write the plan, unless another worker was quicker."""
-    with AtomicFile(path.with_name(f"{path.name}.{os.getpid()}")) as file:
+    mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with AtomicFile(mine) as file:
         file.write(json.dumps(numbers).encode())
-    mine = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         os.link(mine, path)
     except FileExistsError:

@@ -50,6 +50,8 @@ class AppendedFile:
 
     def cut(self, size: int) -> None:
         """Drop what is behind."""
+        if size == self.size:
+            return  # its time of change stays
         try:
             os.ftruncate(self._handle, size)
         except OSError as error:

@@ -30,13 +30,16 @@ from .store import FeatureStore, Recipe, open_locked, read_recipe, remove_files,
 
 @dataclass(frozen=True)
 class _NpyFile:
-    """What the header of an .npy file says, but for the number of rows, which is that of the whole rows behind it."""
+    """What is known of an .npy file before its rows are read."""
 
     like: NDArray[Any]
     """(0, …): shape and dtype of the rows."""
     data_start: int
     """Bytes of the header. NumPy pads it, so that the number of rows can grow in place."""
     num_rows: int
+    """That are there, whole."""
+    num_promised: int
+    """That the header tells of."""
 
     @property
     def row_bytes(self) -> int:
@@ -62,7 +65,7 @@ class _NpyFile:
             if path.is_file() and path.stat().st_size < _SHORTEST_HEADER:
                 return None
             raise OutputError(f"{path}: not a matrix that vid3d wrote: {error}") from None
-        header = cls(np.empty((0, *shape[1:]), dtype), data_start, 0)
+        header = cls(np.empty((0, *shape[1:]), dtype), data_start, 0, shape[0])
         return replace(header, num_rows=(size - data_start) // max(1, header.row_bytes))
 
     def rows(self, path: Path) -> NDArray[Any]:
@@ -93,7 +96,7 @@ class GrowingNpy:
         if self._header is None:
             header = _header_bytes(rows, 0)
             self._file.append(header)
-            self._header = _NpyFile(rows[:0], len(header), 0)
+            self._header = _NpyFile(rows[:0], len(header), 0, 0)
         self._file.append(np.ascontiguousarray(rows).tobytes())
 
     def sync(self) -> None:
@@ -102,8 +105,9 @@ class GrowingNpy:
 
     def promise(self, num_rows: int) -> None:
         """Write into the header how many rows there are."""
-        if self._header is not None:
+        if self._header is not None and self._header.num_promised != num_rows:
             self._file.write_at(0, _header_bytes(self._header.like, num_rows))
+            self._header = replace(self._header, num_promised=num_rows)
 
     def cut(self, num_rows: int) -> None:
         """Drop the rows behind so many."""
