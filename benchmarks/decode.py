@@ -44,14 +44,14 @@ MAX_FRAMES = 128
 NUM_ROUNDS = 5
 
 
-def render(path: Path, width: int, height: int) -> None:
+def render(path: Path, width: int, height: int, num_frames: int = MAX_FRAMES) -> None:
     """Write a film of noise that moves."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (height // 8, width // 4, 3), np.uint8)
     scene = cv2.resize(coarse, (2 * width, height), interpolation=cv2.INTER_CUBIC)
     film = Film(path, fps=Fraction(25))
     film.open()
-    for i in range(MAX_FRAMES):
+    for i in range(num_frames):
         film.write(np.ascontiguousarray(scene[:, 3 * i : 3 * i + width], np.uint8))
     film.finish()
     film.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -14,7 +15,7 @@ import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError, VideoError
 from ..options import Options
-from .console import BatchProgress, download_bar, log
+from .console import BatchProgress, download_bar, log, writes_json
 
 if TYPE_CHECKING:
     from ..manifest import WeightsFile
@@ -186,6 +187,7 @@ class _Batch:
             )
         if not self._is_set_up:
             self._is_set_up = True
+            self.progress.begin()
             _log_set_up(self._pipeline)
         with closing(results):
             for result in results:
@@ -226,7 +228,7 @@ class _Batch:
             "model": self._pipeline.entry.name,
             "versions": dict(self._pipeline.recipe.versions) if self._is_set_up else {},
         }
-        log.debug("%s", self._spent, extra={"fields": fields})
+        log.log(logging.INFO if writes_json() else logging.DEBUG, "%s", self._spent, extra={"fields": fields})
 
 
 @contextmanager

@@ -55,7 +55,12 @@ def stdout_is_terminal() -> bool:
 
 def shows_bars() -> bool:
     """Bars are drawn only for a person: on a terminal, and not with -q."""
-    return sys.stderr.isatty() and log.isEnabledFor(logging.INFO) and not isinstance(log.handlers[0], _JsonHandler)
+    return sys.stderr.isatty() and log.isEnabledFor(logging.INFO) and not writes_json()
+
+
+def writes_json() -> bool:
+    """Whether messages go to a program."""
+    return any(isinstance(handler, _JsonHandler) for handler in log.handlers)
 
 
 class BatchProgress:
@@ -74,6 +79,10 @@ class BatchProgress:
         self._bar: Any = tqdm(
             total=None, unit="clip", disable=not shows_bars(), file=sys.stderr, dynamic_ncols=True, leave=False
         )
+
+    def begin(self) -> None:
+        """The networks are loaded: rates count from here."""
+        self._started = time.monotonic()
 
     def on_clips(self, num_done: int, num_expected: int | None) -> None:
         """Some clips of the video at hand are done."""
