@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ..pipeline import Pipeline
     from ..records import VideoFailure, VideoResult
     from ..sources import Source
+
+    Run = Callable[..., Generator[VideoResult, None, None]]
+    """Called as `engines.local.run`."""
 
 Videos = Annotated[
     list[str],
@@ -48,6 +51,19 @@ Timeout = Annotated[
         min=0.0,
         metavar="SECONDS",
         help="Give a video up whose decoder brings no frame for so long; 0: never.",
+        rich_help_panel="Machine",
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(metavar="local|ray", help="Run here, or over a Ray cluster; see README.", rich_help_panel="Machine"),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Of the cluster: auto, host:port.",
+        show_default="$RAY_ADDRESS, else a Ray of this machine",
         rich_help_panel="Machine",
     ),
 ]
@@ -97,6 +113,29 @@ def find_videos(arguments: list[str], nul_separated: bool) -> list[Source]:
     return find_sources(arguments, stdin=typer.get_binary_stream("stdin"), nul_separated=nul_separated)
 
 
+@contextmanager
+def open_engine(name: str, ray_address: str | None, pipeline: Pipeline) -> Iterator[Run]:
+    """What runs the pipeline over videos: `engines.local.run`, or its like on a Ray cluster.
+
+    Raises:
+        UsageError: an unknown name, an address without a cluster, or what `engines.ray.Cluster` cannot do.
+    """
+    if name not in ("local", "ray"):
+        raise UsageError(f"unknown engine '{name}': choose local or ray")
+    if name == "local":
+        from ..engines import local
+
+        if ray_address is not None:
+            raise UsageError("--ray-address is where a cluster is: add --engine ray")
+        yield local.run
+        return
+    from ..engines.ray import Cluster
+
+    with Cluster(ray_address) as cluster:
+        cluster.prepare(pipeline)  # before its recipe is asked for, which would load the networks here
+        yield cluster.run
+
+
 def run_batch(
     pipeline: Pipeline,
     sources: Sequence[Source],
@@ -107,6 +146,7 @@ def run_batch(
     failures_path: Path | None,
     on_failure: Callable[[Source, VideoFailure], None] | None = None,
     rounds: Iterable[Iterable[Source]] | None = None,
+    run: Run | None = None,
 ) -> int:
     """Run the model over all videos; a failed one is reported, and the others go on.
 
@@ -119,6 +159,7 @@ def run_batch(
         timeout: see `engines.local.run`, 0 for none.
         failures_path: of the list of failed videos.
         rounds: of the same videos, drawn one by one: where others work on them too, they may have to be asked again.
+        run: of `open_engine`; None is that of this machine.
 
     Returns:
         The exit code.
@@ -127,7 +168,7 @@ def run_batch(
 
     # Opened first: a list that cannot be written is told now, not after a night.
     failures_file = None if failures_path is None else AtomicFile(failures_path)
-    batch = _Batch(pipeline, sources, on_result, on_failure, jobs, timeout)
+    batch = _Batch(pipeline, sources, on_result, on_failure, jobs, timeout, run)
     try:
         pipeline.check_videos([source.video for source in sources])
         for drawn in [sources] if rounds is None else rounds:
@@ -160,7 +201,9 @@ class _Batch:
         on_failure: Callable[[Source, VideoFailure], None] | None,
         jobs: int | None,
         timeout: float,
+        run: Run | None,
     ) -> None:
+        from ..engines import local
         from ..timings import StageSeconds
 
         self.failures: list[VideoFailure] = []
@@ -168,15 +211,14 @@ class _Batch:
         self.progress = BatchProgress(len(sources))
         self._pipeline, self._on_result, self._on_failure = pipeline, on_result, on_failure
         self._jobs, self._timeout = jobs, timeout
+        self._run = run or local.run
         self._spent = StageSeconds()
         self._is_set_up = False
 
     def work(self, drawn: Iterable[Source]) -> None:
         """Run the model over some of the videos."""
-        from ..engines import local
-
         with _objects_that_stay():
-            results = local.run(
+            results = self._run(
                 self._pipeline,
                 (source.video for source in drawn),
                 jobs=self._jobs,

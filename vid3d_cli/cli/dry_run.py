@@ -12,7 +12,8 @@ from .batch import count
 from .console import duration, stdout_is_terminal
 
 if TYPE_CHECKING:
-    from ..jobs.planning import CannotOpen, Estimate, Left, Totals, VideoPlan
+    from ..jobs.extraction import Left
+    from ..jobs.planning import CannotOpen, Estimate, Totals, VideoPlan
     from ..outputs.format import FeatureFormat
     from ..outputs.store import FeatureStore
     from ..pipeline import Pipeline
@@ -43,9 +44,9 @@ def print_plan(
         redo_failed: likewise.
         timeout: see `engines.local.run`.
     """
-    from ..jobs.planning import Totals, estimate, find_left, plan_videos
+    from ..jobs.planning import Totals, estimate, find_left_roughly, plan_videos
 
-    left = find_left(pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed)
+    left = find_left_roughly(pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed)
     videos = [source.video for source in left.sources]
     totals = Totals()
     printer = _Table() if stdout_is_terminal() else _JsonLines()

@@ -11,14 +11,17 @@ from ..errors import EXIT_SOME_FAILED, OutputError, UsageError
 from ..options import Options
 from .batch import (
     DEFAULT_TIMEOUT,
+    Engine,
     Failures,
     Jobs,
     NulSeparated,
+    RayAddress,
     Timeout,
     Videos,
     count,
     find_videos,
     make_pipeline,
+    open_engine,
     refuse_same_file,
     run_batch,
 )
@@ -102,6 +105,8 @@ def extract(
     failures: Failures = None,
     jobs: Jobs = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
 ) -> None:
     """Extract one feature vector per clip and stream, with the seconds it describes and the recipe.
 
@@ -115,8 +120,10 @@ def extract(
 
     sources = find_videos(videos, nul_separated)
     refuse_same_file(failures, Path(out))
+    if claim and engine == "ray":
+        raise UsageError("--engine ray shares the videos out among its workers by itself: leave --claim out")
     form = FeatureFormat(dtype, concat, layout)
-    worker, sources = _select_part(sources, out, shard, claim=claim, overwrite=overwrite)
+    worker, sources = _select_part(sources, out, shard, claim=claim, overwrite=overwrite, dry_run=dry_run)
     store = create_store(out, layout=layout, worker=worker)
     pipeline = make_pipeline(options)
     if dry_run:
@@ -127,8 +134,10 @@ def extract(
         )
         return
     claims = _claims(out, worker, stale_after) if claim else None
-    job = Extraction(pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed, claims=claims)
-    with job:
+    with (
+        open_engine(engine, ray_address, pipeline) as run,
+        Extraction(pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed, claims=claims) as job,
+    ):
         _tell_what_is_there(job, len(sources), out)
         try:
             code = run_batch(
@@ -140,6 +149,7 @@ def extract(
                 jobs=jobs,
                 timeout=timeout,
                 failures_path=failures,
+                run=run,
             )
             job.finish()
         except (OutputError, KeyboardInterrupt):
@@ -152,7 +162,7 @@ def extract(
 
 
 def _select_part(
-    sources: list[Source], out: str, shard: str | None, *, claim: bool, overwrite: bool
+    sources: list[Source], out: str, shard: str | None, *, claim: bool, overwrite: bool, dry_run: bool
 ) -> tuple[str | None, list[Source]]:
     """The name of this worker among several, and the videos that are its part."""
     from ..outputs.features import is_directory
@@ -176,7 +186,7 @@ def _select_part(
 
     part = Shard.parse(shard or "")
     plans = Path(out) if is_directory(out) else Path(out).parent
-    selected = select_shard(sources, part, plans / ".shards")
+    selected = select_shard(sources, part, plans / ".shards", keeps=not dry_run)
     log.info("%s: %s of %d", part.name, count(len(selected), "video"), len(sources))
     return part.name, selected
 

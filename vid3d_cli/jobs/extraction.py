@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import OutputError, OutputExists, VideoChanged
+from ..errors import OutputError, VideoChanged
 from ..fingerprints import Fingerprint
 from ..outputs.committer import Committer
 from ..outputs.directory import JournalTail, TreeStore
 from ..outputs.entries import FailedVideo, VideoFeatures, video_key
 from ..outputs.format import FeatureFormat
-from ..outputs.store import FeatureStore, is_done, refuse_other_recipe, remove_files
+from ..outputs.store import FeatureStore, is_done, refuse_other_recipe
 from ..pipeline import Pipeline
 from ..records import VideoFailure, VideoResult
 from ..sources import Source
@@ -44,6 +44,20 @@ class Progress:
     """Of the videos done now."""
     lost_frames: dict[str, int] = field(default_factory=dict)
     """Of the videos done now that are damaged."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What of a list is left to do."""
+
+    sources: list[Source]
+    """In their order."""
+    num_done: int
+    """Videos whose rows are there, and which are still the same file."""
+    num_failed: int
+    """Videos that failed before and have not changed."""
+    outdated: set[str]
+    """Keys of videos whose rows are there, and which are another file now."""
 
 
 class Extraction:
@@ -87,71 +101,30 @@ class Extraction:
         self.progress = Progress()
         self._pipeline, self._store, self._form, self._claims = pipeline, store, form, claims
         self._sources = list(sources)
-        self._redo_failed = redo_failed
         self._files: dict[str, Fingerprint | None] = {}
         self._claimed: dict[str, Source] = {}
         # Before the plan: what others do while it is made is seen twice rather than not at all.
         self._journals = None if claims is None else JournalTail(store.path)
-        self._outdated: set[str] = set()
         self._committer: Committer | None = None
         try:
-            if self._is_there():
-                self._join(overwrite)
-            else:
-                self._clear_the_way(overwrite)
+            if overwrite:
+                pipeline.recipe  # noqa: B018  (what is wrong with the options is told before anything is removed)
+            there = store.take_place([str(source.output_stem) for source in self._sources], overwrite=overwrite)
+            if there is not None:
+                refuse_other_recipe(store.path, there, self._recipe())
             if isinstance(store, TreeStore):
                 store.refuse_taken_stems({str(s.output_stem): video_key(s.video) for s in self._sources})
-            self._pending = self._plan()
+            known = find_left(store, self._sources, redo_failed=redo_failed)
         except BaseException:
             store.close()
             raise
+        self._pending, self._outdated = known.sources, known.outdated
+        self.progress.skipped, self.progress.skipped_failed = known.num_done, known.num_failed
 
     # What is left ----------------------------------------------------------------------------------------------------
 
-    def _is_there(self) -> bool:
-        try:
-            return self._store.recipe() is not None
-        except OutputError:  # a file of this name that is something else
-            return False
-
-    def _clear_the_way(self, overwrite: bool) -> None:
-        """Refuse, or remove, files that are in the way and no output of ours."""
-        in_the_way = self._store.foreign([str(source.output_stem) for source in self._sources])
-        if in_the_way and not overwrite:
-            raise OutputExists(
-                f"{in_the_way[0]}: already there, and not of vid3d extract; choose another name, or add --overwrite"
-            )
-        remove_files(in_the_way)
-
-    def _join(self, overwrite: bool) -> None:
-        """Go on with what is there, or remove it."""
-        if overwrite:
-            self._pipeline.recipe  # noqa: B018  (what is wrong with the options is told before anything is removed)
-        self._store.lock()
-        if overwrite:
-            self._store.clear()
-            return
-        there = self._store.recipe()
-        if there is not None:
-            refuse_other_recipe(self._store.path, there, self._recipe())
-
     def _recipe(self) -> dict[str, Any]:
         return self._form.describe(self._pipeline.recipe)
-
-    def _plan(self) -> list[Source]:
-        """The videos that are neither done nor known to fail, in their order; notes which rows are out of date."""
-        entries = {entry.key: entry for entry in self._store.entries()}
-        failures = {} if self._redo_failed else {failed.key: failed for failed in self._store.failures()}
-        with ThreadPoolExecutor(_CHECKING_THREADS) as pool:
-            known = [entries[key] for s in self._sources if (key := video_key(s.video)) in entries]
-            done = {entry.key: is_current for entry, is_current in zip(known, pool.map(is_done, known), strict=True)}
-            before = [failures[key] for s in self._sources if (key := video_key(s.video)) in failures]
-            hopeless = {f.key for f, is_same in zip(before, pool.map(_fails_again, before), strict=True) if is_same}
-        self._outdated = {key for key, is_current in done.items() if not is_current}
-        self.progress.skipped = len(done) - len(self._outdated)
-        self.progress.skipped_failed = len(hopeless)
-        skipped = {key for key, is_current in done.items() if is_current} | hopeless
-        return [source for source in self._sources if video_key(source.video) not in skipped]
 
     @property
     def pending(self) -> list[Source]:
@@ -282,6 +255,27 @@ class Extraction:
     def _unsettled(self) -> list[Source]:
         settled = self._settled()
         return [source for source in self._pending if video_key(source.video) not in settled]
+
+
+def find_left(store: FeatureStore, sources: Sequence[Source], *, redo_failed: bool) -> Left:
+    """Compare a list of videos with what an output has; their files are looked at, not decoded.
+
+    Args:
+        store: that nobody is writing to.
+        sources: the list.
+        redo_failed: whether videos that failed before are left although they have not changed.
+    """
+    keys = {video_key(source.video) for source in sources}
+    entries = [entry for entry in store.entries() if entry.key in keys]
+    failures = [] if redo_failed else [failed for failed in store.failures() if failed.key in keys]
+    with ThreadPoolExecutor(_CHECKING_THREADS) as pool:
+        is_current = dict(zip((entry.key for entry in entries), pool.map(is_done, entries), strict=True))
+        is_hopeless = dict(zip((failed.key for failed in failures), pool.map(_fails_again, failures), strict=True))
+    outdated = {key for key, is_so in is_current.items() if not is_so}
+    failed = {key for key, is_so in is_hopeless.items() if is_so} - is_current.keys()
+    skipped = (is_current.keys() - outdated) | failed
+    left = [source for source in sources if video_key(source.video) not in skipped]
+    return Left(left, len(is_current) - len(outdated), len(failed), outdated)
 
 
 def _fails_again(failed: FailedVideo) -> bool:

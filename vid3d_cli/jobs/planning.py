@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +13,15 @@ import numpy as np
 from ..clips import count_clips
 from ..decoders import Decoders
 from ..errors import NoFrames, VideoError
-from ..outputs.entries import video_key
 from ..outputs.format import FeatureFormat
-from ..outputs.store import FeatureStore, is_done, refuse_other_recipe
+from ..outputs.store import FeatureStore, refuse_other_recipe
 from ..pipeline import Pipeline
 from ..preprocess import resized_size
 from ..runtimes.cost import clip_cost
 from ..runtimes.speed import matrix_product_rate
 from ..runtimes.torch import select_devices, select_precision
 from ..sources import Source
-from .extraction import _fails_again
+from .extraction import Left, find_left
 
 _OPENED_AT_A_TIME = 4
 _HANDED_OUT_AT_A_TIME = 256
@@ -85,18 +84,7 @@ class Totals:
                 setattr(self, name, getattr(self, name) + (getattr(plan, name) or 0))
 
 
-@dataclass(frozen=True)
-class Left:
-    """What of a list is left to do."""
-
-    sources: list[Source] = field(default_factory=list)
-    num_done: int = 0
-    """Videos whose rows are there, and which are still the same file."""
-    num_failed: int = 0
-    """Videos that failed before and have not changed."""
-
-
-def find_left(
+def find_left_roughly(
     pipeline: Pipeline,
     sources: Sequence[Source],
     store: FeatureStore,
@@ -112,7 +100,7 @@ def find_left(
     """
     there = store.recipe()
     if there is None or overwrite:
-        return Left(list(sources))
+        return Left(list(sources), 0, 0, set())
     now = {
         "model": pipeline.entry.name,
         "fps": str(pipeline.fps) if pipeline.fps else "native",
@@ -124,14 +112,7 @@ def find_left(
         **asdict(form),
     }
     refuse_other_recipe(store.path, {name: there.get(name) for name in now}, now)
-    keys = {video_key(source.video) for source in sources}
-    with ThreadPoolExecutor(_OPENED_AT_A_TIME) as pool:
-        entries = [entry for entry in store.entries() if entry.key in keys]
-        done = {e.key for e, is_current in zip(entries, pool.map(is_done, entries), strict=True) if is_current}
-        before = [] if redo_failed else [failed for failed in store.failures() if failed.key in keys]
-        failed = {f.key for f, is_same in zip(before, pool.map(_fails_again, before), strict=True) if is_same}
-    left = [source for source in sources if video_key(source.video) not in done | failed]
-    return Left(left, len(done), len(failed))
+    return find_left(store, sources, redo_failed=redo_failed)
 
 
 def plan_videos(

@@ -78,13 +78,14 @@ class Shard:
         return cls((task - first) // step + 1, count)
 
 
-def select_shard(sources: Sequence[Source], shard: Shard, plans: Path) -> list[Source]:
+def select_shard(sources: Sequence[Source], shard: Shard, plans: Path, *, keeps: bool = True) -> list[Source]:
     """The videos of one shard, in the order of the list.
 
     Args:
         sources: of the whole list, in any order.
         shard: which part.
         plans: a directory that all workers share; who is in which shard is written down there once for each list.
+        keeps: whether to write it down.
 
     Raises:
         OutputError: it cannot be written or read there.
@@ -92,9 +93,10 @@ def select_shard(sources: Sequence[Source], shard: Shard, plans: Path) -> list[S
     keys = sorted(video_key(source.video) for source in sources)
     digest = hashlib.sha256("\0".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
     path = plans / f"shards-of-{shard.count}-{digest[:12]}.json"
-    if not path.exists():
-        _write_once(path, balance(_durations([source.video for source in sources]), shard.count))
-    numbers = _read_plan(path)
+    numbers = _read_plan(path) if path.exists() else balance(_durations(sources), shard.count)
+    if keeps and not path.exists():
+        _write_once(path, numbers)
+        numbers = _read_plan(path)  # another worker's, if it was quicker
     return [source for source in sources if numbers[video_key(source.video)] == shard.number]
 
 
@@ -115,7 +117,8 @@ def balance(seconds: Mapping[str, float], num_shards: int) -> dict[str, int]:
     return numbers
 
 
-def _durations(videos: Sequence[str]) -> dict[str, float]:
+def _durations(sources: Sequence[Source]) -> dict[str, float]:
+    videos = [source.video for source in sources]
     with ThreadPoolExecutor(_PROBING_THREADS) as pool:
         seconds = pool.map(_duration, videos)
         return {video_key(video): s for video, s in zip(videos, seconds, strict=True)}

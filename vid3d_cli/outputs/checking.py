@@ -59,10 +59,10 @@ def find_problems(store: FeatureStore, on_video: Callable[[], None] = lambda: No
 
 def _journals(store: FeatureStore) -> list[Path]:
     if isinstance(store, TreeStore):
-        return store._journal_paths()
+        return store.journal_paths()
     if isinstance(store, PackedStore):
-        return _journals(store._rows)
-    return [store._journal_path] if isinstance(store, NpyStore) else []
+        return _journals(store.rows)
+    return [store.journal_path] if isinstance(store, NpyStore) else []
 
 
 def _journal_problems(path: Path) -> Iterator[Problem]:

@@ -50,6 +50,9 @@ class TreeStore(FeatureStore):
         worker: name of the one of several that writes here; each has a journal of its own.
     """
 
+    layout: str
+    """See `FeatureFormat`."""
+
     def __init__(self, path: Path, worker: str | None = None) -> None:
         super().__init__(path)
         self._worker = f".{worker}" if worker else ""
@@ -65,7 +68,7 @@ class TreeStore(FeatureStore):
         return self.path / f"failures{self._worker}.jsonl"
 
     @property
-    def _journal_path(self) -> Path:
+    def journal_path(self) -> Path:
         return self.path / f"videos{self._worker}.jsonl"
 
     def recipe(self) -> dict[str, Any] | None:
@@ -74,14 +77,14 @@ class TreeStore(FeatureStore):
 
     def entries(self) -> list[VideoEntry]:
         """Of all workers; what two of them did stands once."""
-        found: dict[str, VideoEntry] = {}
-        for path in self._journal_paths():
-            for line in read_records(path)[0]:
-                entry = VideoEntry.from_json(line)
-                found[entry.key] = entry
-        return [entry for entry in found.values() if self.is_whole(entry)]
+        return [entry for entry in self._journalled() if self.is_whole(entry)]
 
-    def _journal_paths(self) -> list[Path]:
+    def _journalled(self) -> list[VideoEntry]:
+        lines = (line for path in self.journal_paths() for line in read_records(path)[0])
+        return list({entry.key: entry for entry in map(VideoEntry.from_json, lines)}.values())
+
+    def journal_paths(self) -> list[Path]:
+        """Of all workers."""
         return sorted(self.path.glob("videos.jsonl")) + sorted(self.path.glob("videos.*.jsonl"))
 
     def _failure_paths(self) -> Iterable[Path]:
@@ -108,10 +111,10 @@ class TreeStore(FeatureStore):
 
     def lock(self) -> None:
         if self._journal is None:
-            self._journal = open_locked(self._journal_path, self.path)
+            self._journal = open_locked(self.journal_path, self.path)
             for directory, _, _ in os.walk(self.path):
                 remove_abandoned(Path(directory))
-            ends = read_records(self._journal_path)[1]
+            ends = read_records(self.journal_path)[1]
             self._journal.cut(ends[-1] if ends else 0)
 
     def begin(self, recipe: Recipe, *, dropping: Collection[str] = ()) -> None:
@@ -148,8 +151,8 @@ class TreeStore(FeatureStore):
         is_empty = not self._journal.size
         self._close_journal()
         if is_empty:
-            remove_files([self._journal_path])
-            if not self._worker and not self._journal_paths():  # another worker may just be starting
+            remove_files([self.journal_path])
+            if not self._worker and not self.journal_paths():  # another worker may just be starting
                 remove_files([self.path / "recipe.json"])
 
     def _close_journal(self) -> None:
@@ -158,12 +161,14 @@ class TreeStore(FeatureStore):
             self._journal = None
 
     def clear(self) -> None:
-        """Remove what the journals name, and no other file."""
-        recipe, entries = self.recipe() or {}, self.entries()
+        """Remove what the journals name, in whatever layout, and no other file."""
+        recipe, entries = self.recipe(), self._journalled()
         self._close_journal()
-        remove_files(self._journal_paths())
-        for entry in entries:
-            remove_files(self.files(entry.stem, recipe))
+        remove_files(self.journal_paths())
+        if recipe is not None:
+            was = next(tree for tree in TreeStore.__subclasses__() if tree.layout == recipe["layout"])(self.path)
+            for entry in entries:
+                remove_files(was.files(entry.stem, recipe))
         remove_files([self.path / "recipe.json"])
         self._recipe = None
 
@@ -183,6 +188,8 @@ class TreeStore(FeatureStore):
 
 class DirectoryStore(TreeStore):
     """One .npz a video."""
+
+    layout = "vid3d"
 
     def files(self, stem: str, recipe: Recipe) -> list[Path]:
         return [self.beside(stem, ".npz")]
@@ -215,12 +222,16 @@ class DirectoryStore(TreeStore):
 class VideoFeaturesStore(TreeStore):
     """The files of `--layout video_features`; see the head of this file."""
 
+    layout = "video_features"
+
     def files(self, stem: str, recipe: Recipe) -> list[Path]:
         whats = [f"_{what}.npy" for what in (*recipe["streams"], "fps", "timestamps_ms")]
         return [self.beside(stem, what) for what in (*whats, "_index.jsonl", "_recipe.json")]
 
     def is_whole(self, entry: VideoEntry) -> bool:
         try:
+            if not all(path.exists() for path in self.files(entry.stem, self.recipe() or {})):
+                return False
             return all(len(m) == entry.num_rows for m in self._matrices(entry).values())
         except (OSError, ValueError, EOFError):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..errors import UsageError
@@ -60,9 +61,18 @@ def open_store(path: str) -> FeatureStore:
     Raises:
         UsageError: nothing is there, or not what vid3d extract writes.
     """
+    path = _without_stream(path)
     recipe = read_recipe(Path(path) / "recipe.json") if Path(path).is_dir() else None
     store = create_store(path, layout=recipe["layout"] if recipe else LAYOUTS[0])
     if store.recipe() is None:
         what = "no features of vid3d extract in it" if Path(path).exists() else "no such file"
         raise UsageError(f"{path}: {what}; name what was given with --out")
     return store
+
+
+def _without_stream(path: str) -> str:
+    """feats_rgb.npy → feats.npy, where that is the name that was given with --out."""
+    file = Path(path)
+    whole = file.with_name(re.sub(r"_(rgb|flow)$", "", file.stem) + file.suffix)
+    is_part = file.suffix.lower() == ".npy" and not NpyStore(file).recipe() and NpyStore(whole).recipe()
+    return str(whole) if is_part else path

@@ -92,10 +92,10 @@ def describe_unfinished(store: FeatureStore) -> str | None:
     """What there is of a job that is at work or was interrupted, as far as files tell; None of one that has ended."""
     goes_on = "a job is at work, or was interrupted and goes on when its command is given again"
     if isinstance(store, PackedStore):
-        return f"rows wait in {store._directory}: {goes_on}" if store._directory.exists() else None
+        return f"rows wait in {store.directory}: {goes_on}" if store.directory.exists() else None
     if isinstance(store, NpyStore):
         num_rows = sum(entry.num_rows for entry in store.entries())
-        num_found = {*map(len, store.matrices.values()), *map(_num_promised, store._matrix_paths().values())}
+        num_found = {*map(len, store.matrices.values()), *map(_num_promised, store.matrix_paths().values())}
         return f"more or fewer rows than the {num_rows} that count: {goes_on}" if num_found - {num_rows} else None
     return None
 

@@ -16,7 +16,7 @@ from .directory import TreeStore, VideoFeaturesStore
 from .entries import VideoEntry, VideoFeatures, checksum
 from .format import FEATURES
 from .inspection import read_whole
-from .store import FeatureStore, Recipe, recipe_differences, refuse_existing, refuse_other_recipe
+from .store import FeatureStore, Recipe, recipe_differences, refuse_other_recipe
 
 COMMIT_VIDEOS = 64
 """Between two commits."""
@@ -112,15 +112,9 @@ def _stems(entries: Sequence[Sequence[VideoEntry]], target: FeatureStore) -> dic
 
 
 def _make_ready(target: FeatureStore, recipe: Recipe, stems: Mapping[str, str], overwrite: bool) -> None:
-    there = target.recipe()
-    if there is None:
-        refuse_existing(target.foreign(stems), overwrite)
-    else:
-        target.lock()
-        if not overwrite:
-            refuse_other_recipe(target.path, there, recipe)
-    if overwrite:
-        target.clear()
+    there = target.take_place(stems, overwrite=overwrite)
+    if there is not None:
+        refuse_other_recipe(target.path, there, recipe)
     if isinstance(target, TreeStore):
         target.refuse_taken_stems(stems)
     target.begin(recipe)

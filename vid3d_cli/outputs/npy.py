@@ -147,7 +147,7 @@ class NpyStore(FeatureStore):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._index_path = path.with_suffix(".index.jsonl")
-        self._journal_path = path.with_suffix(".videos.jsonl")
+        self.journal_path = path.with_suffix(".videos.jsonl")
         self._recipe_path = path.with_suffix(".recipe.json")
         self._journal: AppendedFile | None = None
         self._index: AppendedFile | None = None
@@ -176,7 +176,7 @@ class NpyStore(FeatureStore):
     @cached_property
     def matrices(self) -> dict[str, NDArray[Any]]:
         """All rows that are on disk, by name, as they were when this was first asked for; memory-mapped."""
-        paths = self._matrix_paths()
+        paths = self.matrix_paths()
         return {name: header.rows(paths[name]) for name, header in self._headers().items() if header is not None}
 
     def columns(self) -> tuple[list[str], dict[str, NDArray[Any]]]:
@@ -190,7 +190,7 @@ class NpyStore(FeatureStore):
     def _index_lines(self) -> _Lines:
         return _Lines(self._index_path)
 
-    def _matrix_paths(self) -> dict[str, Path]:
+    def matrix_paths(self) -> dict[str, Path]:
         recipe = self.recipe()
         if recipe is None:
             return {}
@@ -200,7 +200,7 @@ class NpyStore(FeatureStore):
 
     def _committed(self) -> _Committed:
         """The videos of the journal, as far as their rows and index lines are there."""
-        lines, ends = read_records(self._journal_path)
+        lines, ends = read_records(self.journal_path)
         index = _Lines(self._index_path)
         available = min([len(index), *(header.num_rows if header else 0 for header in self._headers().values())])
         entries: list[VideoEntry] = []
@@ -214,23 +214,23 @@ class NpyStore(FeatureStore):
         return _Committed(entries, num_rows, index.end(num_rows), ends[len(entries) - 1] if entries else 0)
 
     def _headers(self) -> dict[str, _NpyFile | None]:
-        return {name: _NpyFile.of(path) for name, path in self._matrix_paths().items()}
+        return {name: _NpyFile.of(path) for name, path in self.matrix_paths().items()}
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
     def foreign(self, stems: Collection[str]) -> list[Path]:
         beside = [self.path.with_name(f"{self.path.stem}_{name}.npy") for name in ("rgb", "flow")]
-        files = [self.path, *beside, self._index_path, self._journal_path]
+        files = [self.path, *beside, self._index_path, self.journal_path]
         return [path for path in files if path.exists() and (path.is_dir() or path.stat().st_size)]
 
     def lock(self) -> None:
         if self._journal is None:
-            if self.path.exists() and not self._journal_path.exists():
+            if self.path.exists() and not self.journal_path.exists():
                 raise OutputError(
-                    f"{self._journal_path}: missing: without it nobody knows what {self.path} holds; bring it back, or "
+                    f"{self.journal_path}: missing: without it nobody knows what {self.path} holds; bring it back, or "
                     "start anew with --overwrite"
                 )
-            self._journal = open_locked(self._journal_path, self.path)
+            self._journal = open_locked(self.journal_path, self.path)
             remove_abandoned(self.path.parent)
         if self._rewritten.exists():
             self._put_rewritten_in_place()
@@ -245,7 +245,7 @@ class NpyStore(FeatureStore):
         self._num_rows = committed.num_rows
         self._index = self._index or AppendedFile(self._index_path)
         self._index.cut(committed.index_bytes)
-        for name, path in self._matrix_paths().items():
+        for name, path in self.matrix_paths().items():
             if name not in self._matrices and path.exists():
                 self._matrices[name] = GrowingNpy(path)
             if name in self._matrices:
@@ -257,7 +257,7 @@ class NpyStore(FeatureStore):
             self._rewrite_without(dropping)
         write_recipe(self._recipe_path, recipe, self.path)
         self._row_shapes = {name: header.like.shape[1:] for name, header in self._headers().items() if header}
-        for name, path in self._matrix_paths().items():
+        for name, path in self.matrix_paths().items():
             if name not in self._matrices:
                 self._matrices[name] = GrowingNpy(path)
 
@@ -313,10 +313,10 @@ class NpyStore(FeatureStore):
         self._forget_what_was_read()
 
     def clear(self) -> None:
-        paths = [*self._matrix_paths().values(), self._index_path, self._recipe_path, self._journal_path]
+        paths = [*self.matrix_paths().values(), self._index_path, self._recipe_path, self.journal_path]
         self._close_files()
-        if self._journal_path.exists():
-            journal = AppendedFile(self._journal_path)
+        if self.journal_path.exists():
+            journal = AppendedFile(self.journal_path)
             journal.cut(0)  # first of all: what is left of a removal that is interrupted does not count
             journal.close()
         remove_files(paths)
@@ -363,10 +363,10 @@ class NpyStore(FeatureStore):
             self._index.close()
             self._index = None
         for file in sorted(self._rewritten.iterdir()):
-            if file.name != self._journal_path.name:
+            if file.name != self.journal_path.name:
                 file.replace(self.path.with_name(file.name))
         # Last, and by its content: the file is our lock.
-        journal = self._rewritten / self._journal_path.name
+        journal = self._rewritten / self.journal_path.name
         assert self._journal is not None
         if journal.exists():
             data = journal.read_bytes()

@@ -25,9 +25,9 @@ class PackedStore(FeatureStore):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._directory = path.with_name(f"{path.name}.part")
-        self._rows = NpyStore(self._directory / f"{path.stem}.npy")
-        self._has_begun = False
+        self.directory = path.with_name(f"{path.name}.part")
+        self.rows = NpyStore(self.directory / f"{path.stem}.npy")
+        self._has_begun = self._is_locked = False
 
     # Formats ---------------------------------------------------------------------------------------------------------
 
@@ -58,21 +58,21 @@ class PackedStore(FeatureStore):
         return self.path.with_name(f"{self.path.name}.failures.jsonl")
 
     def recipe(self) -> dict[str, Any] | None:
-        return self._rows.recipe() or (self.packed_recipe() if self.path.exists() else None)
+        return self.rows.recipe() or (self.packed_recipe() if self.path.exists() else None)
 
     def entries(self) -> list[VideoEntry]:
         """Those of the file, then those that were collected since."""
-        collected = self._rows.entries()
+        collected = self.rows.entries()
         keys = {entry.key for entry in collected}
         packed = self.packed_entries() if self.path.exists() else []
         return [entry for entry in packed if entry.key not in keys] + collected
 
     def read(self, entry: VideoEntry) -> VideoFeatures:
-        return self._rows.read(entry) if entry.key in self._collected else self.read_packed(entry)
+        return self.rows.read(entry) if entry.key in self._collected else self.read_packed(entry)
 
     @cached_property
     def _collected(self) -> set[str]:
-        return {entry.key for entry in self._rows.entries()}
+        return {entry.key for entry in self.rows.entries()}
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
@@ -81,14 +81,16 @@ class PackedStore(FeatureStore):
 
     def lock(self) -> None:
         """What is packed is not touched; the lock is that of the rows beside it."""
-        self._rows.lock()
+        self.rows.lock()
+        self._is_locked = True
         remove_abandoned(self.path.parent)
 
     def begin(self, recipe: Recipe, *, dropping: Collection[str] = ()) -> None:
         there = self.recipe()
         if there is not None:
             refuse_other_recipe(self.path, there, recipe)
-        self._rows.begin(recipe, dropping=dropping)
+        self.lock()
+        self.rows.begin(recipe, dropping=dropping)
         self._has_begun = True
         self._unpack(dropping)
 
@@ -96,54 +98,55 @@ class PackedStore(FeatureStore):
         """Collect what the file holds, and was not collected yet."""
         if not self.path.exists():
             return
-        have = {entry.key for entry in self._rows.entries()} | set(dropping)
+        have = {entry.key for entry in self.rows.entries()} | set(dropping)
         for entry in self.packed_entries():
             if entry.key not in have:
-                self._rows.write(self.read_packed(entry))
-        self._rows.commit()
+                self.rows.write(self.read_packed(entry))
+        self.rows.commit()
 
     def write(self, features: VideoFeatures) -> None:
-        self._rows.write(features)
+        self.rows.write(features)
         self.__dict__.pop("_collected", None)
 
     def check(self, features: VideoFeatures) -> None:
-        self._rows.check(features)
+        self.rows.check(features)
 
     def commit(self) -> None:
         self._sync_failures()
-        self._rows.commit()
+        self.rows.commit()
 
     def finish(self) -> None:
-        if not self._has_begun and self._rows.entries():
-            self.begin(self._rows.recipe() or {})  # all was done when the job before was killed
+        if not self._has_begun and self.rows.entries():
+            self.begin(self.rows.recipe() or {})  # all was done when the job before was killed
         if self._has_begun:
             self._pack()
         self._remove_directory()
         super().finish()
 
     def _pack(self) -> None:
-        if self._rows.entries():
+        if self.rows.entries():
             with AtomicFile(self.path) as file:
-                self.pack(self._rows, self._rows.recipe() or {}, file)
+                self.pack(self.rows, self.rows.recipe() or {}, file)
         else:
             remove_files([self.path])  # all that it held is out of date
         self.release()
-        self._rows.clear()
+        self.rows.clear()
         self._has_begun = False
 
     def close(self) -> None:
         super().close()
         self.release()
-        self._rows.close()
+        self.rows.close()
         self._has_begun = False
-        if self._rows.recipe() is None:
+        if self._is_locked and self.rows.recipe() is None:
             self._remove_directory()
+        self._is_locked = False
 
     def clear(self) -> None:
         self.release()
-        self._rows.clear()
+        self.rows.clear()
         self._remove_directory()
         remove_files([self.path])
 
     def _remove_directory(self) -> None:
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)

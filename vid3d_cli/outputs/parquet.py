@@ -64,10 +64,13 @@ class ParquetStore(PackedStore):
             raise OutputError(f"{self.path}: cannot be read: {error}") from None
 
     def _metadata(self, name: str) -> Any:
-        metadata = self._file.schema_arrow.metadata or {}
-        if name.encode() not in metadata:
+        if name.encode() not in self._all_metadata:
             raise OutputError(f"{self.path}: not a table of vid3d extract: its metadata has no '{name}'")
-        return metadata[name.encode()]
+        return self._all_metadata[name.encode()]
+
+    @cached_property
+    def _all_metadata(self) -> dict[bytes, bytes]:
+        return self._file.schema_arrow.metadata or {}
 
     def packed_recipe(self) -> dict[str, Any]:
         recipe: dict[str, Any] = json.loads(self._metadata("recipe"))
@@ -106,6 +109,7 @@ class ParquetStore(PackedStore):
 
     def release(self) -> None:
         self.__dict__.pop("_group_starts", None)
+        self.__dict__.pop("_all_metadata", None)
         self._last_group = None
         if file := self.__dict__.pop("_file", None):
             file.close()

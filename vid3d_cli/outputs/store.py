@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import OddFeatures, OutputExists, RecipeDiffers, UsageError
+from ..errors import OddFeatures, OutputError, OutputExists, RecipeDiffers, UsageError
 from ..fingerprints import is_same_file
 from .appending import AppendedFile, read_records
 from .atomic import AtomicFile, cannot_write
@@ -113,6 +113,36 @@ class FeatureStore(ABC):
     @abstractmethod
     def clear(self) -> None:
         """Remove all that is there, for `--overwrite`."""
+
+    def take_place(self, stems: Collection[str], *, overwrite: bool) -> dict[str, Any] | None:
+        """Find out what is there before anything is written, and remove it if it may be.
+
+        Args:
+            stems: see `foreign`.
+            overwrite: start anew.
+
+        Returns:
+            The recipe of what stays there; None where nothing does.
+
+        Raises:
+            OutputExists: files that are no output of ours are in the way.
+            UsageError: another process is writing to it.
+        """
+        there = None
+        with suppress(OutputError):  # a file of this name that is something else
+            there = self.recipe()
+        if there is None:
+            in_the_way = self.foreign(stems)
+            if in_the_way and not overwrite:
+                why = "already there, and not of vid3d extract; choose another name, or add --overwrite"
+                raise OutputExists(f"{in_the_way[0]}: {why}")
+            remove_files(in_the_way)
+            return None
+        self.lock()
+        if overwrite:
+            self.clear()
+            return None
+        return there
 
     def check(self, features: VideoFeatures) -> None:
         """Raise OddFeatures for rows that do not go into one matrix with those before."""
