@@ -62,11 +62,9 @@ def main() -> None:
             summary = next(line for line in lines if line.get("event") == "summary")
             spent, seconds = summary["stage_seconds"], summary["seconds"]
             rest = seconds - spent["network"] - spent["waited"]
-            print(
-                f"| {out} | {options.videos} | {summary['clips']} | {wall:.1f} | {seconds:.1f} | {spent['network']:.1f} "
-                f"| {spent['waited']:.1f} | {rest:.2f} | {rest / wall:.1%} |",
-                flush=True,
-            )
+            row = (out, options.videos, summary["clips"], f"{wall:.1f}", f"{seconds:.1f}")
+            row += (f"{spent['network']:.1f}", f"{spent['waited']:.1f}", f"{rest:.2f}", f"{rest / wall:.1%}")
+            print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""Peak memory of `vid3d extract` on a short and on a long video: it is bounded by the window, not by the video.
+"""Peak memory of `vid3d extract`: it is bounded by the window, not by the video, and not by the number of videos.
 
     python benchmarks/memory.py                    # one minute against two hours, both streams: about 10 minutes
     python benchmarks/memory.py --minutes 1 10
+    python benchmarks/memory.py --videos 1000 10000     # tiny ones in one run, by s3d_mini: about 15 minutes
 
-Makes the videos (64 × 48 at 25 fps) and untrained weights of the real network in a temporary directory, and runs the
-command as a process of its own. A long stride keeps the network's share of the time small: every frame is decoded,
-resized and flowed all the same.
+Makes the videos (64 × 48 at 25 fps), and for the long ones untrained weights of the real network, in a temporary
+directory, and runs the command as a process of its own. There a long stride keeps the network's share of the time
+small: every frame is decoded, resized and flowed all the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -38,14 +40,9 @@ def write_video(path: Path, minutes: float) -> None:
         container.mux(stream.encode())
 
 
-def run(video: Path, weights: dict[str, Path], stride: int, streams: str) -> tuple[float, float]:
+def run(*arguments: str) -> tuple[float, float]:
     """Peak resident memory in MB and seconds of one extraction."""
-    out = video.with_suffix(".npy")
-    command = [sys.executable, "-m", "vid3d_cli", "extract", str(video), "--out", str(out), "--stride", str(stride)]
-    command += ["--streams", streams]
-    for stream, path in weights.items():
-        if streams in (stream, "both"):
-            command += ["--weights", f"{stream}={path}"]
+    command = [sys.executable, "-m", "vid3d_cli", "extract", "-q", *arguments]
     started = time.perf_counter()
     process = os.spawnv(os.P_NOWAIT, sys.executable, command)
     _, status, usage = os.wait4(process, 0)
@@ -54,26 +51,51 @@ def run(video: Path, weights: dict[str, Path], stride: int, streams: str) -> tup
     return usage.ru_maxrss / 1024, time.perf_counter() - started
 
 
-def main() -> None:
+def compare_lengths(directory: Path, lengths_minutes: list[float], streams: str) -> None:
     """Print one row a video."""
+    weights = []
+    for stream in ("rgb", "flow") if streams == "both" else (streams,):
+        path = directory / f"{stream}.pt"
+        torch.save(vid3d_cli.create_model("i3d", stream=stream).state_dict(), path)
+        weights += ["--weights", f"{stream}={path}"]
+    print("| video | clips | peak memory, MB | time, s |\n| ---: | ---: | ---: | ---: |")
+    for minutes in lengths_minutes:
+        video = directory / f"{minutes:g}.mp4"
+        write_video(video, minutes)
+        stride = max(64, round(minutes * 60 * FPS) // 20)
+        out = video.with_suffix(".npy")
+        peak_mb, seconds = run(str(video), "--out", str(out), "--stride", str(stride), "--streams", streams, *weights)
+        num_clips = len(np.load(out, mmap_mode="r"))
+        print(f"| {minutes:g} min | {num_clips} | {peak_mb:.0f} | {seconds:.0f} |", flush=True)
+
+
+def compare_numbers(directory: Path, numbers: list[int], streams: str) -> None:
+    """Print one row a number of videos."""
+    first = directory / "tiny.mp4"
+    write_video(first, 0.5 / 60)
+    print("| videos | clips | peak memory, MB | time, s |\n| ---: | ---: | ---: | ---: |")
+    for number in numbers:
+        videos = directory / str(number)
+        videos.mkdir()
+        for i in range(number):
+            shutil.copyfile(first, videos / f"{i:06d}.mp4")
+        out = directory / f"{number}.npy"
+        peak_mb, seconds = run(str(videos), "--out", str(out), "--model", "s3d_mini", "--streams", streams)
+        print(f"| {number} | {len(np.load(out, mmap_mode='r'))} | {peak_mb:.0f} | {seconds:.0f} |", flush=True)
+
+
+def main() -> None:
+    """Compare lengths, or numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, nargs=2, default=[1, 120])
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 120])
+    parser.add_argument("--videos", type=int, nargs="+")
     parser.add_argument("--streams", default="both")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        weights = {}
-        for stream in ("rgb", "flow"):
-            weights[stream] = Path(directory) / f"{stream}.pt"
-            torch.save(vid3d_cli.create_model("i3d", stream=stream).state_dict(), weights[stream])
-        print("| video | clips | peak memory, MB | time, s |\n| ---: | ---: | ---: | ---: |")
-        for minutes in options.minutes:
-            video = Path(directory) / f"{minutes:g}.mp4"
-            write_video(video, minutes)
-            num_frames = round(minutes * 60 * FPS)
-            stride = max(64, num_frames // 20)
-            peak_mb, seconds = run(video, weights, stride, options.streams)
-            num_clips = len(np.load(video.with_suffix(".npy"), mmap_mode="r"))
-            print(f"| {minutes:g} min | {num_clips} | {peak_mb:.0f} | {seconds:.0f} |", flush=True)
+        if options.videos:
+            compare_numbers(Path(directory), options.videos, options.streams)
+        else:
+            compare_lengths(Path(directory), options.minutes, options.streams)
 
 
 if __name__ == "__main__":

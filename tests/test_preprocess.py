@@ -1,5 +1,7 @@
 """Resize and crop against torchvision, which the networks were published with."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vid3d_cli.errors import UsageError
-from vid3d_cli.preprocess import NUM_CROPS, Crop, Views, place_crops, resize, resized_size
+from vid3d_cli.errors import TooLarge, UsageError
+from vid3d_cli.preprocess import NUM_CROPS, Crop, Views, check_resized_size, place_crops, resize, resized_size
 
 
 def noise(height, width, seed=0):
@@ -143,3 +145,18 @@ def test_views_give_the_same_square_of_every_clip():
 def test_other_numbers_of_crops_are_refused(num_crops):
     with pytest.raises(UsageError, match="choose one of 1, 3, 10"):
         place_crops(num_crops, 10, 10, 5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size_px", "is_too_large"),
+    [
+        (256, 64000, 256, False),
+        (1, 250, 256, False),
+        (1, 4000, 256, True),
+        (4000, 1, 112, True),
+        (1, 9999, (9, 9), False),
+    ],
+)
+def test_frames_that_no_resize_makes_small_are_refused(height, width, size_px, is_too_large):
+    with pytest.raises(TooLarge, match="crop them first") if is_too_large else contextlib.nullcontext():
+        check_resized_size("a.mp4", height, width, size_px)

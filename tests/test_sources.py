@@ -272,3 +272,12 @@ def test_stems_are_unique_relative_and_stay_inside(listed_names):
         assert not stem.is_absolute()
         assert stem.parts
         assert ".." not in stem.parts
+
+
+def test_a_directory_without_a_video_in_a_list_is_one_source_that_fails(tmp_path, monkeypatch):
+    """`find -name '*.mp4'` lists directories of such names too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").mkdir()
+    (tmp_path / "b.mp4").touch()
+    sources = find_sources(["-"], stdin=io.BytesIO(b"a.mp4\0b.mp4\0"), nul_separated=True)
+    assert [source.video for source in sources] == ["a.mp4", "b.mp4"]

@@ -507,7 +507,7 @@ class _Child:
         self._speaking = threading.Lock()
         self._requests: queue.SimpleQueue[tuple[_Request, int, int]] = queue.SimpleQueue()
         self._reader: VideoReader | None = None  # while it reads
-        self._num_frames_told = 0
+        self._num_packets_told = 0
 
     def listen(self) -> None:
         """Take requests, and end this process together with its parent, whatever FFmpeg is doing."""
@@ -523,8 +523,8 @@ class _Child:
 
     def _beat(self) -> None:
         with self._speaking:
-            if self._reader is not None and self._reader.num_frames_decoded != self._num_frames_told:
-                self._num_frames_told = self._reader.num_frames_decoded
+            if self._reader is not None and self._reader.num_packets_read != self._num_packets_told:
+                self._num_packets_told = self._reader.num_packets_read
                 self._connection.send(None)
 
     def _say(self, answer: _Opened | _Sent) -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
+from .errors import TooLarge, UsageError
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -32,6 +32,20 @@ def resized_size(height: int, width: int, size_px: int | tuple[int, int]) -> tup
     if height <= width:
         return size_px, int(size_px * width / height)
     return int(size_px * height / width), size_px
+
+
+MAX_RESIZED_PIXELS = 2**24
+"""Of a frame: a picture whose long side is 250 times its short one still fits at 256 px."""
+
+
+def check_resized_size(video: str, height: int, width: int, size_px: int | tuple[int, int]) -> None:
+    """Raise TooLarge for frames so long and thin that their short side cannot be `size_px`; see `resized_size`."""
+    resized_height, resized_width = resized_size(height, width, size_px)
+    if resized_height * resized_width > MAX_RESIZED_PIXELS:
+        raise TooLarge(
+            video,
+            f"its frames of {width}×{height} px would be resized to {resized_width}×{resized_height}: crop them first",
+        )
 
 
 def resize(rgb: NDArray[np.uint8], size_px: int | tuple[int, int], *, antialias: bool = True) -> NDArray[np.uint8]:

@@ -214,7 +214,10 @@ def _find_listed(data: bytes, origin: str, nul_separated: bool) -> Iterator[_Fou
         name = _listed_name(entry)
         if len(os.fsencode(name)) > MAX_NAME_BYTES or set(name) & CONTROL_CHARACTERS:
             raise UsageError(f"{origin} is not a list of videos: give one name a line, or name a video without @")
-        yield from _find_literal(name)
+        try:
+            yield from _find_literal(name)
+        except UsageError:  # a directory without a video, as find -name '*.mp4' may list: one failure, not the end
+            yield _Found(name, base=_absolute(name).parent)
 
 
 def _listed_name(entry: bytes) -> str:

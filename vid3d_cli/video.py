@@ -209,6 +209,11 @@ class VideoReader:
         return self._pass.num_frames_decoded
 
     @property
+    def num_packets_read(self) -> int:
+        """How many packets the latest iteration has read so far, those read again after damage included."""
+        return self._pass.num_packets_read
+
+    @property
     def num_decode_failures(self) -> int:
         """How many frames the latest iteration has found lost or damaged so far.
 
@@ -463,6 +468,7 @@ class _Pass:
         self.video = video
         self.num_frames_decoded = 0
         self.num_decode_failures = 0
+        self.num_packets_read = 0
         self._last_dts: int | None = None  # of the latest packet, in units of the file
         self.container = _open_container(video)
         try:
@@ -641,6 +647,7 @@ class _Pass:
 
     def _demux(self) -> Iterator[av.Packet[Any]]:
         for packet in self.container.demux(self.stream):
+            self.num_packets_read += 1
             self._last_dts = self._last_dts if packet.dts is None else packet.dts
             yield packet
 

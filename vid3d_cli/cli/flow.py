@@ -96,5 +96,5 @@ def flow(
             for entry, _ in pairwise(aligned):  # the last one has no motion of its own
                 output.write(entry.streams["flow"], entry.seconds)
         if reader.num_decode_failures:
-            log.warning("%s: %s skipped", video, count(reader.num_decode_failures, "damaged packet"))
+            log.warning("%s: %s lost to damage", video, count(reader.num_decode_failures, "frame"))
     log.info("%s → %s", count(output.num_pairs, "flow field"), out)
