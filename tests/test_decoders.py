@@ -270,14 +270,14 @@ def test_a_child_that_dies_while_idle_costs_nothing(video):
 
 
 def test_a_child_that_is_silent_is_killed(video):
-    with Decoders(timeout=0.3) as decoders:
+    with Decoders(timeout=2.0) as decoders:
         with decoders.open(video) as frames:
             process = frames._decoder.process
             process.send_signal(signal.SIGSTOP)
             started = time.monotonic()
-            with pytest.raises(DecoderHangs, match=r"got no further for 0.3 s: give --timeout more seconds"):
+            with pytest.raises(DecoderHangs, match=r"got no further for 2 s: give --timeout more seconds"):
                 list(frames)
-        assert 0.3 <= time.monotonic() - started < 1
+        assert 2 <= time.monotonic() - started < 10
         assert process.returncode == -signal.SIGKILL
         with decoders.open(video) as frames:
             assert len(list(frames)) == 60
@@ -290,9 +290,9 @@ def test_a_child_that_hangs_on_opening_is_killed(tmp_path):
 
 
 def test_the_time_that_frames_are_worked_on_does_not_count(video):
-    with Decoders(timeout=0.5) as decoders, decoders.open(video) as frames:
+    with Decoders(timeout=2.0) as decoders, decoders.open(video) as frames:
         next(frames)
-        time.sleep(1)
+        time.sleep(2.5)
         assert len(list(frames)) == 59
 
 
@@ -524,7 +524,7 @@ def test_a_decoder_that_fails_costs_one_video_of_a_job(tiny_model, videos, monke
     expected = features_of(videos)
     strike(monkeypatch, videos[1], number)
     failures = []
-    found = features_of(videos, failures, jobs=2, timeout=1.0)
+    found = features_of(videos, failures, jobs=2, timeout=3.0)
     assert [(failure.video, failure.error) for failure in failures] == [(videos[1], error)]
     assert list(found) == [videos[0], *videos[2:]]
     for video, features in found.items():
