@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models import googlenet
@@ -20,7 +21,7 @@ from vid3d_cli.cli.models import (
     describe_size,
     model_row,
 )
-from vid3d_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_WEIGHTS
+from vid3d_cli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, EXIT_TERMINATED, EXIT_USAGE, EXIT_WEIGHTS
 from vid3d_cli.flow import FLOW_METHODS
 from vid3d_cli.manifest import model_entries
 
@@ -74,7 +75,7 @@ def test_the_table_of_flow_methods_has_them_all():
 
 
 def test_the_table_of_exit_codes_is_the_codes():
-    codes = [EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_INTERRUPTED]
+    codes = [EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_INTERRUPTED, EXIT_TERMINATED]
     table = TEXT.split("## Exit codes")[1].split("## ")[0]
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == codes
 
@@ -105,18 +106,46 @@ def test_commands_run(command, home, vid3d, monkeypatch):
     if command.startswith("find"):
         stdin, command = b"videos/a.mp4\0videos/b/c.mp4\0", command.split(" | ")[1]
     words = shlex.split(command.split(" | ")[0])
+    if words[1] == "features":
+        make_features(vid3d, home, "feats/" if "feats/" in words else "feats.npy")
+    if "merge" in words:
+        make_shards(vid3d)
+        words = [found for word in words for found in sorted(map(str, Path().glob(word))) or [word]]
     result = vid3d(*words[1:], stdin=stdin)
     assert result.exit_code == 0, result.stderr
-    if "--out" in words:
+    if "--shard" in words:
+        assert list(home.glob("feats.shard-?-of-2.npy"))
+    elif "convert" in words:
+        assert (home / words[-1]).exists()
+    elif "--out" in words and "--dry-run" not in words:
         assert (home / words[words.index("--out") + 1]).exists()
     else:
         assert result.stdout
 
 
-def test_python_runs(home, monkeypatch):
+def make_features(vid3d, home, *outs):
+    """What earlier commands of the README have made."""
+    for out in outs:
+        assert vid3d("extract", "--out", out, "videos/").exit_code == 0
+    if "feats.npy" in outs:
+        np.save(home / "published.npy", np.load(home / "feats.npy"))
+
+
+def make_shards(vid3d):
+    for shard in ("1/2", "2/2"):
+        assert vid3d("extract", "--out", "feats.npy", "videos/", "--shard", shard).exit_code == 0
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=["formats", "api"])
+def test_python_runs(block, home, vid3d, monkeypatch):
     from conftest import TinyNet
 
     import vid3d_cli
+
+    if "pandas" in block:
+        for module in ("h5py", "pandas", "pyarrow"):
+            pytest.importorskip(module)
+        make_features(vid3d, home, "feats.npy", "feats.npz", "feats.h5", "feats.parquet", "feats/")
 
     def create_model(name, *, stream, weights=None, num_classes=400, variant=None):
         torch.manual_seed(0)
@@ -124,8 +153,22 @@ def test_python_runs(home, monkeypatch):
 
     monkeypatch.setattr(vid3d_cli.model, "create_model", create_model)
     monkeypatch.chdir(home)
-    (block,) = blocks("python")
-    exec(block, {})
+    names = {}
+    exec(block, names)
+    if "one" in names:
+        assert len(names["rows"]) == len(names["table"]) == 2
+        assert names["one"].shape == (1, 15)
+
+
+def test_the_slurm_script_runs(home, vid3d, monkeypatch):
+    (script,) = blocks("bash")
+    (line,) = [line for line in script.splitlines() if "vid3d" in line]
+    for task in (1, 2):
+        for name, value in {"ID": task, "MIN": 1, "MAX": 2, "COUNT": 2, "STEP": 1}.items():
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+        result = vid3d(*shlex.split(line)[2:])
+        assert result.exit_code == 0, result.stderr
+    assert len(list((home / "feats").rglob("*.npz"))) == 2
 
 
 if __name__ == "__main__":

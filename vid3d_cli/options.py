@@ -8,6 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TypedDict
 
+TIMEOUT_SECONDS = 120.0
+"""A decoder that gets no further for so long is taken to hang: it brings a frame in milliseconds, else."""
+
 
 @dataclass(frozen=True)
 class Options:

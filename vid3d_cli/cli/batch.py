@@ -42,9 +42,6 @@ Jobs = Annotated[
         min=1, help="Videos read at the same time.", show_default="2 to 8, by the cores", rich_help_panel="Machine"
     ),
 ]
-DEFAULT_TIMEOUT = 120.0
-"""Seconds; a decoder brings a frame in milliseconds, and the slowest disk or server within this."""
-
 Timeout = Annotated[
     float,
     typer.Option(

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO
 import typer
 
 from ..errors import UsageError
-from ..options import Options
+from ..options import TIMEOUT_SECONDS, Options
 from .batch import (
-    DEFAULT_TIMEOUT,
     Failures,
     Jobs,
     NulSeparated,
@@ -63,7 +62,7 @@ def classify(
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
-    timeout: Timeout = DEFAULT_TIMEOUT,
+    timeout: Timeout = TIMEOUT_SECONDS,
 ) -> None:
     """Recognise the actions in videos: rgb, flow and their fusion, for every clip and the whole video.
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from ..options import Options
+from ..options import TIMEOUT_SECONDS, Options
 from .batch import (
-    DEFAULT_TIMEOUT,
     Failures,
     Jobs,
     NulSeparated,
@@ -51,7 +50,7 @@ def evaluate(
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
-    timeout: Timeout = DEFAULT_TIMEOUT,
+    timeout: Timeout = TIMEOUT_SECONDS,
 ) -> None:
     """Measure a model on labelled videos: top-1, top-5, mean class accuracy, mAP and confusion, per stream and fused.
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import EXIT_SOME_FAILED, OutputError, UsageError
-from ..options import Options
+from ..options import TIMEOUT_SECONDS, Options
 from .batch import (
-    DEFAULT_TIMEOUT,
     Engine,
     Failures,
     Jobs,
@@ -104,7 +103,7 @@ def extract(
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
-    timeout: Timeout = DEFAULT_TIMEOUT,
+    timeout: Timeout = TIMEOUT_SECONDS,
     engine: Engine = "local",
     ray_address: RayAddress = None,
 ) -> None:
