@@ -7,6 +7,7 @@ job.kill()
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 from functools import cache
@@ -32,7 +33,7 @@ CHECKPOINT = "checkpoint.pt"
 WRITING = ("pwrite", "fsync", "replace", "ftruncate", "unlink")
 
 
-def start_job(*args, cwd, die_at=None, has_decoders=False):
+def start_job(*args, cwd, die_at=None, has_decoders=False, limits=None):
     """Start a job with a TinyNet.
 
     Args:
@@ -40,10 +41,11 @@ def start_job(*args, cwd, die_at=None, has_decoders=False):
         cwd: where; a checkpoint is made there, and messages go to stderr.txt.
         die_at: kill itself at this call, of all that write; a part of the data may be written first.
         has_decoders: decode in processes as usual, which takes some time to start; else in threads.
+        limits: of the operating system, by the names of `resource`.
     """
     (cwd / CHECKPOINT).write_bytes(b"stands in for a verified checkpoint")
     context = _get_context()
-    process = context.Process(target=_run, args=([str(arg) for arg in args], cwd, die_at, has_decoders))
+    process = context.Process(target=_run, args=([str(arg) for arg in args], cwd, die_at, has_decoders, limits or {}))
     process.start()
     return process
 
@@ -65,7 +67,7 @@ def run_job(*args, **options):
     return job.exitcode
 
 
-def _run(args, cwd, die_at, has_decoders):
+def _run(args, cwd, die_at, has_decoders, limits):
     os.chdir(cwd)
     stderr = os.open("stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stderr, 1)
@@ -73,6 +75,8 @@ def _run(args, cwd, die_at, has_decoders):
     use_tiny_net(cwd / CHECKPOINT)
     if not has_decoders:
         decode_in_threads()
+    for name, limit in limits.items():
+        resource.setrlimit(getattr(resource, name), (limit, resource.getrlimit(getattr(resource, name))[1]))
     if die_at is not None:
         _die_at(die_at)
     sys.argv = ["vid3d", *args]

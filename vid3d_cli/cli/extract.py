@@ -153,7 +153,7 @@ def extract(
             job.finish()
         except (OutputError, KeyboardInterrupt):
             job.stop()
-            kept = f"{count(job.progress.skipped + job.progress.done, 'video')} of {len(sources)}"
+            kept = f"{count(job.progress.skipped + job.progress.safe, 'video')} of {len(sources)}"
             log.error("%s kept in %s; the same command goes on from there", kept, out)
             raise
     _tell_the_end(job, str(store.path))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import OutputError, VideoChanged
 from ..fingerprints import Fingerprint
-from ..outputs.committer import Committer
+from ..outputs.committer import Committer, Item
 from ..outputs.directory import JournalTail, TreeStore
 from ..outputs.entries import FailedVideo, VideoFeatures, video_key
 from ..outputs.format import FeatureFormat
@@ -34,6 +34,8 @@ class Progress:
 
     done: int = 0
     """Now."""
+    safe: int = 0
+    """Of these, whose rows the disk has."""
     skipped: int = 0
     """Done by an earlier run, or by another worker."""
     failed: int = 0
@@ -236,9 +238,11 @@ class Extraction:
         self._claimed.pop(source.video, None)
         return False
 
-    def _on_commit(self, videos: list[str]) -> None:
+    def _on_commit(self, items: list[Item]) -> None:
+        self.progress.safe += sum(isinstance(item, VideoFeatures) for item in items)
         if self._claims is not None:
-            for video in videos:
+            for item in items:
+                video = item.entry.video if isinstance(item, VideoFeatures) else item.video
                 self._claims.give_back(self._claimed.pop(video))
 
     def _wait(self) -> bool:

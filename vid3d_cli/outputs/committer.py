@@ -6,9 +6,12 @@ import queue
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeAlias
 
 from .entries import FailedVideo, VideoFeatures
 from .store import FeatureStore
+
+Item: TypeAlias = VideoFeatures | FailedVideo
 
 MAX_WAITING = 8
 """Videos whose features wait for the disk, at most."""
@@ -21,19 +24,19 @@ class Committer:
 
     Args:
         store: that has begun; no one else writes to it meanwhile.
-        on_commit: is told in the thread of the videos whose rows or failures are safe now.
+        on_commit: is told in the thread of what is safe now.
     """
 
-    def __init__(self, store: FeatureStore, on_commit: Callable[[list[str]], None] | None = None) -> None:
+    def __init__(self, store: FeatureStore, on_commit: Callable[[list[Item]], None] | None = None) -> None:
         self._store = store
         self._on_commit = on_commit
-        self._waiting: queue.Queue[VideoFeatures | FailedVideo | None] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[Item | None] = queue.Queue(MAX_WAITING)
         self._error: BaseException | None = None
         self._has_failed = False
         self._thread = threading.Thread(target=self._work, name="committer", daemon=True)
         self._thread.start()
 
-    def put(self, item: VideoFeatures | FailedVideo) -> None:
+    def put(self, item: Item) -> None:
         """Hand over what is known of a video."""
         self._raise_error()
         self._waiting.put(item)
@@ -61,7 +64,7 @@ class Committer:
                 except BaseException as error:
                     self._error, self._has_failed = error, True
 
-    def _take_all(self) -> list[VideoFeatures | FailedVideo | None]:
+    def _take_all(self) -> list[Item | None]:
         """What waits, at least one item."""
         items = [self._waiting.get()]
         while items[-1] is not None:
@@ -71,7 +74,7 @@ class Committer:
                 break
         return items
 
-    def _commit(self, items: list[VideoFeatures | FailedVideo]) -> None:
+    def _commit(self, items: list[Item]) -> None:
         for item in items:
             if isinstance(item, FailedVideo):
                 self._store.write_failure(item)
@@ -79,7 +82,7 @@ class Committer:
                 self._store.write(item)
         self._store.commit()
         if self._on_commit is not None:
-            self._on_commit([i.video if isinstance(i, FailedVideo) else i.entry.video for i in items])
+            self._on_commit(items)
 
     def __enter__(self) -> Committer:
         return self
