@@ -106,10 +106,7 @@ def test_a_full_disk_ends_the_job_and_keeps_what_is_done(tmp_path, videos, out, 
 def test_too_many_open_files_end_the_job_and_are_no_videos_fault(tmp_path, videos):
     command = ("extract", "v", "--out", "f.npy", *OPTIONS)
     limits = range(16, 26, 2)
-    codes = [
-        run_job(*command, cwd=tmp_path, has_decoders=True, limits={"RLIMIT_NOFILE": limit})
-        for limit in range(16, 26, 2)
-    ]
+    codes = [run_job(*command, cwd=tmp_path, has_decoders=True, limits={"RLIMIT_NOFILE": limit}) for limit in limits]
     told = messages(tmp_path).lower()
     assert set(codes) - {0}
     assert told.count("too many open files") == len([code for code in codes if code])

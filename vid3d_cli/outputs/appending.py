@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,15 @@ class AppendedFile:
         self._is_synced = True
 
     def append(self, data: bytes) -> None:
-        """Write at the end."""
-        self.write_at(self.size, data)
+        """Write at the end: all of it, or nothing."""
+        before = self.size
         self.size += len(data)
+        try:
+            self.write_at(before, data)
+        except OutputError:
+            with suppress(OutputError):
+                self.cut(before)
+            raise
 
     def write_at(self, position: int, data: bytes) -> None:
         """Write over what is there."""
