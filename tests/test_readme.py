@@ -145,7 +145,8 @@ def test_python_runs(block, home, vid3d, monkeypatch):
     if "pandas" in block:
         for module in ("h5py", "pandas", "pyarrow"):
             pytest.importorskip(module)
-        make_features(vid3d, home, "feats.npy", "feats.npz", "feats.h5", "feats.parquet", "feats/")
+        make_features(vid3d, home, "feats.npz", "feats.h5", "feats.parquet", "feats/")
+    make_features(vid3d, home, "feats.npy")
 
     def create_model(name, *, stream, weights=None, num_classes=400, variant=None):
         torch.manual_seed(0)

@@ -4,6 +4,7 @@
 
     result = vid3d.classify("video.mp4", model="i3d")                  # VideoResult
     for result in vid3d.extract(["a.mp4", "b.mp4"], model="i3d"): ...  # features with their seconds
+    store = vid3d.open_store("feats.npy")                              # what vid3d extract wrote, of any format
     flow = vid3d.optical_flow(grey, method="dis")                      # (T, H, W) uint8 → (T-1, H, W, 2) float32
     net = vid3d.create_model("i3d", stream="rgb", weights=None)        # an nn.Module
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .fusion import Fusion, top_k
     from .model import create_model
     from .options import Options
+    from .outputs.features import open_store
     from .pipeline import Pipeline
     from .records import Prediction, Recipe, VideoFailure, VideoResult
     from .video import VideoReader, probe
@@ -36,6 +38,7 @@ _HOMES = {
     "fusion": ["Fusion", "top_k"],
     "model": ["create_model"],
     "options": ["Options"],
+    "outputs.features": ["open_store"],
     "pipeline": ["Pipeline"],
     "records": ["Prediction", "Recipe", "VideoFailure", "VideoResult"],
     "video": ["VideoReader", "probe"],
@@ -45,6 +48,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022  (in the order of use)
     "classify",
     "extract",
+    "open_store",
     "optical_flow",
     "create_model",
     "Options",
