@@ -80,6 +80,15 @@ def test_a_video_that_has_changed_is_done_again(vid3d, tiny_model, three, tmp_pa
     assert {video: len(rows) for video, rows in rows_of(tmp_path / out).items()} == {"a.mp4": 2, "b.mp4": 4, "c.mp4": 1}
 
 
+def test_rows_of_a_video_that_has_gone_stay(vid3d, tiny_model, three, tmp_path):
+    vid3d("extract", *three, "--out", "f.npy", *OPTIONS)
+    (tmp_path / "b.mp4").unlink()
+    result = vid3d("extract", *three, "--out", "f.npy", *OPTIONS)
+    assert result.exit_code == 0
+    assert "3 of 3 videos there already" in result.stderr
+    assert len(rows_of(tmp_path / "f.npy")) == 3
+
+
 @pytest.mark.parametrize("out", FORMATS)
 def test_another_recipe_is_refused_with_the_difference(vid3d, tiny_model, three, tmp_path, out):
     vid3d("extract", *three, "--out", out, *OPTIONS)

@@ -209,8 +209,9 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def is_done(entry: VideoEntry) -> bool:
-    """Whether rows are still those of their video: it is the same file, or has gone."""
-    return is_same_file(entry.file, entry.video)
+    """Whether rows are still those of their video: it is the same file, or has gone, and could not be read again."""
+    has_gone = entry.file is not None and not os.path.lexists(entry.video)
+    return has_gone or is_same_file(entry.file, entry.video)
 
 
 def read_recipe(path: Path) -> dict[str, Any] | None:
