@@ -77,8 +77,8 @@ class FakePipeline:
             workers.start("resize", time.sleep, 0.001)()
         return FakeReader(video, self)
 
-    def pool(self, reader, outputs):
-        return reader.video, [output.span.index for output in outputs]
+    def pool(self, read, outputs):
+        return read.video, [output.span.index for output in outputs]
 
 
 class FakeReader:
@@ -94,6 +94,9 @@ class FakeReader:
 
     def __exit__(self, *_):
         self.is_closed = True
+
+    def summary(self):
+        return SimpleNamespace(video=self.video)
 
     def __iter__(self):
         if "blocked" in self.video:
@@ -400,7 +403,7 @@ def test_memory_is_bounded_by_the_window_not_by_the_video(monkeypatch, tmp_path,
     """A synthetic source of half an hour against one of a minute: the peak differs by little more than the outputs."""
 
     class SyntheticReader:
-        info = SimpleNamespace(fps=25.0)
+        info = SimpleNamespace(fps=25.0, height=8, width=8)
         num_decode_failures = 0
 
         def __init__(self, video, **_):

@@ -18,6 +18,7 @@
     │  ├─ DecoderDied                  the process that decoded it crashed or was killed
     │  ├─ DecoderHangs                 no progress for longer than --timeout
     │  ├─ DecoderFailed                decoding ended with an error that has no name here
+    │  ├─ WorkerDied                   workers of a cluster were lost over it, again and again
     │  ├─ NoScores                     the network's answer is not finite
     │  ├─ OddFeatures                  features of another shape than those before them in the file
     │  └─ FlowFilesError               ready-made flow that is missing or does not fit its video
@@ -129,6 +130,10 @@ class DecoderHangs(VideoError):
 
 class DecoderFailed(VideoError):
     """Decoding ended with an error that has no class of its own here; the message names it."""
+
+
+class WorkerDied(VideoError):
+    """The workers of a cluster that had it crashed or were killed, one after the other."""
 
 
 class NoScores(VideoError):

@@ -7,7 +7,7 @@ import platform
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from .clips import Window, check_clip_options, count_clips, sliding_clips
 from .decoders import DecodedVideo, Decoders
 from .dense import DensePlan
-from .errors import CheckpointError, FlowFilesError, NoScores, UsageError, WeightsUnavailable
+from .errors import CheckpointError, FlowFilesError, NoScores, TooLarge, UsageError, WeightsUnavailable
 from .flow import create_flow, describe_flow, find_flow_method, quantise_flow, resize_flow
 from .flow_files import FlowFiles, is_of_one_video, open_flow_files
 from .fusion import Fusion, pool_video
 from .manifest import ModelEntry, WeightsFile, find_model, read_labels
 from .options import Options
-from .preprocess import Views, check_num_crops, describe_resize
+from .preprocess import Views, check_num_crops, check_resized_size, describe_resize
 from .records import STREAMS, Clip, ClipOutput, ClipSpan, Frame, Recipe, StreamRecipe, VideoResult
 from .streams import FlowOfRun, StreamFrame, align_streams
 from .version import __version__
@@ -297,15 +297,7 @@ class Pipeline:
             flow=self.describe_flow(),
             runtime=self.runtime.description,
             precision=self.runtime.precision,
-            versions={
-                "python": platform.python_version(),
-                "vid3d": __version__,
-                self.runtime.name: self.runtime.version,
-                "av": av.__version__,
-                "opencv": cv2.__version__,
-                "numpy": np.__version__,
-                "torch": version("torch"),
-            },
+            versions={self.runtime.name: self.runtime.version, **package_versions()},
             dense=None if self.dense_plan is None else self.dense_plan.describe(),
         )
 
@@ -396,24 +388,42 @@ class Pipeline:
         """Open a video for reading its clips; a context manager."""
         return ClipReader(video, self, workers, decoders)
 
-    def pool(self, reader: ClipReader, outputs: Sequence[ClipOutput]) -> VideoResult:
-        """Put the clips of a wholly read video together."""
+    def pool(self, read: ReadVideo, outputs: Sequence[ClipOutput]) -> VideoResult:
+        """Put the clips of a video together, in their order."""
         if self.dense_plan is not None:
-            outputs = self.dense_plan.pool(outputs, reader.window_spans())
+            outputs = self.dense_plan.pool(outputs, read.windows)
         clips, logits = pool_video(outputs, self.fusion)
         if not all(np.isfinite(values).all() for values in logits.values()):
-            raise NoScores(reader.video, "the network's scores are not finite: the weights are damaged, or try fp32")
+            raise NoScores(read.video, "the network's scores are not finite: the weights are damaged, or try fp32")
         labels = self._labels_of(next(iter(logits.values())).shape[0])
         return VideoResult(
-            video=reader.video,
+            video=read.video,
             clips=clips,
             logits=logits,
             labels=labels,
-            fps=float(self.fps or reader.frames.info.fps),
-            num_frames=reader.num_frames,
-            num_decode_failures=reader.frames.num_decode_failures,
-            recipe=replace(self.recipe, flow=self.describe_flow(reader.flow_files)),
+            fps=read.fps,
+            num_frames=read.num_frames,
+            num_decode_failures=read.num_decode_failures,
+            recipe=replace(self.recipe, flow=read.flow),
         )
+
+
+@dataclass(frozen=True)
+class ReadVideo:
+    """What is known of a video when its clips have been read; it can be pickled."""
+
+    video: str
+    """Path or URL as it was given."""
+    fps: float
+    """Frames per second that were read, after resampling."""
+    num_frames: int
+    """How many frames were read, after resampling."""
+    num_decode_failures: int
+    """How many damaged packets were skipped."""
+    flow: str | None
+    """How its flow came about; None without a flow stream."""
+    windows: tuple[ClipSpan, ...]
+    """Where the windows lie that a dense run pools; of any other run none."""
 
 
 class _Shown(NamedTuple):
@@ -455,6 +465,12 @@ class ClipReader:
         self.frames = open_video(
             video, fps=pipeline.fps, start_seconds=options.start_seconds, end_seconds=options.end_seconds
         )
+        info = self.frames.info
+        try:
+            check_resized_size(video, info.height, info.width, pipeline.size_px)
+        except TooLarge:
+            self.frames.close()
+            raise
 
     def __enter__(self) -> ClipReader:
         return self
@@ -497,9 +513,17 @@ class ClipReader:
         p = self._pipeline
         return sliding_clips(frames, length=p.window, stride=p.stride, tail=p.options.tail)
 
-    def window_spans(self) -> Iterator[ClipSpan]:
-        """Where the windows of a wholly read video lie that a dense run pools."""
-        return (_span(index, window) for index, window in enumerate(self._cut(self._shown)))
+    def summary(self) -> ReadVideo:
+        """What `Pipeline.pool` is to know of the video, once all clips have been read."""
+        p = self._pipeline
+        return ReadVideo(
+            self.video,
+            float(p.fps or self.frames.info.fps),
+            self.num_frames,
+            self.frames.num_decode_failures,
+            p.describe_flow(self.flow_files),
+            tuple(_span(index, window) for index, window in enumerate(self._cut(self._shown))),
+        )
 
     def _count(self, frames: VideoReader | DecodedVideo) -> Iterator[Frame]:
         for frame in self._workers.spent.each("decode", frames):
@@ -544,6 +568,18 @@ class ClipReader:
         if self._pipeline.options.quantise_flow and "flow" in streams:
             streams["flow"] = quantise_flow(streams["flow"], self._pipeline.trained_bound_px)
         return Clip(_span(index, window), streams)
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of what decides the numbers here, beside the runtime."""
+    return {
+        "python": platform.python_version(),
+        "vid3d": __version__,
+        "av": av.__version__,
+        "opencv": cv2.__version__,
+        "numpy": np.__version__,
+        "torch": version("torch"),
+    }
 
 
 def flow_device(method: str, device: str) -> str:

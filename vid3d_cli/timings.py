@@ -36,9 +36,12 @@ class StageSeconds:
         try:
             yield
         finally:
-            seconds = time.perf_counter() - started
-            with self._lock:
-                setattr(self, stage, getattr(self, stage) + seconds)
+            self.add(stage, time.perf_counter() - started)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add time that was measured elsewhere."""
+        with self._lock:
+            setattr(self, stage, getattr(self, stage) + seconds)
 
     def timed(self, stage: str, function: Callable[P, T]) -> Callable[P, T]:
         """The function, its calls timed."""

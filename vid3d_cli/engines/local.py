@@ -24,6 +24,7 @@ import numpy as np
 
 from ..decoders import Decoders
 from ..errors import ResourceError, ShapeError, UsageError, VideoError, WeightsError
+from ..options import TIMEOUT_SECONDS
 from ..pipeline import ClipReader, Pipeline
 from ..records import Clip, ClipOutput, VideoFailure, VideoResult
 from ..timings import StageSeconds
@@ -40,9 +41,6 @@ OnFailure = Callable[[VideoFailure, Exception], None]
 
 MIN_ROOM = 2
 """Clips of every video that are read ahead, at least; one where they are the long ones of a dense run."""
-
-TIMEOUT_SECONDS = 120.0
-"""A decoder that gets no further for so long is taken to hang."""
 
 STOP_SECONDS = 5.0
 """For readers that hang (ready-made flow on a dead drive), all together: none must hold the job when this is over."""
@@ -78,13 +76,18 @@ def run(
         WeightsError: weights that cannot be had or used.
         ResourceError: while iterating: no more processes or open files are to be had.
     """
+    check_run(jobs, timeout)
+    results = _run(pipeline, videos, jobs, timeout, on_failure, on_clips, StageSeconds() if spent is None else spent)
+    next(results)  # loads the networks: what is wrong with them is told now
+    return cast("Generator[VideoResult, None, None]", results)
+
+
+def check_run(jobs: int | None, timeout: float | None) -> None:
+    """Raise UsageError for no jobs or no time."""
     if jobs is not None and jobs < 1:
         raise UsageError(f"at least 1 job is needed, got {jobs}")
     if timeout is not None and not timeout > 0:
         raise UsageError(f"a decoder needs some time, got {timeout:g} s")
-    results = _run(pipeline, videos, jobs, timeout, on_failure, on_clips, StageSeconds() if spent is None else spent)
-    next(results)  # loads the networks: what is wrong with them is told now
-    return cast("Generator[VideoResult, None, None]", results)
 
 
 def _run(
@@ -113,7 +116,7 @@ def _run(
             outcome = _pool(feed, pipeline)
             feeds.drop_first()
             if isinstance(outcome, Exception):
-                _tell(feed.video, outcome, on_failure)
+                tell(feed.video, outcome, on_failure)
             else:
                 yield outcome
             del feed, outcome  # the features of a whole video
@@ -192,12 +195,17 @@ def _pool(feed: _Feed, pipeline: Pipeline) -> VideoResult | Exception:
     if feed.error is not None:
         return feed.error
     try:
-        return pipeline.pool(feed.reader, feed.outputs)
+        return pipeline.pool(feed.reader.summary(), feed.outputs)
     except VideoError as error:
         return error
 
 
-def _tell(video: str, error: Exception, on_failure: OnFailure | None) -> None:
+def tell(video: str, error: Exception, on_failure: OnFailure | None) -> None:
+    """Tell of a video that failed.
+
+    Raises:
+        Vid3dError: nobody wants to be told, or it is not the fault of this video.
+    """
     if on_failure is None or isinstance(error, (UsageError, WeightsError, ResourceError)):
         raise error from None
     message = error.message if isinstance(error, VideoError) else str(error) or type(error).__name__
@@ -238,7 +246,7 @@ class _Feeds:
         """The next clips, at most so many and of one shape, and which video each is of."""
         batch: list[tuple[_Feed, Clip]] = []
         for feed in self._in_turn():
-            while len(batch) < num_clips and (clip := feed.peek()) and (not batch or _are_alike(batch[0][1], clip)):
+            while len(batch) < num_clips and (clip := feed.peek()) and (not batch or are_alike(batch[0][1], clip)):
                 batch.append((feed, feed.take()))
             if not feed.is_drained:
                 break
@@ -285,7 +293,8 @@ class _Feeds:
             feed.join(deadline)
 
 
-def _are_alike(first: Clip, second: Clip) -> bool:
+def are_alike(first: Clip, second: Clip) -> bool:
+    """Whether two clips can be in one batch."""
     return _form(first) == _form(second)
 
 
