@@ -20,6 +20,7 @@ from vid3d_cli.fingerprints import ENDS_BYTES, Fingerprint
 from vid3d_cli.jobs import extraction
 from vid3d_cli.jobs.claims import Claims
 from vid3d_cli.jobs.shards import Shard, balance, select_shard
+from vid3d_cli.outputs.directory import paths_of_all
 from vid3d_cli.outputs.entries import video_key
 from vid3d_cli.outputs.features import open_store
 from vid3d_cli.sources import Source
@@ -175,6 +176,58 @@ def test_a_name_may_be_written_in_another_way(vid3d, tiny_model, three):
     assert video_key("http://a//b") == "http://a//b"
 
 
+@pytest.mark.parametrize("out", FORMATS)
+def test_a_video_that_changed_and_fails_keeps_its_rows_and_is_listed(vid3d, tiny_model, three, tmp_path, out):
+    vid3d("extract", *three, "--out", out, *OPTIONS)
+    (tmp_path / "b.mp4").write_bytes(b"half of an upload")
+    result = vid3d("extract", *three, "--out", out, *OPTIONS)
+    assert result.exit_code == 1
+    assert f"{out}: 1 video changed since and made anew" in result.stderr
+    assert {video: len(rows) for video, rows in rows_of(tmp_path / out).items()} == {"a.mp4": 2, "b.mp4": 3, "c.mp4": 1}
+    with open_store(str(tmp_path / out)) as store:
+        assert [failed.video for failed in store.failures()] == ["b.mp4"]
+    result = vid3d("extract", *three, "--out", out, *OPTIONS)
+    assert (result.exit_code, "1 failed before" in result.stderr) == (1, True)
+    write_video(tmp_path / "b.mp4", num_frames=31)
+    assert vid3d("extract", *three, "--out", out, *OPTIONS).exit_code == 0
+    assert len(rows_of(tmp_path / out)["b.mp4"]) == 4
+    with open_store(str(tmp_path / out)) as store:
+        assert store.failures() == []
+
+
+@pytest.mark.parametrize("out", FORMATS)
+def test_overwriting_forgets_failures_and_another_recipe_does_not_inherit_them(vid3d, tiny_model, three, tmp_path, out):
+    assert vid3d("extract", three[0], "--out", out, *OPTIONS, "--start", "100").exit_code == 1
+    assert vid3d("extract", three[0], "--out", out, *OPTIONS).exit_code == 0
+    assert vid3d("extract", *three, "--out", out, *OPTIONS, "--start", "0.45", "--overwrite").exit_code == 1
+    assert vid3d("extract", *three, "--out", out, *OPTIONS, "--overwrite").exit_code == 0
+    assert len(rows_of(tmp_path / out)) == 3
+
+
+@pytest.mark.parametrize("out", FORMATS)
+def test_two_jobs_on_one_new_output_are_refused(tmp_path, out):
+    """From the start: the second one must not think that all is left to do."""
+    for i in range(60):
+        write_video(tmp_path / f"v{i:02d}.mp4", num_frames=10)
+    command = ("extract", *[f"v{i:02d}.mp4" for i in range(60)], "--out", out, *OPTIONS)
+    jobs = [start_job(*command, cwd=tmp_path) for _ in range(2)]
+    for job in jobs:
+        job.join()
+    assert sorted(job.exitcode for job in jobs) in ([0, 0], [0, 2]), (tmp_path / "stderr.txt").read_text()
+    with open_store(str(tmp_path / out)) as store:
+        assert sum(entry.num_rows for entry in store.entries()) == 60
+        assert len(store.entries()) == 60
+    if out == "f.npy":
+        assert len(np.load(tmp_path / out)) == 60
+
+
+@pytest.mark.parametrize("taken", ["f.failures.jsonl", "f.npy", "f.recipe.json", "f.videos.jsonl", "f.index.jsonl"])
+def test_failures_go_into_no_file_of_the_output(vid3d, tiny_model, three, taken):
+    result = vid3d("extract", *three, "--out", "f.npy", "--failures", taken, *OPTIONS)
+    assert result.exit_code == 2
+    assert "a file of the output itself" in result.stderr
+
+
 # Fingerprints --------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +292,15 @@ def test_shards_are_balanced_by_duration_and_written_down_once(tmp_path):
     second = select_shard(sources[::-1], Shard(2, 2), tmp_path / "plans")
     assert {s.output_stem.name for s in second} == set("123456")
     assert len(list((tmp_path / "plans").iterdir())) == 1
+
+
+def test_a_list_that_grows_leaves_no_video_out(tmp_path):
+    sources = [Source(f"{i}.mp4", PurePosixPath(str(i))) for i in range(20)]
+    first = select_shard(sources[:12], Shard(1, 2), tmp_path / "plans")
+    second = select_shard(sources, Shard(2, 2), tmp_path / "plans")
+    again = select_shard(sources, Shard(1, 2), tmp_path / "plans")
+    assert Counter(s.video for s in [*again, *second]) == Counter(s.video for s in sources)
+    assert {s.video for s in first} <= {s.video for s in again}
 
 
 def test_workers_that_start_together_agree(tmp_path, monkeypatch):
@@ -389,7 +451,7 @@ def many(tmp_path_factory):
 
 
 def journal_lines(directory):
-    return [json.loads(line) for p in directory.glob("videos*.jsonl") for line in p.read_text().splitlines()]
+    return [json.loads(line) for p in paths_of_all(directory, "videos.jsonl") for line in p.read_text().splitlines()]
 
 
 def test_four_workers_that_claim_videos_do_each_of_them_once(many):
@@ -404,7 +466,7 @@ def test_four_workers_that_claim_videos_do_each_of_them_once(many):
     done = Counter(line["video"] for line in journal_lines(many / "claimed"))
     assert len(done) == NUM_VIDEOS
     assert set(done.values()) == {1}
-    assert len(list((many / "claimed").glob("videos.*.jsonl"))) == 4
+    assert len(list((many / "claimed" / ".workers").glob("*.videos.jsonl"))) == 4
     assert not (many / "claimed" / ".claims").exists()
     assert_same_rows(rows_of(many / "claimed"), rows_of(many / "single.npy"))
 
@@ -443,4 +505,36 @@ def test_a_claimed_job_is_gone_on_with(many):
     finally:
         bad.unlink()
     assert len(journal_lines(many / "again")) == 10
-    assert len(list((many / "again").glob("failures*.jsonl"))) == 1
+    assert len(paths_of_all(many / "again", "failures.jsonl")) == 1
+
+
+def test_a_video_that_fails_as_before_is_settled(many):
+    command = ("extract", "v/s1/001.mp4", "missing.mp4", "--out", "twice", "--claim", *OPTIONS)
+    assert run_job(*command, cwd=many) == 1
+    assert run_job(*command, cwd=many) == 1
+    assert run_job(*command, "--redo-failed", cwd=many) == 1
+    assert "internal error" not in (many / "stderr.txt").read_text()
+
+
+def test_a_job_without_claims_does_not_meddle_with_those_that_claim(vid3d, tiny_model, three, tmp_path):
+    with Claims(tmp_path / "f", "other"):
+        result = vid3d("extract", *three, "--out", "f", *OPTIONS)
+        assert result.exit_code == 2
+        assert "workers are at it with --claim" in result.stderr
+    assert vid3d("extract", *three, "--out", "f", *OPTIONS).exit_code == 0
+
+
+def test_a_worker_is_not_taken_for_dead_before_its_own_time(tmp_path):
+    with Claims(tmp_path, "patient", stale_seconds=60) as patient, Claims(tmp_path, "hasty", 0.1) as hasty:
+        assert patient.take(SOURCE)
+        time.sleep(0.5)
+        assert not hasty.take(SOURCE)
+
+
+def test_another_video_of_the_same_name_is_not_replaced_by_a_worker(many):
+    for folder, num_frames in (("A", 12), ("B", 30)):
+        (many / folder).mkdir()
+        write_video(many / folder / "v.mp4", num_frames=num_frames)
+    assert run_job("extract", "A", "--out", "same", "--claim", *OPTIONS, cwd=many) == 0
+    assert run_job("extract", "B", "--out", "same", "--claim", *OPTIONS, cwd=many) == 2
+    assert [len(rows) for rows in rows_of(many / "same").values()] == [2]

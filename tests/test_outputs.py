@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import stat
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 
@@ -100,11 +101,11 @@ def features_of(result, stem, form):
     return VideoFeatures.of(result, PurePosixPath(stem), FILE, form)
 
 
-def write(store, results=RESULTS, form=None, *, ends=True, dropping=()):
+def write(store, results=RESULTS, form=None, *, ends=True):
     """Write videos as a job does: each committed by itself."""
     form = form or make_form()
     with store:
-        store.begin(form.describe(RECIPE), dropping=dropping)
+        store.begin(form.describe(RECIPE))
         for stem, result in results.items():
             store.write(features_of(result, stem, form))
             store.commit()
@@ -387,21 +388,23 @@ def test_a_matrix_can_be_loaded_at_any_time(tmp_path):
 
 
 @every_format
-def test_rows_that_are_out_of_date_are_replaced(tmp_path, name):
+def test_rows_that_are_made_anew_replace_the_older_ones(tmp_path, name):
     form = make_form(name)
     write(make_store(tmp_path, name), form=form)
-    newer = make_result("in/a.mp4", 5, seed=8)
-    write(make_store(tmp_path, name), {PurePosixPath("a"): newer}, form, dropping={"in/a.mp4"})
-    a, b, c = (PurePosixPath(stem) for stem in ("a", "sub/deep/b", "c"))
-    found = {e.stem: e for e in open_store(str(tmp_path / name.split("/")[0])).entries()}
-    assert {stem: e.num_rows for stem, e in found.items()} == {"a": 5, "sub/deep/b": 1, "c": 3}
+    newer = {**RESULTS, PurePosixPath("a"): make_result("in/a.mp4", 5, seed=8)}
+    write(make_store(tmp_path, name), {PurePosixPath("a"): newer[PurePosixPath("a")]}, form, ends=False)
+    with make_store(tmp_path, name) as store:  # before the job has ended, too
+        assert {e.stem: e.num_rows for e in store.entries()} == {"a": 5, "sub/deep/b": 1, "c": 3}
+    write(make_store(tmp_path, name), {}, form)
+    assert_store_holds(tmp_path / name.split("/")[0], newer, not name.endswith("video_features"))
     if name.startswith("feats."):
-        assert_holds(tmp_path, name, {b: RESULTS[b], c: RESULTS[c], a: newer})
+        assert_holds(tmp_path, name, newer)
 
 
 @pytest.mark.parametrize("moment", ["rewriting", "moving"])
 def test_a_rewrite_that_is_interrupted_loses_nothing(tmp_path, monkeypatch, moment):
     write(make_store(tmp_path))
+    newer = {**RESULTS, PurePosixPath("a"): make_result("in/a.mp4", 5, seed=8)}
     original = Path.replace
 
     def replace_or_die(path, target):
@@ -412,16 +415,12 @@ def test_a_rewrite_that_is_interrupted_loses_nothing(tmp_path, monkeypatch, mome
         return original(path, target)
 
     monkeypatch.setattr(Path, "replace", replace_or_die)
-    with pytest.raises(KeyboardInterrupt), make_store(tmp_path) as store:
-        store.begin(make_form().describe(RECIPE), dropping={"in/a.mp4"})
+    with pytest.raises(KeyboardInterrupt):
+        write(make_store(tmp_path), {PurePosixPath("a"): newer[PurePosixPath("a")]})
     monkeypatch.undo()
-    store = make_store(tmp_path)
-    store.lock()
-    stems = [entry.stem for entry in store.entries()]
-    store.close()
-    assert stems == (["a", "sub/deep/b", "c"] if moment == "rewriting" else ["sub/deep/b", "c"])
-    write(make_store(tmp_path), {PurePosixPath("a"): RESULTS[PurePosixPath("a")]}, dropping=set(stems) & {"a"})
-    assert sorted(e.num_rows for e in open_store(str(tmp_path / "feats.npy")).entries()) in ([1, 2, 3], [1, 2, 2, 3])
+    write(make_store(tmp_path), {})
+    assert_holds(tmp_path, "feats.npy", newer)
+    assert files_below(tmp_path) == FILES["feats.npy"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -455,12 +454,97 @@ def test_a_job_without_a_video_leaves_no_file(tmp_path, name):
 def test_overwriting_removes_what_was_there(tmp_path, name):
     form = make_form(name)
     write(make_store(tmp_path, name), {PurePosixPath("old"): make_result("old.mp4", 7, seed=9)}, form)
+    with make_store(tmp_path, name) as store:
+        store.begin(form.describe(RECIPE))
+        store.write_failure(failed("in/x.mp4"))
+        store.commit()
     store = make_store(tmp_path, name)
-    store.lock()
-    store.clear()
+    assert store.take_place(["a"], overwrite=True) is None
     write(store, form=form)
     assert_holds(tmp_path, name)
     assert files_below(tmp_path) == FILES.get(name, [name])
+
+
+@pytest.mark.parametrize("harm", ["no journal", "no header", "empty"])
+def test_overwriting_needs_nothing_of_what_was_there(tmp_path, harm):
+    if harm == "empty":
+        (tmp_path / "feats.npy").touch()
+    else:
+        write(make_store(tmp_path))
+        if harm == "no journal":
+            (tmp_path / "feats.videos.jsonl").unlink()
+        else:
+            data = (tmp_path / "feats.npy").read_bytes()
+            (tmp_path / "feats.npy").write_bytes(bytes(128) + data[128:])
+    store = make_store(tmp_path)
+    store.take_place(["a"], overwrite=True)
+    write(store)
+    assert_holds(tmp_path, "feats.npy")
+
+
+def test_a_damaged_line_with_others_behind_it_is_told_and_nothing_is_cut(tmp_path):
+    write(make_store(tmp_path))
+    lines = (tmp_path / "feats.videos.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "feats.videos.jsonl").write_bytes(b"".join([lines[0], b"{damaged\n", lines[2]]))
+    before = contents_below(tmp_path)
+    with pytest.raises(OutputError, match="damaged after line 1"), make_store(tmp_path) as store:
+        store.begin(make_form().describe(RECIPE))
+    assert contents_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", FORMATS[4:])
+def test_of_two_workers_who_did_a_video_the_one_counts_whose_files_are_there(tmp_path, name):
+    """Whatever their names: here the older one's comes first and last in their order."""
+    form = make_form(name)
+    layout = "video_features" if name.endswith("video_features") else "vid3d"
+    for workers in (("a", "z"), ("z", "a")):
+        directory = tmp_path / "".join(workers)
+        for seed, worker in enumerate(workers):
+            newest = make_result("in/a.mp4", 2 + seed, seed=seed)
+            with create_store(str(directory), layout=layout, worker=worker) as store:
+                store.begin(form.describe(RECIPE))
+                store.write(features_of(newest, "a", form))
+                store.commit()
+                store.finish()
+        assert_store_holds(directory, {PurePosixPath("a"): newest}, form.concat)
+
+
+@pytest.mark.parametrize("stem", ["videos", "failures", "videos.x", "recipe", ".workers", "x.videos", "failures.y"])
+@pytest.mark.parametrize("name", FORMATS[4:])
+def test_no_name_of_a_video_is_taken_for_a_journal(tmp_path, name, stem):
+    form = make_form(name)
+    results = {PurePosixPath(stem): make_result(f"in/{stem}.mp4")}
+    layout = "video_features" if name.endswith("video_features") else "vid3d"
+    for worker in (None, "w"):
+        with create_store(str(tmp_path / "feats"), layout=layout, worker=worker) as store:
+            store.begin(form.describe(RECIPE))
+            store.write(features_of(results[PurePosixPath(stem)], stem, form))
+            store.commit()
+            store.finish()
+        assert_store_holds(tmp_path / "feats", results, form.concat)
+
+
+def test_workers_that_start_together_agree_on_a_recipe(tmp_path):
+    results = []
+    barrier = threading.Barrier(6)
+
+    def begin(stride):
+        store = create_store(str(tmp_path / "feats"), worker=f"w{stride}")
+        barrier.wait()
+        try:
+            with store:
+                store.begin(make_form("feats").describe(replace(RECIPE, stride=stride)))
+                results.append(stride)
+        except RecipeDiffers:
+            pass
+
+    threads = [threading.Thread(target=begin, args=(stride,)) for stride in range(1, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    recipe = json.loads((tmp_path / "feats" / "recipe.json").read_text())
+    assert results == [recipe["stride"]]
 
 
 @every_format
@@ -555,7 +639,7 @@ def test_workers_of_one_directory_keep_their_own_lists(tmp_path):
             store.write_failure(failed(bad))
             store.commit()
             store.finish()
-    assert {"feats/videos.one.jsonl", "feats/failures.two.jsonl"} <= set(files_below(tmp_path))
+    assert {"feats/.workers/one.videos.jsonl", "feats/.workers/two.failures.jsonl"} <= set(files_below(tmp_path))
     with open_store(str(tmp_path / "feats")) as store:
         assert [entry.stem for entry in store.entries()] == ["a", "c"]
         assert [f.video for f in store.failures()] == ["in/x.mp4", "in/y.mp4"]

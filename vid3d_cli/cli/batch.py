@@ -289,7 +289,7 @@ def _objects_that_stay() -> Iterator[None]:
 def refuse_same_file(failures: Path | None, output: Path | None) -> None:
     """Raise UsageError for a list of failures that would replace the output."""
     if failures is not None and output is not None and failures.absolute() == output.absolute():
-        raise UsageError(f"--failures {failures} is the output itself: give it a name of its own")
+        raise UsageError(f"--failures {failures} is a file of the output itself: give it a name of its own")
 
 
 def _failure(video: str, error: VideoError) -> VideoFailure:

@@ -118,12 +118,13 @@ def extract(
     from ..outputs.format import FeatureFormat
 
     sources = find_videos(videos, nul_separated)
-    refuse_same_file(failures, Path(out))
     if claim and engine == "ray":
         raise UsageError("--engine ray shares the videos out among its workers by itself: leave --claim out")
     form = FeatureFormat(dtype, concat, layout)
     worker, sources = _select_part(sources, out, shard, claim=claim, overwrite=overwrite, dry_run=dry_run)
     store = create_store(out, layout=layout, worker=worker)
+    for own in (store.failures_path, *store.own_paths()):
+        refuse_same_file(failures, own)
     pipeline = make_pipeline(options)
     if dry_run:
         from .dry_run import print_plan
@@ -184,8 +185,8 @@ def _select_part(
     from ..jobs.shards import Shard, select_shard
 
     part = Shard.parse(shard or "")
-    plans = Path(out) if is_directory(out) else Path(out).parent
-    selected = select_shard(sources, part, plans / ".shards", keeps=not dry_run)
+    plans = Path(out) / ".shards" if is_directory(out) else Path(out).with_name(f".{Path(out).name}.shards")
+    selected = select_shard(sources, part, plans, keeps=not dry_run)
     log.info("%s: %s of %d", part.name, count(len(selected), "video"), len(sources))
     return part.name, selected
 
@@ -199,6 +200,8 @@ def _claims(out: str, worker: str | None, stale_after: float) -> Claims:
 
 def _tell_what_is_there(job: Extraction, num_videos: int, out: str) -> None:
     before = job.progress
+    if before.changed:
+        log.info("%s: %s changed since and made anew", out, count(before.changed, "video"))
     if before.skipped or before.skipped_failed:
         log.info(
             "%s: %d of %s there already%s; %d left",

@@ -14,14 +14,18 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from ..errors import UsageError
 from ..outputs.atomic import cannot_write
 from ..records import to_json
 from ..sources import Source
+
+CLAIMS = ".claims"
 
 STALE_SECONDS = 60.0
 """A worker that has not touched its claims for so long is taken for dead."""
@@ -45,7 +49,7 @@ class Claims:
     """
 
     def __init__(self, directory: Path, worker: str, stale_seconds: float = STALE_SECONDS) -> None:
-        self._directory = directory / ".claims"
+        self._directory = directory / CLAIMS
         self._worker = worker
         self._clock = self._directory / f".{worker}.clock"
         self._stale_seconds = stale_seconds
@@ -90,7 +94,9 @@ class Claims:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with path.open("x") as file:
-                file.write(to_json({"worker": self._worker, "video": source.video}))
+                file.write(
+                    to_json({"worker": self._worker, "video": source.video, "stale_seconds": self._stale_seconds})
+                )
         except FileExistsError:
             return False
         except OSError as error:
@@ -106,13 +112,14 @@ class Claims:
     def _is_stale(self, path: Path) -> bool:
         """By the clock of the file system, which the machines share: a file that we touch now says what time it is."""
         with suppress(FileNotFoundError):
-            return self._now() - path.stat().st_mtime > self._stale_seconds
+            return self._now() - path.stat().st_mtime > max(self._stale_seconds, _stale_seconds_of(path))
         return True
 
     def _now(self) -> float:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)  # gone, if we slept while all others came to an end
-            self._clock.touch()
+            if not self._clock.exists():
+                self._clock.write_text(to_json({"worker": self._worker, "stale_seconds": self._stale_seconds}))
             os.utime(self._clock)
             return self._clock.stat().st_mtime
         except OSError as error:
@@ -157,7 +164,7 @@ class Claims:
         """Remove our clock, and all that dead workers have left."""
         now = self._now()
         for path in self._directory.iterdir():
-            if path == self._clock or now - path.stat().st_mtime > self._stale_seconds:
+            if path == self._clock or now - path.stat().st_mtime > max(self._stale_seconds, _stale_seconds_of(path)):
                 path.unlink(missing_ok=True)
 
     def __enter__(self) -> Claims:
@@ -167,3 +174,22 @@ class Claims:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def refuse_living_claims(directory: Path) -> None:
+    """Raise UsageError for a directory in which workers that claim videos are at work.
+
+    By the clock of this machine, and so only by hours: it is a warning in time, and not what keeps workers apart.
+    """
+    for clock in (directory / CLAIMS).glob("*.clock"):
+        with suppress(FileNotFoundError):
+            if abs(time.time() - clock.stat().st_mtime) < max(STALE_SECONDS, _stale_seconds_of(clock)):
+                raise UsageError(f"{directory}: workers are at it with --claim: wait for them, or add --claim")
+
+
+def _stale_seconds_of(path: Path) -> float:
+    """After which time its worker wants to be taken for dead."""
+    try:
+        return float(json.loads(path.read_text())["stale_seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0

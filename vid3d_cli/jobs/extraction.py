@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import OutputError, VideoChanged
+from ..errors import OutputError, UsageError, VideoChanged
 from ..fingerprints import Fingerprint
 from ..outputs.committer import Committer, Item
 from ..outputs.directory import JournalTail, TreeStore
@@ -19,7 +19,7 @@ from ..outputs.store import FeatureStore, is_done, refuse_other_recipe
 from ..pipeline import Pipeline
 from ..records import VideoFailure, VideoResult
 from ..sources import Source
-from .claims import Claims
+from .claims import Claims, refuse_living_claims
 
 _CHECKING_THREADS = 16
 """For looking at files, which may be far away."""
@@ -40,6 +40,8 @@ class Progress:
     """Done by an earlier run, or by another worker."""
     failed: int = 0
     """Now."""
+    changed: int = 0
+    """Done by an earlier run, and another file since; their rows stay until the new ones are there."""
     skipped_failed: int = 0
     """Failed in an earlier run, and are still the same file."""
     clips: int = 0
@@ -115,12 +117,15 @@ class Extraction:
             if there is not None:
                 refuse_other_recipe(store.path, there, self._recipe())
             if isinstance(store, TreeStore):
+                if claims is None:
+                    refuse_living_claims(store.path)
                 store.refuse_taken_stems({str(s.output_stem): video_key(s.video) for s in self._sources})
-            known = find_left(store, self._sources, redo_failed=redo_failed)
+            # Without a recipe nobody knows what made videos fail before.
+            known = find_left(store, self._sources, redo_failed=redo_failed or there is None)
         except BaseException:
             store.close()
             raise
-        self._pending, self._outdated = known.sources, known.outdated
+        self._pending, self.progress.changed = known.sources, len(known.outdated)
         self.progress.skipped, self.progress.skipped_failed = known.num_done, known.num_failed
 
     # What is left ----------------------------------------------------------------------------------------------------
@@ -180,7 +185,7 @@ class Extraction:
 
     def _begin(self) -> Committer:
         if self._committer is None:
-            self._store.begin(self._recipe(), dropping=self._outdated)
+            self._store.begin(self._recipe())
             self._committer = Committer(self._store, self._on_commit)
         return self._committer
 
@@ -217,19 +222,26 @@ class Extraction:
     # Claims ----------------------------------------------------------------------------------------------------------
 
     def _claim(self, source: Source) -> bool:
-        """Claim a video, and see that no other worker has done it just before."""
-        assert self._claims is not None
-        if video_key(source.video) in self._settled() or not self._claims.take(source):
+        """Claim a video, and see that no other worker has done it just before.
+
+        Raises:
+            UsageError: another worker has done another video of the same name.
+        """
+        assert self._claims is not None and self._journals is not None
+        key, stem = video_key(source.video), str(source.output_stem)
+        if key in self._journals.keys or not self._claims.take(source):
             return False
-        if video_key(source.video) in self._settled():
+        self._journals.read()
+        if key in self._journals.keys:
             self._claims.give_back(source)
             return False
+        if self._journals.key_of_stem.get(stem, key) != key:
+            raise UsageError(
+                f"{self._store.path / stem} is of {self._journals.key_of_stem[stem]}, and {source.video} would take "
+                "its place: give all workers the same list"
+            )
         self._claimed[source.video] = source
         return True
-
-    def _settled(self) -> set[str]:
-        assert self._journals is not None
-        return self._journals.keys_since()
 
     def _still_holds(self, source: Source) -> bool:
         """Whether the result is ours to write: not if we were silent for so long that another worker took over."""
@@ -243,6 +255,8 @@ class Extraction:
         if self._claims is not None:
             for item in items:
                 video = item.entry.video if isinstance(item, VideoFeatures) else item.video
+                if self._journals is not None:
+                    self._journals.keys.add(video_key(video))
                 self._claims.give_back(self._claimed.pop(video))
 
     def _wait(self) -> bool:
@@ -257,8 +271,9 @@ class Extraction:
         return True
 
     def _unsettled(self) -> list[Source]:
-        settled = self._settled()
-        return [source for source in self._pending if video_key(source.video) not in settled]
+        assert self._journals is not None
+        self._journals.read()
+        return [source for source in self._pending if video_key(source.video) not in self._journals.keys]
 
 
 def find_left(store: FeatureStore, sources: Sequence[Source], *, redo_failed: bool) -> Left:
@@ -276,7 +291,7 @@ def find_left(store: FeatureStore, sources: Sequence[Source], *, redo_failed: bo
         is_current = dict(zip((entry.key for entry in entries), pool.map(is_done, entries), strict=True))
         is_hopeless = dict(zip((failed.key for failed in failures), pool.map(_fails_again, failures), strict=True))
     outdated = {key for key, is_so in is_current.items() if not is_so}
-    failed = {key for key, is_so in is_hopeless.items() if is_so} - is_current.keys()
+    failed = {key for key, is_so in is_hopeless.items() if is_so}
     skipped = (is_current.keys() - outdated) | failed
     left = [source for source in sources if video_key(source.video) not in skipped]
     return Left(left, len(is_current) - len(outdated), len(failed), outdated)

@@ -11,15 +11,14 @@ import heapq
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OutputError, UsageError, VideoError
-from ..outputs.atomic import AtomicFile, cannot_write
 from ..outputs.entries import video_key
+from ..outputs.store import write_once
 from ..sources import Source, is_url
 from ..video import probe
 
@@ -82,22 +81,27 @@ def select_shard(sources: Sequence[Source], shard: Shard, plans: Path, *, keeps:
     """The videos of one shard, in the order of the list.
 
     Args:
-        sources: of the whole list, in any order.
+        sources: of the whole list, in any order. A video that was not in the list when the plan was made goes into the
+            shard that its name says.
         shard: which part.
-        plans: a directory that all workers share; who is in which shard is written down there once for each list.
+        plans: a directory of this output alone, which all workers share; who is in which shard is written down there.
         keeps: whether to write it down.
 
     Raises:
         OutputError: it cannot be written or read there.
     """
-    keys = sorted(video_key(source.video) for source in sources)
-    digest = hashlib.sha256("\0".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
-    path = plans / f"shards-of-{shard.count}-{digest[:12]}.json"
+    path = plans / f"shards-of-{shard.count}.json"
     numbers = _read_plan(path) if path.exists() else balance(_durations(sources), shard.count)
     if keeps and not path.exists():
-        _write_once(path, numbers)
+        write_once(path, json.dumps(numbers).encode())
         numbers = _read_plan(path)  # another worker's, if it was quicker
-    return [source for source in sources if numbers[video_key(source.video)] == shard.number]
+    return [source for source in sources if _number(video_key(source.video), numbers, shard.count) == shard.number]
+
+
+def _number(key: str, numbers: Mapping[str, int], count: int) -> int:
+    if key in numbers:
+        return numbers[key]
+    return 1 + int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") % count
 
 
 def balance(seconds: Mapping[str, float], num_shards: int) -> dict[str, int]:
@@ -132,21 +136,6 @@ def _duration(video: str) -> float:
     except VideoError:
         return 0.0  # it will fail as quickly in its shard
     return UNKNOWN_SECONDS if seconds is None else seconds
-
-
-def _write_once(path: Path, numbers: Mapping[str, int]) -> None:
-    """Write the plan, unless another worker was quicker."""
-    mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with AtomicFile(mine) as file:
-        file.write(json.dumps(numbers).encode())
-    try:
-        os.link(mine, path)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    finally:
-        mine.unlink(missing_ok=True)
 
 
 def _read_plan(path: Path) -> dict[str, int]:

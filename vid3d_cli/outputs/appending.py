@@ -70,12 +70,15 @@ class AppendedFile:
         try:
             if not self._is_synced:
                 os.fsync(self._handle)
-            is_there = self._has_its_name()
         except OSError as error:
             raise cannot_write(self.path, error) from None
-        if not is_there:
-            raise OutputError(f"{self.path}: cannot be written: it was removed or replaced by someone else meanwhile")
+        self.check_name()
         self._is_synced = True
+
+    def check_name(self) -> None:
+        """Raise OutputError if the file is not the one of its name any more."""
+        if not self._has_its_name():
+            raise OutputError(f"{self.path}: cannot be written: it was removed or replaced by someone else meanwhile")
 
     def _has_its_name(self) -> bool:
         mine = os.fstat(self._handle)
@@ -117,6 +120,20 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
         records.append(record)
         ends.append(end)
     return records, ends
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raise OutputError for a file of lines of which one is damaged that has others behind it.
+
+    A last line that is not whole is of a process that was killed, and does not count; this is something else.
+    """
+    records, ends = read_records(path)
+    rest = path.read_bytes()[ends[-1] if ends else 0 :] if path.exists() else b""
+    if b"\n" in rest.rstrip(b"\n"):
+        raise OutputError(
+            f"{path}: damaged after line {len(records)}; vid3d features convert saves what is before it into a new "
+            "output, where the rest can be made anew"
+        )
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """`--out dir/`: files of their own for every video, in a tree that mirrors the input's; several workers may share it.
 
-recipe.json, videos.jsonl, failures.jsonl       videos.WORKER.jsonl, … where the work is shared
-a/b.npz                                         "features" (or "rgb", "flow") and the seconds of every row
+recipe.json, videos.jsonl, failures.jsonl   of workers that share the work: .workers/NAME.videos.jsonl, …
+a/b.npz                                     "features" (or "rgb", "flow") and the seconds of every row
 
 `--layout video_features` has the file names of v-iashin/video_features, for programs that read its output:
 
@@ -26,12 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutputError, UsageError
-from .appending import AppendedFile, read_records
+from .appending import AppendedFile, read_records, refuse_damaged
 from .atomic import AtomicFile, remove_abandoned
 from .entries import (
     SPAN_COLUMNS,
     VideoEntry,
     VideoFeatures,
+    checksum,
     index_line,
     span_arrays,
     span_of_line,
@@ -40,6 +41,9 @@ from .entries import (
 )
 from .format import FEATURES
 from .store import FeatureStore, Recipe, open_locked, read_recipe, remove_files, write_recipe
+
+WORKERS = ".workers"
+"""Folder of the journals of workers that share a directory: apart from the features, whose names may be any."""
 
 
 class TreeStore(FeatureStore):
@@ -55,21 +59,26 @@ class TreeStore(FeatureStore):
 
     def __init__(self, path: Path, worker: str | None = None) -> None:
         super().__init__(path)
-        self._worker = f".{worker}" if worker else ""
+        self._worker = worker
         self._journal: AppendedFile | None = None
         self._pending: list[VideoEntry] = []
         self._recipe: dict[str, Any] | None = None
+        self._has_made_recipe = False
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
     @property
     def failures_path(self) -> Path:
         """Of this worker."""
-        return self.path / f"failures{self._worker}.jsonl"
+        return self._own("failures.jsonl")
 
     @property
     def journal_path(self) -> Path:
-        return self.path / f"videos{self._worker}.jsonl"
+        """Of this worker."""
+        return self._own("videos.jsonl")
+
+    def _own(self, name: str) -> Path:
+        return self.path / WORKERS / f"{self._worker}.{name}" if self._worker else self.path / name
 
     def recipe(self) -> dict[str, Any] | None:
         self._recipe = self._recipe or read_recipe(self.path / "recipe.json")
@@ -80,15 +89,27 @@ class TreeStore(FeatureStore):
         return [entry for entry in self._journalled() if self.is_whole(entry)]
 
     def _journalled(self) -> list[VideoEntry]:
-        lines = (line for path in self.journal_paths() for line in read_records(path)[0])
-        return list({entry.key: entry for entry in map(VideoEntry.from_json, lines)}.values())
+        found: dict[str, VideoEntry] = {}
+        for path in self.journal_paths():
+            of_worker = {e.key: e for e in map(VideoEntry.from_json, read_records(path)[0])}
+            for key, entry in of_worker.items():
+                if key not in found or not self._holds(found[key]):
+                    found[key] = entry
+        return list(found.values())
+
+    def _holds(self, entry: VideoEntry) -> bool:
+        """Whether the files of a video are those that this entry tells of: another worker may have made them anew."""
+        try:
+            return checksum(self.read(entry).matrices) == entry.crc32
+        except OutputError:
+            return False
 
     def journal_paths(self) -> list[Path]:
         """Of all workers."""
-        return sorted(self.path.glob("videos.jsonl")) + sorted(self.path.glob("videos.*.jsonl"))
+        return paths_of_all(self.path, "videos.jsonl")
 
     def _failure_paths(self) -> Iterable[Path]:
-        return sorted(self.path.glob("failures*.jsonl"))
+        return paths_of_all(self.path, "failures.jsonl")
 
     @abstractmethod
     def is_whole(self, entry: VideoEntry) -> bool:
@@ -109,22 +130,27 @@ class TreeStore(FeatureStore):
         recipe = {"layout": "vid3d", "streams": ("rgb", "flow")}
         return [path for stem in stems for path in self.files(stem, recipe) if path.exists()]
 
-    def lock(self) -> None:
-        if self._journal is None:
-            self._journal = open_locked(self.journal_path, self.path)
-            for directory, _, _ in os.walk(self.path):
-                remove_abandoned(Path(directory))
+    def lock(self, *, anew: bool = False) -> None:
+        if self._journal is not None:
+            return
+        self._journal = open_locked(self.journal_path, self.path)
+        for directory, _, _ in os.walk(self.path):
+            remove_abandoned(Path(directory))
+        if not anew:
+            refuse_damaged(self.journal_path)
             ends = read_records(self.journal_path)[1]
             self._journal.cut(ends[-1] if ends else 0)
 
-    def begin(self, recipe: Recipe, *, dropping: Collection[str] = ()) -> None:
-        """Files of videos that are out of date stay until their new ones replace them."""
+    def begin(self, recipe: Recipe) -> None:
         self.lock()
+        self._has_made_recipe = self.recipe() is None
         write_recipe(self.path / "recipe.json", recipe, self.path)
 
     def write(self, features: VideoFeatures) -> None:
         recipe = self.recipe()
-        assert recipe is not None
+        assert recipe is not None and self._journal is not None
+        self._journal.check_name()  # else the files would go into a new directory, without all that was there
+        self._has_made_recipe = False  # it tells whose these files are
         self.write_files(features, recipe)
         self._pending.append(features.entry)
 
@@ -148,29 +174,31 @@ class TreeStore(FeatureStore):
         self._pending.clear()
         if self._journal is None:
             return
-        is_empty = not self._journal.size
-        self._close_journal()
-        if is_empty:
+        if not self._journal.size:
             remove_files([self.journal_path])
-            if not self._worker and not self.journal_paths():  # another worker may just be starting
+            if self._has_made_recipe and not self._worker:  # another worker may just be starting
                 remove_files([self.path / "recipe.json"])
-
-    def _close_journal(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        self._journal.close()
+        self._journal = None
+        with suppress(OSError):
+            (self.path / WORKERS).rmdir()
 
     def clear(self) -> None:
         """Remove what the journals name, in whatever layout, and no other file."""
+        assert self._journal is not None
         recipe, entries = self.recipe(), self._journalled()
-        self._close_journal()
-        remove_files(self.journal_paths())
+        self._journal.cut(0)
+        remove_files(path for path in self.journal_paths() if path != self.journal_path)
+        remove_files(self._failure_paths())
         if recipe is not None:
             was = next(tree for tree in TreeStore.__subclasses__() if tree.layout == recipe["layout"])(self.path)
             for entry in entries:
                 remove_files(was.files(entry.stem, recipe))
         remove_files([self.path / "recipe.json"])
         self._recipe = None
+
+    def own_paths(self) -> list[Path]:
+        return [self.journal_path, self.path / "recipe.json"]
 
     def refuse_taken_stems(self, videos: Mapping[str, str]) -> None:
         """Raise UsageError where a video would take the place of another one.
@@ -263,6 +291,11 @@ class VideoFeaturesStore(TreeStore):
             file.write(text.encode() + b"\n")
 
 
+def paths_of_all(directory: Path, name: str) -> list[Path]:
+    """The journals of this name of all workers of a directory, those that are there."""
+    return [path for path in (directory / name, *sorted((directory / WORKERS).glob(f"*.{name}"))) if path.exists()]
+
+
 class JournalTail:
     """What the workers of a directory have settled since this was made: done or failed.
 
@@ -273,15 +306,18 @@ class JournalTail:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._ends = {path: path.stat().st_size for path in self._paths()}
-        failures = directory.glob("failures*.jsonl")
+        failures = paths_of_all(directory, "failures.jsonl")
         self._old = {line for path in failures for line in _whole_lines(path, 0)}
-        self._keys: set[str] = set()
+        self.keys: set[str] = set()
+        """Of these videos, see `entries.video_key`; as of the last `read`, and what was added."""
+        self.key_of_stem: dict[str, str] = {}
+        """Whose file is which, of videos that were done since."""
 
     def _paths(self) -> list[Path]:
-        return sorted([*self._directory.glob("videos*.jsonl"), *self._directory.glob("failures*.jsonl")])
+        return paths_of_all(self._directory, "videos.jsonl") + paths_of_all(self._directory, "failures.jsonl")
 
-    def keys_since(self) -> set[str]:
-        """The keys of these videos; see `entries.video_key`."""
+    def read(self) -> None:
+        """Look what is new."""
         for path in self._paths():
             with suppress(FileNotFoundError):
                 start = self._ends.get(path, 0)
@@ -290,9 +326,13 @@ class JournalTail:
                 for line in _whole_lines(path, start):
                     start += len(line)
                     if line not in self._old:
-                        self._keys.add(video_key(json.loads(line)["video"]))
+                        self._add(json.loads(line))
                 self._ends[path] = start
-        return self._keys
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        self.keys.add(video_key(line["video"]))
+        if "stem" in line:
+            self.key_of_stem[line["stem"]] = video_key(line["video"])
 
 
 def _whole_lines(path: Path, start: int) -> list[bytes]:

@@ -94,7 +94,7 @@ class FailedVideo:
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> FailedVideo:
         """The inverse of `to_json`, of the parsed line."""
-        return cls(**{**line, "file": Fingerprint.from_json(line["file"])})
+        return cls(line["video"], line["error"], line["message"], Fingerprint.from_json(line.get("file")))
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,11 @@ def video_key(video: str) -> str:
     return video if is_url(video) else os.path.normpath(video)
 
 
+def readable(video: str) -> str:
+    """A name that is UTF-8 whatever bytes it has, for columns that any library reads; `VideoEntry.video` is exact."""
+    return os.fsencode(video).decode("utf-8", "backslashreplace")
+
+
 def checksum(matrices: Mapping[str, NDArray[Any]]) -> int:
     """CRC-32 of the rows of one video, matrix by matrix in the order of their names."""
     value = 0
@@ -163,7 +168,7 @@ def spans_of(columns: Mapping[str, Any]) -> list[ClipSpan]:
 
 def index_line(row: int, video: str, span: ClipSpan) -> str:
     """A line of `index.jsonl`, without its end."""
-    return to_json({"row": row, "video": video, **dict(zip(SPAN_COLUMNS, _span_values(span), strict=True))})
+    return to_json({"row": row, "video": readable(video), **dict(zip(SPAN_COLUMNS, _span_values(span), strict=True))})
 
 
 def span_of_line(line: bytes) -> ClipSpan:

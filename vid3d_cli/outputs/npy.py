@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutputError
-from .appending import AppendedFile, read_records
+from .appending import AppendedFile, read_records, refuse_damaged
 from .atomic import remove_abandoned
-from .entries import VideoEntry, VideoFeatures, index_line, span_arrays, span_of_line
+from .entries import VideoEntry, VideoFeatures, index_line, readable, span_arrays, span_of_line
 from .format import FEATURES
 from .store import FeatureStore, Recipe, open_locked, read_recipe, remove_files, write_recipe
 
@@ -166,7 +166,8 @@ class NpyStore(FeatureStore):
         return read_recipe(self._recipe_path)
 
     def entries(self) -> list[VideoEntry]:
-        return self._committed().entries
+        """Of a video that was made anew, the rows that came last."""
+        return list({entry.key: entry for entry in self._committed().entries}.values())
 
     def read(self, entry: VideoEntry) -> VideoFeatures:
         rows = slice(entry.row, entry.row + entry.num_rows)
@@ -180,11 +181,11 @@ class NpyStore(FeatureStore):
         return {name: header.rows(paths[name]) for name, header in self._headers().items() if header is not None}
 
     def columns(self) -> tuple[list[str], dict[str, NDArray[Any]]]:
-        """The video of every committed row, and the columns of `entries.SPAN_COLUMNS`."""
+        """The video of every row of a compact output, and the columns of `entries.SPAN_COLUMNS`."""
         entries = self.entries()
         num_rows = sum(entry.num_rows for entry in entries)
         spans = [span_of_line(line) for line in self._index_lines[:num_rows]]
-        return [entry.video for entry in entries for _ in range(entry.num_rows)], span_arrays(spans)
+        return [readable(entry.video) for entry in entries for _ in range(entry.num_rows)], span_arrays(spans)
 
     @cached_property
     def _index_lines(self) -> _Lines:
@@ -223,18 +224,22 @@ class NpyStore(FeatureStore):
         files = [self.path, *beside, self._index_path, self.journal_path]
         return [path for path in files if path.exists() and (path.is_dir() or path.stat().st_size)]
 
-    def lock(self) -> None:
-        if self._journal is None:
-            if self.path.exists() and not self.journal_path.exists():
-                raise OutputError(
-                    f"{self.journal_path}: missing: without it nobody knows what {self.path} holds; bring it back, or "
-                    "start anew with --overwrite"
-                )
-            self._journal = open_locked(self.journal_path, self.path)
-            remove_abandoned(self.path.parent)
-        if self._rewritten.exists():
-            self._put_rewritten_in_place()
-        self._cut_back()
+    def lock(self, *, anew: bool = False) -> None:
+        if self._journal is not None:
+            return
+        has_rows = self.path.exists() and self.path.stat().st_size > 0
+        if has_rows and not anew and not self.journal_path.exists():
+            raise OutputError(
+                f"{self.journal_path}: missing: without it nobody knows what {self.path} holds; bring it back, or "
+                "start anew with --overwrite"
+            )
+        self._journal = open_locked(self.journal_path, self.path)
+        remove_abandoned(self.path.parent)
+        if not anew:
+            refuse_damaged(self.journal_path)
+            if self._rewritten.exists():
+                self._put_rewritten_in_place()
+            self._cut_back()
 
     def _cut_back(self) -> None:
         """Drop what was written and not committed."""
@@ -251,12 +256,11 @@ class NpyStore(FeatureStore):
             if name in self._matrices:
                 self._matrices[name].cut(committed.num_rows)
 
-    def begin(self, recipe: Recipe, *, dropping: Collection[str] = ()) -> None:
+    def begin(self, recipe: Recipe) -> None:
         self.lock()
-        if any(entry.key in dropping for entry in self.entries()):
-            self._rewrite_without(dropping)
         write_recipe(self._recipe_path, recipe, self.path)
         self._row_shapes = {name: header.like.shape[1:] for name, header in self._headers().items() if header}
+        self._index = self._index or AppendedFile(self._index_path)
         for name, path in self.matrix_paths().items():
             if name not in self._matrices:
                 self._matrices[name] = GrowingNpy(path)
@@ -289,6 +293,7 @@ class NpyStore(FeatureStore):
     def finish(self) -> None:
         for matrix in self._matrices.values():
             matrix.sync()
+        self.compact()
         super().finish()
 
     def close(self) -> None:
@@ -296,30 +301,47 @@ class NpyStore(FeatureStore):
         if self._journal is None:
             return
         try:
-            if not self._rewritten.exists():  # that comes first, and is the business of the next one who locks it
+            if not self._rewritten.exists() and self._index is not None:
                 self._cut_back()
-                if not self._num_rows:
-                    self.clear()
+            if not self._journal.size:
+                self._remove_traces()
         finally:
             self._close_files()
 
+    def _remove_traces(self) -> None:
+        """Of an output without rows; what is no part of it stays."""
+        remove_files([*self.matrix_paths().values(), self._recipe_path])
+        is_empty = self._index_path.exists() and not self._index_path.stat().st_size
+        remove_files([self._index_path, self.journal_path] if is_empty else [self.journal_path])
+
     def _close_files(self) -> None:
-        for file in (*self._matrices.values(), self._index, self._journal):
-            if file is not None:
-                file.close()
-        self._journal = self._index = None
-        self._matrices.clear()
+        self._close_rows()
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
         self._pending.clear()
         self._forget_what_was_read()
 
+    def _close_rows(self) -> None:
+        for file in (*self._matrices.values(), self._index):
+            if file is not None:
+                file.close()
+        self._index = None
+        self._matrices.clear()
+
     def clear(self) -> None:
-        paths = [*self.matrix_paths().values(), self._index_path, self._recipe_path, self.journal_path]
-        self._close_files()
-        if self.journal_path.exists():
-            journal = AppendedFile(self.journal_path)
-            journal.cut(0)  # first of all: what is left of a removal that is interrupted does not count
-            journal.close()
+        """The lock stays."""
+        assert self._journal is not None
+        paths = [*self.matrix_paths().values(), self._index_path, self._recipe_path, self.failures_path]
+        self._close_rows()
+        self._journal.cut(0)  # first of all: what is left of a removal that is interrupted does not count
         remove_files(paths)
+        shutil.rmtree(self._rewritten, ignore_errors=True)
+        self._num_rows = 0
+        self._forget_what_was_read()
+
+    def own_paths(self) -> list[Path]:
+        return [*self.matrix_paths().values(), self.path, self._index_path, self.journal_path, self._recipe_path]
 
     def _forget_what_was_read(self) -> None:
         self.__dict__.pop("matrices", None)
@@ -332,36 +354,24 @@ class NpyStore(FeatureStore):
         """A directory of whole files that are about to take the places of those beside it."""
         return self.path.with_name(f".{self.path.name}.rewritten")
 
-    def _rewrite_without(self, keys: Collection[str]) -> None:
-        """Leave out the rows of some videos: as a copy, which takes the place of all files in one step."""
-        recipe = self.recipe()
-        assert recipe is not None
+    def compact(self) -> None:
+        """Leave out older rows of videos that were made anew: a copy takes the place of all files in one step."""
+        kept = self.entries()
+        if len(kept) == len(self._committed().entries):
+            return
         unfinished = self.path.with_name(f".{self.path.name}.rewriting")
         shutil.rmtree(unfinished, ignore_errors=True)
-        copy = NpyStore(unfinished / self.path.name)
-        with copy:
-            copy.begin(recipe)
-            for entry in self.entries():
-                if entry.key not in keys:
-                    copy.write(self.read(entry))
+        with NpyStore(unfinished / self.path.name) as copy:
+            copy.begin(self.recipe() or {})
+            for entry in kept:
+                copy.write(self.read(entry))
             copy.commit()
-            is_empty = not copy._num_rows
-        if is_empty:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            assert self._journal is not None
-            self._journal.cut(0)
-        else:
-            unfinished.replace(self._rewritten)  # from here on the copy counts, whenever we are interrupted
-            self._put_rewritten_in_place()
+        unfinished.replace(self._rewritten)  # from here on the copy counts, whenever we are interrupted
+        self._put_rewritten_in_place()
         self._cut_back()
 
     def _put_rewritten_in_place(self) -> None:
-        for matrix in self._matrices.values():
-            matrix.close()
-        self._matrices.clear()
-        if self._index is not None:
-            self._index.close()
-            self._index = None
+        self._close_rows()
         for file in sorted(self._rewritten.iterdir()):
             if file.name != self.journal_path.name:
                 file.replace(self.path.with_name(file.name))

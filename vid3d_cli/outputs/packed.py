@@ -79,26 +79,26 @@ class PackedStore(FeatureStore):
     def foreign(self, stems: Collection[str]) -> list[Path]:
         return [self.path] if self.path.exists() or self.path.is_symlink() else []
 
-    def lock(self) -> None:
+    def lock(self, *, anew: bool = False) -> None:
         """What is packed is not touched; the lock is that of the rows beside it."""
-        self.rows.lock()
+        self.rows.lock(anew=anew)
         self._is_locked = True
         remove_abandoned(self.path.parent)
 
-    def begin(self, recipe: Recipe, *, dropping: Collection[str] = ()) -> None:
+    def begin(self, recipe: Recipe) -> None:
         there = self.recipe()
         if there is not None:
             refuse_other_recipe(self.path, there, recipe)
         self.lock()
-        self.rows.begin(recipe, dropping=dropping)
+        self.rows.begin(recipe)
         self._has_begun = True
-        self._unpack(dropping)
+        self._unpack()
 
-    def _unpack(self, dropping: Collection[str] = ()) -> None:
+    def _unpack(self) -> None:
         """Collect what the file holds, and was not collected yet."""
         if not self.path.exists():
             return
-        have = {entry.key for entry in self.rows.entries()} | set(dropping)
+        have = {entry.key for entry in self.rows.entries()}
         for entry in self.packed_entries():
             if entry.key not in have:
                 self.rows.write(self.read_packed(entry))
@@ -120,17 +120,15 @@ class PackedStore(FeatureStore):
             self.begin(self.rows.recipe() or {})  # all was done when the job before was killed
         if self._has_begun:
             self._pack()
-        self._remove_directory()
         super().finish()
 
     def _pack(self) -> None:
         if self.rows.entries():
+            self.rows.compact()
             with AtomicFile(self.path) as file:
                 self.pack(self.rows, self.rows.recipe() or {}, file)
-        else:
-            remove_files([self.path])  # all that it held is out of date
-        self.release()
-        self.rows.clear()
+            self.release()
+            self.rows.clear()
         self._has_begun = False
 
     def close(self) -> None:
@@ -145,8 +143,10 @@ class PackedStore(FeatureStore):
     def clear(self) -> None:
         self.release()
         self.rows.clear()
-        self._remove_directory()
-        remove_files([self.path])
+        remove_files([self.path, self.failures_path])
+
+    def own_paths(self) -> list[Path]:
+        return [self.path]
 
     def _remove_directory(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -47,7 +47,7 @@ class ParquetStore(PackedStore):
         row_bytes = sum(m.itemsize * m.shape[1] for m in matrices.values())
         with pq.ParquetWriter(file, schema, use_dictionary=["video"]) as writer:
             for part in _parts(len(videos), max(1, GROUP_BYTES // max(1, row_bytes))):
-                columns = [pa.array([_as_text(video) for video in videos[part]], pa.string())]
+                columns = [pa.array(videos[part], pa.string())]
                 columns += [pa.array(spans[name][part]) for name in SPAN_COLUMNS]
                 columns += [
                     pa.FixedSizeListArray.from_arrays(pa.array(m[part].reshape(-1)), m.shape[1])
@@ -117,11 +117,6 @@ class ParquetStore(PackedStore):
 
 def _parts(num_rows: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, num_rows, size))
-
-
-def _as_text(video: str) -> str:
-    """Arrow's strings are UTF-8; file names need not be. The exact name is in the metadata."""
-    return video.encode("utf-8", "backslashreplace").decode()
 
 
 def _matrix(column: Any, shape: tuple[int, ...]) -> NDArray[Any]:

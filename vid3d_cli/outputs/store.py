@@ -66,10 +66,10 @@ class FeatureStore(ABC):
         """Where failures are listed."""
 
     def failures(self) -> list[FailedVideo]:
-        """The videos that failed last and have no rows."""
+        """The videos that failed last: they have no rows, or those of the file that they were before."""
         failed = {video.key: video for path in self._failure_paths() for video in _read_failures(path)}
-        done = {entry.key for entry in self.entries()} if failed else set()
-        return [video for key, video in failed.items() if key not in done]
+        done = {entry.key: entry for entry in self.entries()} if failed else {}
+        return [video for key, video in failed.items() if key not in done or _is_newer(video, done[key])]
 
     def _failure_paths(self) -> Iterable[Path]:
         return [self.failures_path]
@@ -85,26 +85,24 @@ class FeatureStore(ABC):
         """
 
     @abstractmethod
-    def lock(self) -> None:
+    def lock(self, *, anew: bool = False) -> None:
         """Be its only writer, and cut off what a job that was killed has left half done.
+
+        Args:
+            anew: leave all as it is: it will be removed by `clear`.
 
         Raises:
             UsageError: another process is writing to it.
-            OutputError: it cannot be written.
+            OutputError: it cannot be written, or is damaged.
         """
 
     @abstractmethod
-    def begin(self, recipe: Recipe, *, dropping: Collection[str] = ()) -> None:
-        """Be ready to write.
-
-        Args:
-            recipe: of all rows that will be written.
-            dropping: keys of videos whose rows are out of date.
-        """
+    def begin(self, recipe: Recipe) -> None:
+        """Be ready to write rows of a recipe."""
 
     @abstractmethod
     def write(self, features: VideoFeatures) -> None:
-        """Add a video; it counts from the next `commit` on."""
+        """Add a video, or replace its rows; it counts from the next `commit` on."""
 
     @abstractmethod
     def commit(self) -> None:
@@ -128,21 +126,26 @@ class FeatureStore(ABC):
             OutputExists: files that are no output of ours are in the way.
             UsageError: another process is writing to it.
         """
-        there = None
-        with suppress(OutputError):  # a file of this name that is something else
-            there = self.recipe()
-        if there is None:
-            in_the_way = self.foreign(stems)
-            if in_the_way and not overwrite:
+        in_the_way = [] if self._has_recipe() else self.foreign(stems)
+        if in_the_way and not self._has_recipe():  # another worker may just have begun
+            if not overwrite:
                 why = "already there, and not of vid3d extract; choose another name, or add --overwrite"
                 raise OutputExists(f"{in_the_way[0]}: {why}")
             remove_files(in_the_way)
-            return None
-        self.lock()
+        self.lock(anew=overwrite)
         if overwrite:
             self.clear()
-            return None
-        return there
+        return self.recipe()  # another job may have ended since
+
+    def _has_recipe(self) -> bool:
+        try:
+            return self.recipe() is not None
+        except OutputError:  # a file of this name that is something else
+            return False
+
+    @abstractmethod
+    def own_paths(self) -> list[Path]:
+        """The files that no other output may be given as, beside `failures_path`."""
 
     def check(self, features: VideoFeatures) -> None:
         """Raise OddFeatures for rows that do not go into one matrix with those before."""
@@ -196,8 +199,14 @@ class FeatureStore(ABC):
         self.close()
 
 
+def _is_newer(failed: FailedVideo, entry: VideoEntry) -> bool:
+    """Whether a video failed after its rows were made: it is the file that failed, and not that of the rows."""
+    return failed.file is not None and failed.file != entry.file and failed.file.is_of(failed.video)
+
+
 def _read_failures(path: Path) -> list[FailedVideo]:
-    return [FailedVideo.from_json(line) for line in read_records(path)[0]]
+    lines = (line for line in read_records(path)[0] if {"video", "error", "message"} <= line.keys())
+    return [FailedVideo.from_json(line) for line in lines]
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
@@ -232,17 +241,32 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
 
 
 def write_recipe(path: Path, recipe: Recipe, out: Path) -> None:
-    """Write it where it is not yet.
+    """Write it where it is not yet; of several workers that start together, one does.
 
     Raises:
         RecipeDiffers: there is another one.
     """
+    if not path.exists():
+        write_once(path, json.dumps(recipe).encode() + b"\n")
     there = read_recipe(path)
     if there is not None:
         refuse_other_recipe(out, there, recipe)
-        return
-    with AtomicFile(path) as file:
-        file.write(json.dumps(recipe).encode() + b"\n")
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """Write a file, unless another process has been quicker; it appears whole."""
+    file = AtomicFile(path)
+    try:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        os.link(file.part, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        file.discard()
 
 
 def refuse_other_recipe(out: Path, there: Recipe, now: Recipe) -> None:
