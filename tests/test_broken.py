@@ -18,6 +18,7 @@ from videos import read_index
 from vid3d_cli import video as video_module
 from vid3d_cli.clips import count_clips, sliding_clips
 from vid3d_cli.errors import VideoError
+from vid3d_cli.outputs.entries import readable
 from vid3d_cli.records import Frame
 from vid3d_cli.video import VideoReader, probe
 
@@ -188,7 +189,7 @@ def test_a_job_over_all_of_them(corpus, vid3d, tiny_model):
     assert len(failures) == len({failure["video"] for failure in failures})
     for failure in failures:
         check_message(failure["message"])
-    assert Counter(rows) == {str(path): num_rows(path) for case, path in files.items() if case.error is None}
+    assert Counter(rows) == {readable(str(path)): num_rows(path) for case, path in files.items() if case.error is None}
     assert len(np.load("x.npy")) == len(rows)
     assert "Traceback" not in result.output
     for case, path in files.items():
