@@ -4,9 +4,9 @@
     python benchmarks/batch.py --videos 100 --out feats
 
 Renders the videos, runs `vid3d extract` on them as a process of its own, and reads the summary of --log-json. The
-networks' thread is the one that everything waits for, so what it spent neither on the networks nor waiting for clips
-(decoding, resizing, flow) is the job's own: writing, bookkeeping. The rest of the process is start-up, the same for a
-job of any length.
+networks' thread is the one that everything waits for, so what the process spent neither on the networks nor waiting for
+clips (decoding, resizing, flow) is the job's own: start-up (imports, loading the networks: the same for a job of any
+length), writing, bookkeeping.
 """
 
 from __future__ import annotations
@@ -45,8 +45,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         make_videos(directory / "videos", options.videos, options.seconds)
-        print("| output | videos | clips | process, s | job, s | networks | waiting for clips | else | share |")
-        print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+        names = (
+            "output",
+            "videos",
+            "clips",
+            "process, s",
+            "job, s",
+            "networks",
+            "waiting",
+            "start, end",
+            "else",
+            "share",
+        )
+        print(f"| {' | '.join(names)} |\n| --- {'| ---: ' * (len(names) - 1)}|")
         for out in options.out:
             command = [sys.executable, "-m", "vid3d_cli", "extract", "--log-json", "--model", options.model]
             started = time.perf_counter()
@@ -61,9 +72,9 @@ def main() -> None:
             lines = [json.loads(line) for line in ended.stderr.splitlines()]
             summary = next(line for line in lines if line.get("event") == "summary")
             spent, seconds = summary["stage_seconds"], summary["seconds"]
-            rest = seconds - spent["network"] - spent["waited"]
-            row = (out, options.videos, summary["clips"], f"{wall:.1f}", f"{seconds:.1f}")
-            row += (f"{spent['network']:.1f}", f"{spent['waited']:.1f}", f"{rest:.2f}", f"{rest / wall:.1%}")
+            rest = wall - spent["network"] - spent["waited"]
+            times = (wall, seconds, spent["network"], spent["waited"], wall - seconds, rest)
+            row = (out, options.videos, summary["clips"], *(f"{t:.1f}" for t in times), f"{rest / wall:.1%}")
             print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 

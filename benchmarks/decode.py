@@ -52,7 +52,8 @@ def render(path: Path, width: int, height: int, num_frames: int = MAX_FRAMES) ->
     film = Film(path, fps=Fraction(25))
     film.open()
     for i in range(num_frames):
-        film.write(np.ascontiguousarray(scene[:, 3 * i : 3 * i + width], np.uint8))
+        start = 3 * i % width
+        film.write(np.ascontiguousarray(scene[:, start : start + width], np.uint8))
     film.finish()
     film.close()
 

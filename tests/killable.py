@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import sys
+import time
 from functools import cache
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
@@ -123,3 +124,11 @@ def _die_at(nth):
 
     for name in WRITING:
         setattr(os, name, deadly(getattr(os, name), name))
+
+
+def wait_until(condition, job, seconds=60):
+    """Wait for something that a job does; fail if it ends before, or takes too long."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert job.is_alive() and time.monotonic() < give_up, f"never came: exit code {job.exitcode}"
+        time.sleep(0.002)

@@ -4,10 +4,9 @@ import json
 import os
 import shutil
 import signal
-import time
 
 import pytest
-from killable import run_job, start_job
+from killable import run_job, start_job, wait_until
 from videos import write_video
 
 from vid3d_cli.cli import console
@@ -60,6 +59,27 @@ def test_messages_as_json_lines(vid3d, tiny_model, videos, tmp_path, monkeypatch
     assert summary["stage_seconds"].keys() == {"decode", "resize", "flow", "network", "waited"}
     assert {"vid3d", "torch", "av"} <= summary["versions"].keys()
     assert summary["model"] == "s3d_mini.camera_motion"
+    assert summary["has_ended"]
+
+
+def test_a_job_that_is_broken_off_tells_how_far_it_came(tmp_path, videos):
+    command = ("--log-json", "extract", "v", "--out", "f", *OPTIONS)
+    assert run_job(*command, cwd=tmp_path, limits={"RLIMIT_FSIZE": 9000}) == 1
+    lines = [json.loads(line) for line in messages(tmp_path).splitlines()]
+    (summary,) = [line for line in lines if line.get("event") == "summary"]
+    assert not summary["has_ended"]
+    assert summary["left"] > 0
+
+
+@pytest.mark.parametrize("out", ["f.npz", "f.h5", "f.parquet"])
+def test_a_disk_that_is_full_when_all_is_packed_is_one_error(tmp_path, videos, out):
+    pytest.importorskip({"f.h5": "h5py", "f.parquet": "pyarrow"}.get(out, "numpy"))
+    command = ("extract", *sorted(f"v/{path.name}" for path in videos.iterdir())[:12], "--out", out, *OPTIONS)
+    assert run_job(*command, cwd=tmp_path, limits={"RLIMIT_FSIZE": 5800}) == 1
+    assert f"{out}: cannot be written: File too large" in messages(tmp_path)
+    assert not (tmp_path / out).exists()
+    assert run_job(*command, cwd=tmp_path) == 0
+    assert num_done(tmp_path / out) == 12
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(vid3d, tiny_model, videos, monkeypatch):
@@ -120,8 +140,7 @@ def test_an_output_that_vanishes_is_told_of(tmp_path, videos, out):
     if out.endswith(".h5"):
         pytest.importorskip("h5py")
     job = start_job("extract", "v", "--out", out, *OPTIONS, cwd=tmp_path)
-    while not list((tmp_path / "out").rglob("*.videos.jsonl" if "." in out else "*.npz")):
-        time.sleep(0.002)
+    wait_until(lambda: list((tmp_path / "out").rglob("*.videos.jsonl" if "." in out else "*.npz")), job)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     job.join()
     assert job.exitcode == 1
@@ -137,8 +156,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_done(tmp_p
 def test_a_second_signal_ends_the_job_at_once_and_harms_nothing(tmp_path, videos):
     command = ("extract", "v", "--out", "f.npy", *OPTIONS)
     job = start_job(*command, cwd=tmp_path)
-    while not (tmp_path / "f.npy").exists():
-        time.sleep(0.002)
+    wait_until((tmp_path / "f.npy").exists, job)
     os.kill(job.pid, signal.SIGINT)
     os.kill(job.pid, signal.SIGTERM)
     job.join(10)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vid3d_cli.errors import OddFeatures, OutputError, OutputExists, RecipeDiffers, UsageError
 from vid3d_cli.fingerprints import Fingerprint
-from vid3d_cli.outputs.atomic import AtomicFile
+from vid3d_cli.outputs.atomic import AtomicFile, remove_abandoned
 from vid3d_cli.outputs.committer import Committer
 from vid3d_cli.outputs.entries import FailedVideo, VideoFeatures, checksum
 from vid3d_cli.outputs.features import create_store, open_store
@@ -927,6 +927,29 @@ def test_permissions_are_those_of_any_new_file(tmp_path, umask, mode):
         os.umask(before)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.bin", "b.bin")]
     assert modes == [mode, mode]
+
+
+def test_a_part_is_never_taken_for_an_abandoned_one(tmp_path):
+    """Another worker looks for those at any time, also between the making of a file and its lock."""
+    is_over = threading.Event()
+
+    def tidy():
+        while not is_over.is_set():
+            remove_abandoned(tmp_path)
+
+    thread = threading.Thread(target=tidy)
+    thread.start()
+    try:
+        for i in range(1000):
+            with AtomicFile(tmp_path / f"{i}.bin"):
+                pass
+    finally:
+        is_over.set()
+        thread.join()
+    assert len(files_below(tmp_path)) == 1000
+    (tmp_path / ".vid3d-old.part").touch()
+    remove_abandoned(tmp_path)
+    assert len(files_below(tmp_path)) == 1000
 
 
 def test_two_writers_of_one_target_do_not_mix(tmp_path):

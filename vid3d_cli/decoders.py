@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Iterator
 from fractions import Fraction
@@ -301,7 +302,7 @@ class DecodedVideo(Iterator[Frame]):
         except (EOFError, OSError) as broken:
             error = _explain(self._video, broken)
             if not isinstance(error, ResourceError):
-                error = _explain_death(self._video, self._decoder.wait())
+                error = _explain_death(self._video, self._decoder.wait(), has_answered=self._decoder.has_answered)
             self._hand_back(is_fit=False)
             raise error from None
         if isinstance(answer, (_End, Vid3dError)):
@@ -364,6 +365,7 @@ class _Decoder:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise ResourceError(_TOO_MANY_FILES) from error
             raise ResourceError(f"no process can be started to decode videos: {error.strerror}") from error
+        self.has_answered = False
         self._arrivals = select.poll()  # by hand: a connection's own `poll` takes 30 µs to set up, for every frame
         self._arrivals.register(self._connection, select.POLLIN)
 
@@ -389,6 +391,7 @@ class _Decoder:
             if not self._arrivals.poll(None if timeout is None else min(1000 * timeout, _MAX_POLL_MS)):
                 raise TimeoutError
             answer = self._connection.recv()
+            self.has_answered = True
         return answer  # type: ignore[no-any-return]
 
     def wait(self) -> int | None:
@@ -405,13 +408,15 @@ class _Decoder:
         self.wait()
 
 
-def _explain_death(video: str, code: int | None) -> Vid3dError:
-    if code is not None and code >= 0:  # no video makes Python end like this
+def _explain_death(video: str, code: int | None, *, has_answered: bool) -> Vid3dError:
+    if code is not None and code >= 0 and not has_answered:  # no video makes Python end like this
         return ResourceError(f"a process that decodes videos ended with exit code {code}: its last words stand above")
     if code == -signal.SIGKILL:
         why = "its decoder was killed (SIGKILL), as the system does when memory runs out"
     elif code is None:
         why = "its decoder crashed and does not end"
+    elif code >= 0:
+        why = f"its decoder ended with exit code {code}"
     else:
         name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else f"signal {-code}"
         why = f"its decoder crashed ({name})"
@@ -511,6 +516,7 @@ class _Child:
 
     def listen(self) -> None:
         """Take requests, and end this process together with its parent, whatever FFmpeg is doing."""
+        code = 1
         try:
             while True:
                 if self._connection.poll(BEAT_SECONDS):
@@ -518,8 +524,12 @@ class _Child:
                     self._requests.put((request, recv_handle(self._connection), recv_handle(self._connection)))
                 else:
                     self._beat()
+        except (EOFError, ConnectionResetError, BrokenPipeError):
+            code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            os._exit(code)
 
     def _beat(self) -> None:
         with self._speaking:

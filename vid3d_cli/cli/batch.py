@@ -144,6 +144,7 @@ def run_batch(
     on_failure: Callable[[Source, VideoFailure], None] | None = None,
     rounds: Iterable[Iterable[Source]] | None = None,
     run: Run | None = None,
+    on_end: Callable[[], None] = lambda: None,
 ) -> int:
     """Run the model over all videos; a failed one is reported, and the others go on.
 
@@ -157,6 +158,7 @@ def run_batch(
         failures_path: of the list of failed videos.
         rounds: of the same videos, drawn one by one: where others work on them too, they may have to be asked again.
         run: of `open_engine`; None is that of this machine.
+        on_end: is called when all videos are done or have failed, before the summary.
 
     Returns:
         The exit code.
@@ -168,8 +170,12 @@ def run_batch(
     batch = _Batch(pipeline, sources, on_result, on_failure, jobs, timeout, run)
     try:
         pipeline.check_videos([source.video for source in sources])
-        for drawn in [sources] if rounds is None else rounds:
+        for number, drawn in enumerate([sources] if rounds is None else rounds):
+            if number == 1:
+                log.info("waiting for videos that other workers have; theirs are taken over if they die")
             batch.work(drawn)
+        on_end()
+        batch.has_ended = True
     except KeyboardInterrupt:
         _write_failures(batch.failures + [_interrupted(video) for video in batch.left], failures_file)
         raise
@@ -179,8 +185,8 @@ def run_batch(
         raise
     finally:
         batch.progress.close()
+        batch.log_summary()
     _write_failures(batch.failures, failures_file)
-    batch.log_summary()
     if batch.failures and len(sources) > 1:
         advice = f"again: @{failures_path}" if failures_path else "keep a list to feed back in with --failures FILE"
         log.error("%d of %d videos failed; %s", len(batch.failures), len(sources), advice)
@@ -211,6 +217,7 @@ class _Batch:
         self._run = run or local.run
         self._spent = StageSeconds()
         self._is_set_up = False
+        self.has_ended = False
 
     def work(self, drawn: Iterable[Source]) -> None:
         """Run the model over some of the videos."""
@@ -258,10 +265,13 @@ class _Batch:
             self._on_failure(source, failure)
 
     def log_summary(self) -> None:
-        """Tell what was done and where the time went, with the versions that did it."""
+        """Tell what was done and where the time went, with the versions that did it; broken off or not."""
         summary = self.progress.summary()
+        if self.has_ended:  # what others have done meanwhile is not left
+            summary |= {"left": 0, "done_by_others": summary["left"]}
         fields = {
             "event": "summary",
+            "has_ended": self.has_ended,
             **summary,
             "stage_seconds": self._spent.by_stage(),
             "model": self._pipeline.entry.name,

@@ -92,14 +92,15 @@ def extract(
         ),
     ] = False,
     stale_after: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0.1,
             metavar="SECONDS",
             help="With --claim: a worker that is silent for so long is taken for dead.",
+            show_default="60",
             rich_help_panel=_BATCH,
         ),
-    ] = 60.0,
+    ] = None,
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
@@ -118,6 +119,8 @@ def extract(
     from ..outputs.format import FeatureFormat
 
     sources = find_videos(videos, nul_separated)
+    if stale_after is not None and not claim:
+        raise UsageError("--stale-after is for workers that share a list: add --claim")
     if claim and engine == "ray":
         raise UsageError("--engine ray shares the videos out among its workers by itself: leave --claim out")
     form = FeatureFormat(dtype, concat, layout)
@@ -133,7 +136,7 @@ def extract(
             pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed, timeout=timeout or None
         )
         return
-    claims = _claims(out, worker, stale_after) if claim else None
+    claims = None if worker is None or not claim else _make_claims(out, worker, stale_after)
     with (
         open_engine(engine, ray_address, pipeline) as run,
         Extraction(pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed, claims=claims) as job,
@@ -149,9 +152,9 @@ def extract(
                 jobs=jobs,
                 timeout=timeout,
                 failures_path=failures,
+                on_end=job.finish,
                 run=run,
             )
-            job.finish()
         except (OutputError, KeyboardInterrupt):
             job.stop()
             kept = f"{count(job.progress.skipped + job.progress.safe, 'video')} of {len(sources)}"
@@ -191,11 +194,10 @@ def _select_part(
     return part.name, selected
 
 
-def _claims(out: str, worker: str | None, stale_after: float) -> Claims:
-    from ..jobs.claims import Claims
+def _make_claims(out: str, worker: str, stale_after: float | None) -> Claims:
+    from ..jobs.claims import STALE_SECONDS, Claims
 
-    assert worker is not None
-    return Claims(Path(out), worker, stale_after)
+    return Claims(Path(out), worker, STALE_SECONDS if stale_after is None else stale_after)
 
 
 def _tell_what_is_there(job: Extraction, num_videos: int, out: str) -> None:

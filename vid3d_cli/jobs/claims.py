@@ -16,7 +16,8 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +27,8 @@ from ..records import to_json
 from ..sources import Source
 
 CLAIMS = ".claims"
+
+_TAKING_OVER = ".taking-over"
 
 STALE_SECONDS = 60.0
 """A worker that has not touched its claims for so long is taken for dead."""
@@ -63,12 +66,8 @@ class Claims:
     def take(self, source: Source) -> bool:
         """Claim a video, unless another worker that lives has it."""
         path = self._path(source)
-        if not self._create(path, source):
-            if not self._is_stale(path):
-                return False
-            self._remove_stale(path)
-            if not self._create(path, source):
-                return False
+        if not self._create(path, source) and not self._take_over(path, source):
+            return False
         with self._lock:
             self._held.add(path)
         return True
@@ -125,19 +124,27 @@ class Claims:
         except OSError as error:
             raise cannot_write(self._clock, error) from None
 
-    def _remove_stale(self, path: Path) -> None:
-        """Take a dead worker's claim away. What was renamed is looked at again: another one may have been quicker."""
-        taken = self._directory / f".{self._worker}.taken"
+    def _take_over(self, path: Path, source: Source) -> bool:
+        """Replace the claim of a dead worker. One worker at a time looks whether it is one and takes it away."""
+        if not self._is_stale(path):
+            return False
+        with self._taking_over():
+            if not self._is_stale(path):
+                return False
+            path.unlink(missing_ok=True)
+            return self._create(path, source)
+
+    @contextmanager
+    def _taking_over(self) -> Iterator[None]:
+        import fcntl
+
         try:
-            path.rename(taken)
-        except FileNotFoundError:
-            return
+            with (self._directory / _TAKING_OVER).open("w") as file:
+                with suppress(OSError):  # a file system without locks: what `holds` says is all that there is then
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                yield
         except OSError as error:
-            raise cannot_write(path, error) from None
-        if not self._is_stale(taken):
-            with suppress(OSError):
-                os.link(taken, path)
-        taken.unlink(missing_ok=True)
+            raise cannot_write(self._directory / _TAKING_OVER, error) from None
 
     def _beat(self) -> None:
         while not self._is_over.wait(self._stale_seconds / BEATS):
@@ -166,6 +173,8 @@ class Claims:
         for path in self._directory.iterdir():
             if path == self._clock or now - path.stat().st_mtime > max(self._stale_seconds, _stale_seconds_of(path)):
                 path.unlink(missing_ok=True)
+        if [path.name for path in self._directory.iterdir()] == [_TAKING_OVER]:
+            (self._directory / _TAKING_OVER).unlink(missing_ok=True)
 
     def __enter__(self) -> Claims:
         return self

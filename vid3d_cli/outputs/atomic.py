@@ -42,21 +42,24 @@ class AtomicFile(io.BufferedRandom):
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISDIR(target.stat().st_mode):
                     raise IsADirectoryError(errno.EISDIR, "it is a directory")
-            handle, part = tempfile.mkstemp(prefix=_PART_PREFIX, suffix=".part", dir=target.parent)
+            handle, part = _make_part(target.parent)
         except OSError as error:
             raise cannot_write(target, error) from None
-        _lock(handle)
         os.fchmod(handle, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
         self.part = Path(part)
         self._file = _PartFile(handle, target)
         super().__init__(self._file)
 
+    @property
+    def error(self) -> OutputError | None:
+        """What has gone wrong with it, where the one who wrote cannot say."""
+        return self._file.error
+
     def sync(self) -> None:
-        """Have the disk hold all that was written, and close."""
+        """Have the disk hold all that was written."""
         try:
             self.flush()
             os.fsync(self.fileno())
-            self.close()
         except OSError as error:
             raise cannot_write(self.target, error) from None
 
@@ -68,9 +71,10 @@ class AtomicFile(io.BufferedRandom):
             raise cannot_write(self.target, error) from None
 
     def publish(self) -> None:
-        """Put the synced file in its place."""
+        """Put the synced file in its place, and close it: until then it is locked, so that nobody tidies it away."""
         try:
             self.part.replace(self.target)
+            self.close()
             sync_directory(self.target.parent)
         except OSError as error:
             raise cannot_write(self.target, error) from None
@@ -100,6 +104,7 @@ class _PartFile(io.FileIO):
     def __init__(self, handle: int, target: Path) -> None:
         super().__init__(handle, "r+b")
         self._target = target
+        self.error: OutputError | None = None  # the first one, for who cannot hand it on
         self.is_discarded = False  # then what is still in the buffer need not be written: the disk may be full
 
     def write(self, data: Buffer, /) -> int:
@@ -108,7 +113,8 @@ class _PartFile(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            raise cannot_write(self._target, error) from None
+            self.error = self.error or cannot_write(self._target, error)
+            raise self.error from None
 
 
 def open_all(targets: Sequence[Path]) -> list[AtomicFile]:
@@ -146,6 +152,15 @@ def discard_all(files: Sequence[AtomicFile]) -> None:
         file.discard()
 
 
+def _make_part(directory: Path) -> tuple[int, str]:
+    """Make and lock a new file; again, if another process took it for an abandoned one before it was locked."""
+    while True:
+        handle, part = tempfile.mkstemp(prefix=_PART_PREFIX, suffix=".part", dir=directory)
+        if _lock(handle) is not False and os.fstat(handle).st_nlink:
+            return handle, part
+        os.close(handle)
+
+
 def remove_abandoned(directory: Path) -> None:
     """Remove what processes that were killed have left unfinished in a directory: what nobody has locked any more."""
     for part in directory.glob(f"{_PART_PREFIX}*.part"):
@@ -154,14 +169,16 @@ def remove_abandoned(directory: Path) -> None:
                 part.unlink()
 
 
-def _lock(handle: int) -> bool:
-    """Lock an open file until it is closed, or its process ends."""
+def _lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed, or its process ends; None where the file system knows no locks."""
     import fcntl
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

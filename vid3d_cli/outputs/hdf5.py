@@ -14,7 +14,7 @@ from .atomic import AtomicFile
 from .entries import SPAN_COLUMNS, VideoEntry, VideoFeatures, spans_of
 from .format import FEATURES
 from .npy import NpyStore
-from .packed import PackedStore
+from .packed import PackedStore, parse_entries, parse_recipe
 from .store import Recipe
 
 COPIED_ROWS = 4096
@@ -25,6 +25,14 @@ class Hdf5Store(PackedStore):
     """Datasets of N rows: "features" (or "rgb" and "flow"), "video", "clip", …; "videos" has a JSON line a video."""
 
     def pack(self, rows: NpyStore, recipe: Recipe, file: AtomicFile) -> None:
+        try:
+            self._write(rows, recipe, file)
+        except Exception:
+            if file.error is not None:  # h5py hides what its file says
+                raise file.error from None
+            raise
+
+    def _write(self, rows: NpyStore, recipe: Recipe, file: AtomicFile) -> None:
         h5py = _h5py()
         videos, spans = rows.columns()
         with h5py.File(file, "w") as target:
@@ -54,11 +62,10 @@ class Hdf5Store(PackedStore):
     def packed_recipe(self) -> dict[str, Any]:
         if "recipe" not in self._file.attrs:
             raise OutputError(f"{self.path}: not a file of vid3d extract: it has no recipe")
-        recipe: dict[str, Any] = json.loads(self._file.attrs["recipe"])
-        return recipe
+        return parse_recipe(self._file.attrs["recipe"], self.path)
 
     def packed_entries(self) -> list[VideoEntry]:
-        return [VideoEntry.from_json(json.loads(line)) for line in self._part("videos")[:]]
+        return parse_entries(self._part("videos")[:], self.path)
 
     def read_packed(self, entry: VideoEntry) -> VideoFeatures:
         rows = slice(entry.row, entry.row + entry.num_rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from .directory import save_npz
 from .entries import SPAN_COLUMNS, VideoEntry, VideoFeatures, spans_of
 from .format import FEATURES
 from .npy import NpyStore
-from .packed import PackedStore
+from .packed import PackedStore, parse_entries, parse_recipe
 from .store import Recipe
 
 
@@ -46,7 +47,7 @@ class NpzStore(PackedStore):
         try:
             with np.load(self.path, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise OutputError(f"{self.path}: cannot be read: {error}") from None
 
     def _array(self, name: str) -> NDArray[Any]:
@@ -56,11 +57,10 @@ class NpzStore(PackedStore):
             raise OutputError(f"{self.path}: not an .npz of vid3d extract: it has no array '{name}'") from None
 
     def packed_recipe(self) -> dict[str, Any]:
-        recipe: dict[str, Any] = json.loads(str(self._array("recipe")))
-        return recipe
+        return parse_recipe(str(self._array("recipe")), self.path)
 
     def packed_entries(self) -> list[VideoEntry]:
-        return [VideoEntry.from_json(json.loads(line)) for line in self._array("videos").tobytes().splitlines()]
+        return parse_entries(self._array("videos").tobytes().splitlines(), self.path)
 
     def read_packed(self, entry: VideoEntry) -> VideoFeatures:
         rows = slice(entry.row, entry.row + entry.num_rows)

@@ -7,13 +7,15 @@ feats.npz.failures.jsonl
 
 from __future__ import annotations
 
+import json
 import shutil
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..errors import OutputError
 from .atomic import AtomicFile, remove_abandoned
 from .entries import VideoEntry, VideoFeatures
 from .npy import NpyStore
@@ -150,3 +152,30 @@ class PackedStore(FeatureStore):
 
     def _remove_directory(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def parse_recipe(text: str | bytes, path: Path) -> dict[str, Any]:
+    """The recipe of a file.
+
+    Raises:
+        OutputError: it is something else.
+    """
+    try:
+        recipe = json.loads(text)
+    except (ValueError, TypeError):
+        recipe = None
+    if not isinstance(recipe, dict) or "model" not in recipe:
+        raise OutputError(f"{path}: cannot be read: what is its recipe there is none of vid3d extract")
+    return recipe
+
+
+def parse_entries(lines: Iterable[str | bytes], path: Path) -> list[VideoEntry]:
+    """The videos of a file, a JSON line each.
+
+    Raises:
+        OutputError: they are something else.
+    """
+    try:
+        return [VideoEntry.from_json(json.loads(line)) for line in lines]
+    except (ValueError, TypeError, KeyError) as error:
+        raise OutputError(f"{path}: cannot be read: its list of videos is damaged: {error}") from None

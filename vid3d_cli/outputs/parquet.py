@@ -16,7 +16,7 @@ from .atomic import AtomicFile
 from .entries import SPAN_COLUMNS, VideoEntry, VideoFeatures, spans_of
 from .format import FEATURES
 from .npy import NpyStore
-from .packed import PackedStore
+from .packed import PackedStore, parse_entries, parse_recipe
 from .store import Recipe
 
 GROUP_BYTES = 16 * 1024 * 1024
@@ -73,11 +73,10 @@ class ParquetStore(PackedStore):
         return self._file.schema_arrow.metadata or {}
 
     def packed_recipe(self) -> dict[str, Any]:
-        recipe: dict[str, Any] = json.loads(self._metadata("recipe"))
-        return recipe
+        return parse_recipe(self._metadata("recipe"), self.path)
 
     def packed_entries(self) -> list[VideoEntry]:
-        return [VideoEntry.from_json(json.loads(line)) for line in self._metadata("videos").splitlines()]
+        return parse_entries(self._metadata("videos").splitlines(), self.path)
 
     def read_packed(self, entry: VideoEntry) -> VideoFeatures:
         table = self._rows_of(entry)
