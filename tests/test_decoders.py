@@ -558,3 +558,14 @@ def test_a_job_without_files_to_open_ends_and_tells_so(tiny_model, videos, monke
 def test_a_timeout_that_leaves_no_time_is_refused(tiny_model, videos, timeout):
     with pytest.raises(UsageError, match="a decoder needs some time"):
         features_of(videos, timeout=timeout)
+
+
+def test_a_child_that_does_not_understand_costs_its_video_alone(video):
+    with Decoders(timeout=30) as decoders:
+        with decoders.open(video) as frames:
+            next(frames)
+            frames._decoder._connection.send_bytes(b"no request")
+            with pytest.raises(DecoderDied, match="ended with exit code 1"):
+                list(frames)
+        with decoders.open(video) as frames:
+            assert len(list(frames)) == 60

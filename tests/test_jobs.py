@@ -425,6 +425,7 @@ def test_a_stale_claim_is_taken_over_by_one_worker_only(tmp_path):
         (["--claim", "--shard", "1/2", "--out", "f"], "choose one"),
         (["--claim", "--overwrite", "--out", "f"], "--overwrite would remove what other workers write"),
         (["--shard", "1/2", "--overwrite", "--out", "f"], "--overwrite would remove what other workers write"),
+        (["--stale-after", "5", "--out", "f"], "add --claim"),
     ],
 )
 def test_ways_to_share_that_do_not_go_together(vid3d, tiny_model, three, arguments, named):

@@ -717,6 +717,31 @@ def test_what_is_no_output_of_ours_is_told_from_one(tmp_path, name):
             store.recipe()
 
 
+def test_an_npz_of_somebody_else_is_told_from_ours(tmp_path):
+    write(make_store(tmp_path, "feats.npz"))
+    whole = (tmp_path / "feats.npz").read_bytes()
+    path = tmp_path / "feats.npz"
+
+    def save_array():
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+
+    for harm in (
+        save_array,
+        lambda: np.savez(path, recipe=np.array("hello")),
+        lambda: np.savez(path, recipe=np.array('{"model": 1}'), videos=np.frombuffer(b"[1]\n", np.uint8)),
+        lambda: np.savez_compressed(path, rgb=np.zeros(9)),
+        lambda: path.write_bytes(whole[:200]),
+    ):
+        harm()
+        with (
+            pytest.raises(OutputError, match=r"cannot be read|not an \.npz of vid3d"),
+            make_store(tmp_path, "feats.npz") as s,
+        ):
+            s.recipe()
+            s.entries()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Committer
 # ---------------------------------------------------------------------------------------------------------------------

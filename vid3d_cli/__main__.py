@@ -9,8 +9,8 @@ def main() -> None:
         from .cli import main as run
 
         run()
-    except KeyboardInterrupt as interrupt:
-        sys.exit(143 if type(interrupt).__name__ == "_Terminated" else 130)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

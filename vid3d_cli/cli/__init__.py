@@ -119,12 +119,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # file names may be no UTF-8
-    _watch_signals()
+    arrived = _watch_signals()
     try:
         app()
     except SystemExit as ended:
-        if ended.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
-            _leave_at_once(ended.code)
+        if ended.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):  # Typer knows only the first of the two
+            _leave_at_once(EXIT_TERMINATED if signal.SIGTERM in arrived else EXIT_INTERRUPTED)
         raise
     except Exception as error:
         if "--debug" in sys.argv:
@@ -134,8 +134,12 @@ def main() -> None:
         sys.exit(EXIT_SOME_FAILED)
 
 
-def _watch_signals() -> None:
-    """Have the first Ctrl-C or SIGTERM end the work in good order, and a second one end it at once."""
+def _watch_signals() -> list[int]:
+    """Have the first Ctrl-C or SIGTERM end the work in good order, and a second one end it at once.
+
+    Returns:
+        The signals that have arrived, at any time.
+    """
     codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
     arrived: list[int] = []
 
@@ -149,6 +153,7 @@ def _watch_signals() -> None:
     for number in codes:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background, or under nohup
             signal.signal(number, interrupt)
+    return arrived
 
 
 def _leave_at_once(code: int) -> NoReturn:

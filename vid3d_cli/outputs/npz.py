@@ -47,7 +47,7 @@ class NpzStore(PackedStore):
         try:
             with np.load(self.path, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored}
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise OutputError(f"{self.path}: cannot be read: {error}") from None
 
     def _array(self, name: str) -> NDArray[Any]:

@@ -165,7 +165,7 @@ def parse_recipe(text: str | bytes, path: Path) -> dict[str, Any]:
     except (ValueError, TypeError):
         recipe = None
     if not isinstance(recipe, dict) or "model" not in recipe:
-        raise OutputError(f"{path}: cannot be read: what is its recipe there is none of vid3d extract")
+        raise OutputError(f"{path}: cannot be read: its recipe is not one of vid3d extract")
     return recipe
 
 
