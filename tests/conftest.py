@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,14 @@ import vid3d_cli.model
 import vid3d_cli.runtimes
 import vid3d_cli.weights
 from vid3d_cli.backbones import BackboneOutput
+from vid3d_cli.engines.threads import count_cores
 from vid3d_cli.pipeline import Pipeline
+
+
+if (
+    "PYTEST_XDIST_WORKER_COUNT" in os.environ
+):  # the cores are shared out: threads that wait for each other only burn them
+    torch.set_num_threads(max(1, count_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
 class TinyNet(nn.Module):
