@@ -20,10 +20,7 @@ from vid3d_cli.backbones import BackboneOutput
 from vid3d_cli.engines.threads import count_cores
 from vid3d_cli.pipeline import Pipeline
 
-
-if (
-    "PYTEST_XDIST_WORKER_COUNT" in os.environ
-):  # the cores are shared out: threads that wait for each other only burn them
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the cores are shared out, not fought over
     torch.set_num_threads(max(1, count_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
