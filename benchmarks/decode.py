@@ -29,11 +29,11 @@ import av
 import cv2
 import numpy as np
 
-from vid3d_cli.engines.threads import count_cores, one_opencv_thread
 from vid3d_cli.options import Options
-from vid3d_cli.outputs.film import Film
-from vid3d_cli.pipeline import Pipeline
-from vid3d_cli.video import VideoReader, probe
+from vid3d_cli.run.pipeline import Pipeline
+from vid3d_cli.run.threads import count_cores, one_opencv_thread
+from vid3d_cli.video.reader import VideoReader, probe
+from vid3d_cli.video.writer import Film
 from vid3d_cli.workers import Workers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "videos"

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vid3d_cli.backbones import BACKBONES
-from vid3d_cli.engines import local
-from vid3d_cli.manifest import PackagedSource, find_model
+from vid3d_cli.models.backbones import BACKBONES
+from vid3d_cli.models.manifest import PackagedSource, find_model
 from vid3d_cli.options import Options
-from vid3d_cli.pipeline import Pipeline
 from vid3d_cli.records import FUSED, VideoResult
+from vid3d_cli.run import local
+from vid3d_cli.run.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_VIDEOS = ROOT.parent / "shared" / "videos"

@@ -25,12 +25,12 @@ from pathlib import Path
 
 from decode import SHARED, render
 
-from vid3d_cli.engines.threads import count_cores
-from vid3d_cli.manifest import find_model
+from vid3d_cli.models.manifest import find_model
 from vid3d_cli.options import Options
-from vid3d_cli.pipeline import Pipeline
+from vid3d_cli.run.pipeline import Pipeline
+from vid3d_cli.run.threads import count_cores
 from vid3d_cli.runtimes.speed import save_random_weights
-from vid3d_cli.video import probe
+from vid3d_cli.video.reader import probe
 
 VIDEOS = ("v_GGSY1Qvo990.mp4", "arm_wrestling.mp4")
 """320×240, 355 frames; 340×256, 280 frames."""

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vid3d_cli.engines.threads import count_cores
-from vid3d_cli.flow import FLOW_METHODS, FlowFunction, PairByPair, create_flow, mean_end_point_error
+from vid3d_cli.flow.methods import FLOW_METHODS, FlowFunction, PairByPair, create_flow, mean_end_point_error
+from vid3d_cli.run.threads import count_cores
 from vid3d_cli.workers import Workers
 
 DEFAULT_REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "flow"

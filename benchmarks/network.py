@@ -32,8 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from vid3d_cli.manifest import Normalisation
-from vid3d_cli.model import ClipModel, Normalise, create_model
+from vid3d_cli.models.clip_model import ClipModel, Normalise, create_model
+from vid3d_cli.models.manifest import Normalisation
 from vid3d_cli.records import Clip, ClipOutput, ClipSpan
 from vid3d_cli.runtimes import create_runtime
 from vid3d_cli.runtimes.openvino import import_openvino

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vid3d_cli.flow import mean_end_point_error
-from vid3d_cli.tvl1 import pairs_per_call, tvl1_flow_of_pairs
+from vid3d_cli.flow.methods import mean_end_point_error
+from vid3d_cli.flow.tvl1 import pairs_per_call, tvl1_flow_of_pairs
 
 DEFAULT_REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "flow"
 

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from videos import write_video
 
 import vid3d_cli.cli
-import vid3d_cli.model
+import vid3d_cli.models.clip_model
+import vid3d_cli.models.weights
 import vid3d_cli.runtimes
-import vid3d_cli.weights
-from vid3d_cli.backbones import BackboneOutput
-from vid3d_cli.engines.threads import count_cores
-from vid3d_cli.pipeline import Pipeline
+from vid3d_cli.models.backbones import BackboneOutput
+from vid3d_cli.run.pipeline import Pipeline
+from vid3d_cli.run.threads import count_cores
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the cores are shared out, not fought over
     torch.set_num_threads(max(1, count_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
@@ -58,8 +58,8 @@ def tiny_model(monkeypatch, tmp_path):
         torch.manual_seed(0)
         return TinyNet(stream).eval()
 
-    monkeypatch.setattr(vid3d_cli.model, "create_model", create_model)
-    monkeypatch.setattr(vid3d_cli.weights, "pull", lambda file, **_: checkpoint)
+    monkeypatch.setattr(vid3d_cli.models.clip_model, "create_model", create_model)
+    monkeypatch.setattr(vid3d_cli.models.weights, "pull", lambda file, **_: checkpoint)
     monkeypatch.setitem(Pipeline.__init__.__kwdefaults__, "fetch", lambda file: checkpoint)
     return checkpoint
 

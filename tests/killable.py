@@ -21,14 +21,14 @@ from conftest import TinyNet
 
 import vid3d_cli.api
 import vid3d_cli.cli
+import vid3d_cli.clips.resampling
+import vid3d_cli.features.stores
 import vid3d_cli.jobs.extraction
-import vid3d_cli.model
-import vid3d_cli.outputs.features
-import vid3d_cli.resampling
+import vid3d_cli.models.clip_model
+import vid3d_cli.models.weights
 import vid3d_cli.runtimes
 import vid3d_cli.runtimes.torch
-import vid3d_cli.weights
-from vid3d_cli.pipeline import ClipReader, Pipeline
+from vid3d_cli.run.pipeline import ClipReader, Pipeline
 
 CHECKPOINT = "checkpoint.pt"
 WRITING = ("pwrite", "fsync", "replace", "ftruncate", "unlink")
@@ -98,8 +98,8 @@ def use_tiny_net(checkpoint):
         return TinyNet(stream).eval()
 
     vid3d_cli.runtimes.has_openvino = lambda: False
-    vid3d_cli.model.create_model = create_model
-    vid3d_cli.weights.pull = lambda file, **_: checkpoint
+    vid3d_cli.models.clip_model.create_model = create_model
+    vid3d_cli.models.weights.pull = lambda file, **_: checkpoint
     Pipeline.__init__.__kwdefaults__["fetch"] = lambda file: checkpoint
 
 

@@ -7,7 +7,7 @@ import killable
 from videos import write_video
 
 import vid3d_cli
-from vid3d_cli.pipeline import Pipeline
+from vid3d_cli.run.pipeline import Pipeline
 
 with tempfile.TemporaryDirectory() as _directory:
     _video = write_video(Path(_directory, "video.mp4"), num_frames=12)

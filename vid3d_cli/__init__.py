@@ -21,27 +21,29 @@ from .version import __version__
 if TYPE_CHECKING:
     from .api import classify, extract
     from .errors import UsageError, Vid3dError, VideoError, WeightsError
-    from .flow import optical_flow
+    from .features.stores import open_store
+    from .flow.methods import optical_flow
     from .fusion import Fusion, top_k
-    from .model import create_model
+    from .models.clip_model import create_model
     from .options import Options
-    from .outputs.features import open_store
-    from .pipeline import Pipeline
-    from .records import Prediction, Recipe, VideoFailure, VideoResult
-    from .video import VideoReader, probe
+    from .recipe import Recipe
+    from .records import Prediction, VideoFailure, VideoResult
+    from .run.pipeline import Pipeline
+    from .video.reader import VideoReader, probe
 
 
 _HOMES = {
     "api": ["classify", "extract"],
     "errors": ["UsageError", "Vid3dError", "VideoError", "WeightsError"],
-    "flow": ["optical_flow"],
+    "flow.methods": ["optical_flow"],
     "fusion": ["Fusion", "top_k"],
-    "model": ["create_model"],
+    "models.clip_model": ["create_model"],
     "options": ["Options"],
-    "outputs.features": ["open_store"],
-    "pipeline": ["Pipeline"],
-    "records": ["Prediction", "Recipe", "VideoFailure", "VideoResult"],
-    "video": ["VideoReader", "probe"],
+    "features.stores": ["open_store"],
+    "run.pipeline": ["Pipeline"],
+    "recipe": ["Recipe"],
+    "records": ["Prediction", "VideoFailure", "VideoResult"],
+    "video.reader": ["VideoReader", "probe"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
-from .engines import local
-from .engines.local import OnClips, OnFailure
 from .options import Options, OptionValues
-from .pipeline import Pipeline
 from .records import VideoResult
+from .run import local
+from .run.local import OnClips, OnFailure
+from .run.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -1,8 +1,7 @@
-"""The values that travel through the pipeline: Frame → Clip → ClipOutput → VideoResult, and the Recipe behind them."""
+"""The values that travel through the pipeline: Frame → Clip → ClipOutput → VideoResult."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .recipe import Recipe
 
 STREAMS = ("rgb", "flow")
 """The streams in the order in which they are reported and concatenated."""
@@ -133,55 +134,6 @@ class VideoFailure:
     """Name of the exception class, as drawn in `errors`."""
     message: str
     """What was wrong and what to do."""
-
-
-@dataclass(frozen=True)
-class StreamRecipe:
-    """How one stream was made and read."""
-
-    weights: str
-    """Manifest name, or the path of the user's own file."""
-    weights_sha256: str
-    """Digest of the checkpoint file."""
-    normalisation: str
-    """How pixels or flow became the network's input, in words that can be compared."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a feature was made by: the same recipe on the same file gives the same row."""
-
-    model: str
-    streams: Mapping[str, StreamRecipe]
-    fps: str
-    """Frames per second read, as a fraction, or "native"."""
-    start_seconds: float
-    end_seconds: float | None
-    window: int
-    stride: int
-    tail: str
-    resize: str
-    """How frames were resized."""
-    crops: str
-    """Which squares of a frame were seen, and what became of their features."""
-    keeps_crops: bool
-    """Whether features have an axis of crops."""
-    variant: str | None
-    """Form of the backbone; None for the plain one."""
-    features: str
-    """Where they were taken from: "pooled" is the vector that feeds the classifier."""
-    flow: str | None
-    """How flow was computed; None without a flow stream."""
-    runtime: str
-    precision: str
-    versions: Mapping[str, str]
-    """Of vid3d and the packages that decide the numbers."""
-    dense: str | None = None
-    """How windows were pooled from one pass over the video; None where each was run by itself."""
-
-    def to_json(self) -> str:
-        """One line of JSON, keys in the order above."""
-        return to_json(dataclasses.asdict(self))
 
 
 def to_json(value: Any) -> str:

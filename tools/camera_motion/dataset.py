@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vid3d_cli.clips import sliding_clips
-from vid3d_cli.flow import create_flow
-from vid3d_cli.manifest import Normalisation
+from vid3d_cli.clips.streams import align_streams
+from vid3d_cli.clips.windows import sliding_clips
+from vid3d_cli.flow.methods import create_flow
+from vid3d_cli.models.manifest import Normalisation
 from vid3d_cli.records import Frame
-from vid3d_cli.streams import align_streams
 
 from .paths import CLASSES
 from .render import NUM_TICKS, TICK_FPS, Frames, render_clip
@@ -58,7 +58,7 @@ def to_streams(frames: Frames, *, flow_method: str = "dis") -> dict[str, NDArray
 
     Args:
         frames: (T, H, W, 3), RGB, at 12.5 frames per second; fewer than 16 are padded.
-        flow_method: see `vid3d_cli.flow.FLOW_METHODS`.
+        flow_method: see `vid3d_cli.flow.methods.FLOW_METHODS`.
     """
     tick = Fraction(1) / TICK_FPS
     records = (Frame(i, float(i * tick), float((i + 1) * tick), picture) for i, picture in enumerate(frames))

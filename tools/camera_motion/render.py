@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vid3d_cli.video import VideoReader
+from vid3d_cli.video.reader import VideoReader
 
 from .paths import CLASSES, SHORT_SIDE_PX, CameraPath, Values, random_path, shaking_path
 from .textures import Picture, random_cover, random_mask, random_texture

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vid3d_cli.backbones import BACKBONES
-from vid3d_cli.model import ClipModel, Normalise
+from vid3d_cli.models.backbones import BACKBONES
+from vid3d_cli.models.clip_model import ClipModel, Normalise
 
 from .dataset import CLIP_LENGTH, FLOW_BOUND_PX, NORMALISATION, ClipSet
 from .paths import CLASSES

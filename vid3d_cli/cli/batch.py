@@ -18,11 +18,11 @@ from ..options import Options
 from .console import BatchProgress, download_bar, log, writes_json
 
 if TYPE_CHECKING:
-    from ..manifest import WeightsFile
-    from ..outputs.atomic import AtomicFile
-    from ..pipeline import Pipeline
+    from ..durable import AtomicFile
+    from ..models.manifest import WeightsFile
     from ..records import VideoFailure, VideoResult
-    from ..sources import Source
+    from ..run.pipeline import Pipeline
+    from ..video.sources import Source
 
     Run = Callable[..., Generator[VideoResult, None, None]]
     """Called as `engines.local.run`."""
@@ -74,7 +74,7 @@ Failures = Annotated[
 
 def make_pipeline(options: Options) -> Pipeline:
     """Build the pipeline; weights that are not on disk are downloaded with a progress bar."""
-    from ..pipeline import Pipeline
+    from ..run.pipeline import Pipeline
 
     pipeline = Pipeline(options, fetch=fetch_weights)
     for stream, why in pipeline.left_out.items():
@@ -90,7 +90,7 @@ def make_pipeline(options: Options) -> Pipeline:
 
 def fetch_weights(file: WeightsFile) -> Path:
     """Find a published checkpoint, or download it with a progress bar."""
-    from ..weights import pull
+    from ..models.weights import pull
 
     with download_bar(file.name) as on_bytes:
         return pull(file, progress=on_bytes)
@@ -103,7 +103,7 @@ def count(number: int, noun: str) -> str:
 
 def find_videos(arguments: list[str], nul_separated: bool) -> list[Source]:
     """The videos that the arguments stand for, and standard input where it is asked for."""
-    from ..sources import find_sources
+    from ..video.sources import find_sources
 
     if nul_separated and "-" not in arguments:
         raise UsageError("-0 is for a list on standard input: add - to the arguments")
@@ -120,13 +120,13 @@ def open_engine(name: str, ray_address: str | None, pipeline: Pipeline) -> Itera
     if name not in ("local", "ray"):
         raise UsageError(f"unknown engine '{name}': choose local or ray")
     if name == "local":
-        from ..engines import local
+        from ..run import local
 
         if ray_address is not None:
             raise UsageError("--ray-address is where a cluster is: add --engine ray")
         yield local.run
         return
-    from ..engines.ray import Cluster
+    from ..run.ray import Cluster
 
     with Cluster(ray_address) as cluster:
         cluster.prepare(pipeline)  # before its recipe is asked for, which would load the networks here
@@ -163,7 +163,7 @@ def run_batch(
     Returns:
         The exit code.
     """
-    from ..outputs.atomic import AtomicFile
+    from ..durable import AtomicFile
 
     # Opened first: a list that cannot be written is told now, not after a night.
     failures_file = None if failures_path is None else AtomicFile(failures_path)
@@ -206,7 +206,7 @@ class _Batch:
         timeout: float,
         run: Run | None,
     ) -> None:
-        from ..engines import local
+        from ..run import local
         from ..timings import StageSeconds
 
         self.failures: list[VideoFailure] = []

@@ -20,8 +20,8 @@ from .console import log, stdout_is_terminal
 from .options import takes_pipeline_options
 
 if TYPE_CHECKING:
-    from ..pipeline import Pipeline
     from ..records import Clip
+    from ..run.pipeline import Pipeline
     from ..timings import StageSeconds
 
 NUM_FRAMES_READ = 256
@@ -48,8 +48,8 @@ def bench(
 
     Example: vid3d bench
     """
-    from ..pipeline import Pipeline
     from ..records import to_json
+    from ..run.pipeline import Pipeline
 
     with tempfile.TemporaryDirectory() as directory:
         options, random_streams = _with_random_weights(options, Path(directory))
@@ -65,9 +65,9 @@ def bench(
 
 def _with_random_weights(options: Options, directory: Path) -> tuple[Options, list[str]]:
     """The same with untrained checkpoints for the streams whose weights are not on disk, and which these are."""
-    from ..manifest import find_model
+    from ..models.manifest import find_model
+    from ..models.weights import is_on_disk
     from ..runtimes.speed import save_random_weights
-    from ..weights import is_on_disk
 
     entry = find_model(options.model)
     weights, random_streams = dict(options.weights), []
@@ -81,7 +81,7 @@ def _with_random_weights(options: Options, directory: Path) -> tuple[Options, li
 
 
 def _render(directory: Path) -> str:
-    from ..demo import render
+    from ..video.demo import render
 
     render(directory / "film.mp4")
     return str(directory / "film.mp4")
@@ -100,7 +100,7 @@ class _Reading:
 
 def measure(pipeline: Pipeline, video: str) -> dict[str, Any]:
     """Measure the parts of a run, one after the other, as plain values."""
-    from ..engines.threads import count_cores
+    from ..run.threads import count_cores
     from ..runtimes import has_openvino
 
     log.info("measuring the machine and %s; this takes about half a minute", pipeline.entry.name)
@@ -131,7 +131,7 @@ def measure(pipeline: Pipeline, video: str) -> dict[str, Any]:
 
 
 def _read(pipeline: Pipeline, video: str, num_clips: int) -> _Reading:
-    from ..engines.threads import count_cores, one_opencv_thread
+    from ..run.threads import count_cores, one_opencv_thread
     from ..timings import StageSeconds
     from ..workers import Workers
 
@@ -186,7 +186,7 @@ def _network_gflops(pipeline: Pipeline, clip_seconds: float) -> float | None:
 
 def _dense_pays(pipeline: Pipeline) -> bool:
     """Whether these windows would need less work in a dense run."""
-    from ..pipeline import Pipeline
+    from ..run.pipeline import Pipeline
 
     try:
         plan = Pipeline(replace(pipeline.options, dense=True)).dense_plan

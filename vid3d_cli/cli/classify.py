@@ -27,9 +27,9 @@ from .console import stdout_is_terminal
 from .options import Fuse, FuseOn, takes_pipeline_options
 
 if TYPE_CHECKING:
-    from ..outputs.atomic import AtomicFile
+    from ..durable import AtomicFile
     from ..records import VideoResult
-    from ..sources import Source
+    from ..video.sources import Source
 
 FORMATS = ("table", "json", "jsonl", "csv")
 
@@ -72,9 +72,9 @@ def classify(
         raise UsageError(f"--per {per}: choose clip or video")
     if form not in (None, *FORMATS):
         raise UsageError(f"--format {form}: choose one of {', '.join(FORMATS)}")
-    from ..outputs.atomic import AtomicFile
-    from ..outputs.predictions import prediction_records
-    from ..outputs.store import refuse_existing
+    from ..durable import AtomicFile
+    from ..features.store import refuse_existing
+    from ..predictions.files import prediction_records
 
     form = form or ("table" if output is None and stdout_is_terminal() else "jsonl")
     sources = find_videos(videos, nul_separated)
@@ -117,7 +117,7 @@ class _Printer(Protocol):
 
 
 def _make_printer(form: str, stream: TextIO) -> _Printer:
-    from ..outputs import predictions
+    from ..predictions import files as predictions
     from .tables import PredictionTables
 
     if form == "table":

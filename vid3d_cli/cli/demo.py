@@ -12,7 +12,7 @@ import typer
 from ..errors import EXIT_OK
 
 if TYPE_CHECKING:
-    from ..demo import Segment
+    from ..video.demo import Segment
 
 MODEL = "s3d_mini.camera_motion"
 
@@ -30,7 +30,7 @@ def demo(
     """
     import numpy as np
 
-    from ..demo import render
+    from ..video.demo import render
 
     out.mkdir(parents=True, exist_ok=True)
     film, predictions, features = out / "camera.mp4", out / "predictions.jsonl", out / "feats.npy"

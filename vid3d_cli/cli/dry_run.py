@@ -12,12 +12,12 @@ from .batch import count
 from .console import duration, stdout_is_terminal
 
 if TYPE_CHECKING:
+    from ..features.format import FeatureFormat
+    from ..features.store import FeatureStore
     from ..jobs.extraction import Left
     from ..jobs.planning import CannotOpen, Estimate, Totals, VideoPlan
-    from ..outputs.format import FeatureFormat
-    from ..outputs.store import FeatureStore
-    from ..pipeline import Pipeline
-    from ..sources import Source
+    from ..run.pipeline import Pipeline
+    from ..video.sources import Source
 
 MAX_LISTED = 100
 """Videos in a table; a pipe has all of them."""

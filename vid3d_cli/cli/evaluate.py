@@ -10,23 +10,13 @@ import typer
 
 from ..errors import UsageError
 from ..options import TIMEOUT_SECONDS, Options
-from .batch import (
-    Failures,
-    Jobs,
-    NulSeparated,
-    Timeout,
-    Videos,
-    count,
-    find_videos,
-    make_pipeline,
-    run_batch,
-)
+from .batch import Failures, Jobs, NulSeparated, Timeout, Videos, count, find_videos, make_pipeline, run_batch
 from .console import log, stdout_is_terminal
 from .options import Fuse, FuseOn, takes_pipeline_options
 
 if TYPE_CHECKING:
     from ..records import VideoResult
-    from ..sources import Source
+    from ..video.sources import Source
 
 _MAX_CONFUSION_COLUMNS = 16
 _NUM_CONFUSIONS_LISTED = 10
@@ -56,7 +46,7 @@ def evaluate(
 
     Example: vid3d eval --labels labels.csv videos/
     """
-    from ..evaluation import class_numbers, find_label, read_label_table
+    from ..predictions.evaluation import class_numbers, find_label, read_label_table
 
     table = read_label_table(labels)
     sources = find_videos(videos, nul_separated)
@@ -93,7 +83,7 @@ def make_report(results: list[VideoResult], label_of: dict[str, str], sweep_on: 
     """What is told of the results, as plain values; `sweep_on` is what swept fusion works on, or None."""
     import numpy as np
 
-    from .. import evaluation
+    from ..predictions import evaluation
     from ..records import FUSED
 
     classes = results[0].labels

@@ -30,7 +30,7 @@ from .options import takes_pipeline_options
 if TYPE_CHECKING:
     from ..jobs.claims import Claims
     from ..jobs.extraction import Extraction
-    from ..sources import Source
+    from ..video.sources import Source
 
 _BATCH = "Batch jobs"
 
@@ -114,9 +114,9 @@ def extract(
 
     Example: vid3d extract --out feats.npy videos/
     """
+    from ..features.format import FeatureFormat
+    from ..features.stores import create_store
     from ..jobs.extraction import Extraction
-    from ..outputs.features import create_store
-    from ..outputs.format import FeatureFormat
 
     sources = find_videos(videos, nul_separated)
     if stale_after is not None and not claim:
@@ -168,7 +168,7 @@ def _select_part(
     sources: list[Source], out: str, shard: str | None, *, claim: bool, overwrite: bool, dry_run: bool
 ) -> tuple[str | None, list[Source]]:
     """The name of this worker among several, and the videos that are its part."""
-    from ..outputs.features import is_directory
+    from ..features.stores import is_directory
 
     if shard is None and not claim:
         return None, sources

@@ -15,10 +15,10 @@ from .batch import count
 from .console import duration, log, shows_bars, stdout_is_terminal
 
 if TYPE_CHECKING:
-    from ..outputs.comparing import Comparison, RowPair
-    from ..outputs.entries import VideoFeatures
-    from ..outputs.inspection import Summary
-    from ..outputs.merging import Merged
+    from ..features.comparing import Comparison, RowPair
+    from ..features.entries import VideoFeatures
+    from ..features.inspection import Summary
+    from ..features.merging import Merged
 
 app = typer.Typer(no_args_is_help=True, help="Look into features, check, join, convert and compare them.")
 
@@ -56,8 +56,8 @@ def info(file: File) -> None:
 
     Example: vid3d features info feats.npy
     """
-    from ..outputs.features import open_store
-    from ..outputs.inspection import summarise
+    from ..features.inspection import summarise
+    from ..features.stores import open_store
     from ..records import to_json
 
     with open_store(file) as store:
@@ -126,8 +126,8 @@ def get(
 
     Example: vid3d features get feats.npy video.mp4 --at 1.5
     """
-    from ..outputs.features import open_store
-    from ..outputs.inspection import find_video, read_whole, rows_at
+    from ..features.inspection import find_video, read_whole, rows_at
+    from ..features.stores import open_store
 
     with open_store(file) as store:
         features = read_whole(store, find_video(store.entries(), video))
@@ -136,7 +136,7 @@ def get(
 
 
 def _echo_rows(features: VideoFeatures, rows: Sequence[int]) -> None:
-    from ..outputs.entries import SPAN_COLUMNS
+    from ..features.entries import SPAN_COLUMNS
     from ..records import to_json
 
     for row in rows:
@@ -179,8 +179,8 @@ def check(
 
 
 def _check(file: str) -> int:
-    from ..outputs.checking import find_problems
-    from ..outputs.features import open_store
+    from ..features.checking import find_problems
+    from ..features.stores import open_store
 
     num_damaged = 0
     try:
@@ -249,9 +249,9 @@ def convert(
 
 
 def _merge(files: list[str], out: str, layout: str, concat: bool | None, overwrite: bool) -> int:
-    from ..outputs.features import create_store, open_store
-    from ..outputs.format import FeatureFormat
-    from ..outputs.merging import merge
+    from ..features.format import FeatureFormat
+    from ..features.merging import merge
+    from ..features.stores import create_store, open_store
 
     form = FeatureFormat(layout=layout)
     parts = [open_store(file) for file in files]
@@ -291,7 +291,7 @@ def compare(
 
     Example: vid3d features compare feats.npy other.h5
     """
-    from ..outputs.comparing import Comparison, open_rows
+    from ..features.comparing import Comparison, open_rows
 
     comparison = Comparison(open_rows(a), open_rows(b))
     cosines: dict[str, list[float]] = {}

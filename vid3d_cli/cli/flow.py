@@ -50,13 +50,13 @@ def flow(
 
     from tqdm import tqdm
 
-    from ..engines.threads import count_cores, one_opencv_thread
-    from ..flow import create_flow, describe_flow, find_flow_method
-    from ..outputs.flow import open_flow_output
-    from ..pipeline import flow_device
-    from ..preprocess import describe_resize
-    from ..streams import align_streams
-    from ..video import VideoReader, parse_fps
+    from ..clips.preprocess import describe_resize
+    from ..clips.streams import align_streams
+    from ..flow.methods import create_flow, describe_flow, find_flow_method
+    from ..flow.writers import open_flow_output
+    from ..run.pipeline import flow_device
+    from ..run.threads import count_cores, one_opencv_thread
+    from ..video.reader import VideoReader, parse_fps
     from ..workers import Workers
 
     if dtype not in ("float16", "float32"):

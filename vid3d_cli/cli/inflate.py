@@ -36,12 +36,12 @@ def inflate(
     """
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: name a .safetensors file")
-    from ..outputs.store import refuse_existing
+    from ..features.store import refuse_existing
 
     refuse_existing([out], overwrite)
-    from ..backbones import BACKBONES
-    from ..inflation import inflate, save_inflated
-    from ..model import read_checkpoint
+    from ..models.backbones import BACKBONES
+    from ..models.clip_model import read_checkpoint
+    from ..models.inflation import inflate, save_inflated
     from ..records import STREAMS
 
     if backbone not in BACKBONES:

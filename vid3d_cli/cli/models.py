@@ -13,7 +13,7 @@ import typer
 from .console import stdout_is_terminal
 
 if TYPE_CHECKING:
-    from ..manifest import Metric, ModelEntry, StreamEntry, WeightsFile
+    from ..models.manifest import Metric, ModelEntry, StreamEntry, WeightsFile
 
 app = typer.Typer()
 
@@ -45,7 +45,7 @@ def models(
     """
     if context.invoked_subcommand:
         return
-    from ..manifest import model_entries
+    from ..models.manifest import model_entries
 
     rows = [model_row(entry) for entry in model_entries().values()]
     if as_json or not stdout_is_terminal():
@@ -65,7 +65,7 @@ def show(
 
     Example: vid3d models show i3d
     """
-    from ..manifest import find_model
+    from ..models.manifest import find_model
 
     row = model_details(find_model(name))
     if as_json or (context.parent and context.parent.params["as_json"]):
@@ -76,8 +76,8 @@ def show(
 
 def model_row(entry: ModelEntry) -> dict[str, Any]:
     """What a table tells of a model; the README's is made of the same."""
-    from ..manifest import backbone_entries
-    from ..weights import is_on_disk
+    from ..models.manifest import backbone_entries
+    from ..models.weights import is_on_disk
 
     streams = entry.streams.items()
     return {
@@ -204,9 +204,9 @@ def _cells(row: dict[str, Any], *, narrow: bool) -> dict[str, str]:
 
 def model_details(entry: ModelEntry) -> dict[str, Any]:
     """Everything that is known of a model. Imports torch, for the layers."""
-    from ..backbones import BACKBONES, DEFAULT_VARIANT
-    from ..manifest import backbone_entries, model_entries
-    from ..preprocess import describe_resize
+    from ..clips.preprocess import describe_resize
+    from ..models.backbones import BACKBONES, DEFAULT_VARIANT
+    from ..models.manifest import backbone_entries, model_entries
 
     about, net = backbone_entries()[entry.backbone], BACKBONES[entry.backbone]
     return {
@@ -240,7 +240,7 @@ def _stream_details(stream: StreamEntry) -> dict[str, Any]:
 
 
 def _file_details(file: WeightsFile) -> dict[str, Any]:
-    from ..weights import path_on_disk
+    from ..models.weights import path_on_disk
 
     path = path_on_disk(file)
     return {

@@ -12,7 +12,7 @@ from .batch import NulSeparated, Videos, find_videos
 from .console import log, stdout_is_terminal
 
 if TYPE_CHECKING:
-    from ..video import VideoInfo
+    from ..video.reader import VideoInfo
 
 
 def probe(
@@ -30,8 +30,8 @@ def probe(
 
     Example: vid3d probe video.mp4
     """
-    from .. import video as video_module
     from ..records import to_json
+    from ..video import reader as video_module
 
     if form not in (None, "table", "json", "jsonl"):
         raise UsageError(f"--format {form}: choose table, json or jsonl")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..outputs.predictions import Record, streams_of
+from ..predictions.files import Record, streams_of
 
 
 class _Console(Console):

@@ -13,7 +13,7 @@ from . import inflate
 from .console import download_bar, log, stdout_is_terminal
 
 if TYPE_CHECKING:
-    from ..manifest import WeightsFile
+    from ..models.manifest import WeightsFile
 
 app = typer.Typer(
     no_args_is_help=True, help="List, fetch, verify and add the checkpoints of the models; inflate 2-D ones."
@@ -28,7 +28,7 @@ def list_() -> None:
 
     Example: vid3d weights list
     """
-    from ..weights import cache_dir, is_on_disk, weights_path
+    from ..models.weights import cache_dir, is_on_disk, weights_path
 
     rows = [
         {
@@ -58,7 +58,7 @@ def pull(name: Name) -> None:
 
     Example: vid3d weights pull i3d.kinetics400
     """
-    from .. import manifest, weights
+    from ..models import manifest, weights
 
     for file in manifest.parse_weights_name(name):
         with download_bar(file.name) as on_bytes:
@@ -74,7 +74,7 @@ def verify(
 
     Example: vid3d weights verify
     """
-    from .. import manifest, weights
+    from ..models import manifest, weights
 
     files = manifest.parse_weights_name(name) if name else [f for f in _all_files() if weights.is_on_disk(f)]
     code = EXIT_OK
@@ -96,7 +96,7 @@ def path(name: Name) -> None:
 
     Example: vid3d weights path i3d.kinetics400:rgb
     """
-    from .. import manifest, weights
+    from ..models import manifest, weights
 
     for file in manifest.parse_weights_name(name):
         typer.echo(str(weights.locate(file)))
@@ -113,7 +113,7 @@ def add(
 
     Example: vid3d weights add i3d.kinetics400 rgb_imagenet.pt
     """
-    from .. import weights
+    from ..models import weights
 
     added = weights.add(name, file, check=_check_fit)
     typer.echo(f"{added.name}\t{weights.weights_path(added)}")
@@ -121,8 +121,8 @@ def add(
 
 def _check_fit(file: WeightsFile, path: Path) -> None:
     """Raise CheckpointError for a checkpoint that is not of this model's stream."""
-    from ..manifest import find_model
-    from ..model import create_model
+    from ..models.clip_model import create_model
+    from ..models.manifest import find_model
 
     entry = find_model(file.model)
     create_model(entry.backbone, stream=file.stream, num_classes=entry.num_classes, weights=path, variant=entry.variant)
@@ -130,7 +130,7 @@ def _check_fit(file: WeightsFile, path: Path) -> None:
 
 def _how(file: WeightsFile) -> str:
     """How a user comes by the file."""
-    from ..manifest import PackagedSource
+    from ..models.manifest import PackagedSource
 
     if any(isinstance(source, PackagedSource) for source in file.sources):
         return "installed"
@@ -156,6 +156,6 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _all_files() -> list[WeightsFile]:
-    from ..manifest import model_entries
+    from ..models.manifest import model_entries
 
     return [file for entry in model_entries().values() for file in entry.files]

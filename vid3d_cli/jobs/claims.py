@@ -21,10 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+from ..durable import cannot_write
 from ..errors import UsageError
-from ..outputs.atomic import cannot_write
 from ..records import to_json
-from ..sources import Source
+from ..video.sources import Source
 
 CLAIMS = ".claims"
 

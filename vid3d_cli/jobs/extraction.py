@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import OutputError, UsageError, VideoChanged
-from ..fingerprints import Fingerprint
-from ..outputs.committer import Committer, Item
-from ..outputs.directory import JournalTail, TreeStore
-from ..outputs.entries import FailedVideo, VideoFeatures, video_key
-from ..outputs.format import FeatureFormat
-from ..outputs.store import FeatureStore, is_done, refuse_other_recipe
-from ..pipeline import Pipeline
+from ..features.committer import Committer, Item
+from ..features.directory import JournalTail, TreeStore
+from ..features.entries import FailedVideo, VideoFeatures, video_key
+from ..features.format import FeatureFormat
+from ..features.store import FeatureStore, is_done, refuse_other_recipe
 from ..records import VideoFailure, VideoResult
-from ..sources import Source
+from ..run.pipeline import Pipeline
+from ..video.fingerprint import Fingerprint
+from ..video.sources import Source
 from .claims import Claims, refuse_living_claims
 
 _CHECKING_THREADS = 16

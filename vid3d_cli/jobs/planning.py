@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..clips import count_clips
-from ..decoders import Decoders
+from ..clips.preprocess import resized_size
+from ..clips.windows import count_clips
 from ..errors import NoFrames, VideoError
-from ..outputs.format import FeatureFormat
-from ..outputs.store import FeatureStore, refuse_other_recipe
-from ..pipeline import Pipeline
-from ..preprocess import resized_size
+from ..features.format import FeatureFormat
+from ..features.store import FeatureStore, refuse_other_recipe
+from ..run.pipeline import Pipeline
 from ..runtimes.cost import clip_cost
 from ..runtimes.speed import matrix_product_rate
 from ..runtimes.torch import select_devices, select_precision
-from ..sources import Source
+from ..video.process import Decoders
+from ..video.sources import Source
 from .extraction import Left, find_left
 
 _OPENED_AT_A_TIME = 4

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OutputError, UsageError, VideoError
-from ..outputs.entries import video_key
-from ..outputs.store import write_once
-from ..sources import Source, is_url
-from ..video import probe
+from ..features.entries import video_key
+from ..features.store import write_once
+from ..video.reader import probe
+from ..video.sources import Source, is_url
 
 UNKNOWN_SECONDS = 60.0
 """What a video counts that does not tell its duration: URLs are not opened for it."""

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..clips.preprocess import Views
 from ..errors import UsageError
-from ..preprocess import Views
-from ..weights import cache_dir as default_cache_dir
+from ..models.weights import cache_dir as default_cache_dir
 
 if TYPE_CHECKING:
-    from ..model import ClipModel
+    from ..models.clip_model import ClipModel
     from .base import Runtime
 
 RUNTIMES = ("auto", "torch", "openvino")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..clips.preprocess import Views
 from ..errors import CheckpointError, UsageError
-from ..preprocess import Views
 from ..records import Clip, ClipOutput
 
 

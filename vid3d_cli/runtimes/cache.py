@@ -15,8 +15,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..durable import AtomicFile
 from ..errors import OutputError
-from ..outputs.atomic import AtomicFile
 
 _log = logging.getLogger("vid3d_cli")
 
@@ -77,6 +77,8 @@ class NetworkCache:
 def code_digest() -> str:
     """Of the source that decides what network is built of given weights, and how it is converted."""
     digest = hashlib.sha256()
-    for path in sorted([_PACKAGE / "model.py", *_PACKAGE.glob("backbones/*.py"), *_PACKAGE.glob("runtimes/*.py")]):
+    for path in sorted(
+        [_PACKAGE / "models/clip_model.py", *_PACKAGE.glob("models/backbones/*.py"), *_PACKAGE.glob("runtimes/*.py")]
+    ):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

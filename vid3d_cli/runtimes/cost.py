@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..backbones import BACKBONES, find_variant
-from ..backbones._layers import IN_CHANNELS
-from ..manifest import Normalisation
-from ..model import ClipModel, LayerTap, Normalise
+from ..models.backbones import BACKBONES, find_variant
+from ..models.backbones._layers import IN_CHANNELS
+from ..models.clip_model import ClipModel, LayerTap, Normalise
+from ..models.manifest import Normalisation
 
 _NUM_CLASSES = 400
 """The last layer is a thousandth of the work."""

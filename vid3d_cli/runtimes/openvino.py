@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..clips.preprocess import Views
 from ..errors import UsageError, Vid3dError
-from ..model import ClipModel
-from ..preprocess import Views
+from ..models.clip_model import ClipModel
 from ..version import __version__
 from .base import Answer, DeviceRuntime
 from .cache import NetworkCache, code_digest

@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ..model import create_model
+from ..models.clip_model import create_model
 from .torch import AUTOCAST_DTYPES, select_device
 
 MATRIX_SIZE = 2048

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.backends import cudnn
 from torch.overrides import TorchFunctionMode
 
-from ..backbones import BackboneOutput
+from ..clips.preprocess import Views
 from ..errors import UsageError, Vid3dError
-from ..model import ClipModel
-from ..preprocess import Views
+from ..models.backbones import BackboneOutput
+from ..models.clip_model import ClipModel
 from ..records import Clip, ClipOutput
 from .base import Answer, DeviceRuntime
 from .folding import fold_batch_norms

@@ -1,0 +1,486 @@
+"""The command line: what goes to stdout, what to stderr, exit codes, and that nothing done is lost."""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from videos import write_audio, write_video
+
+from vid3d_cli import __version__
+from vid3d_cli.cli.options import parse_weights
+from vid3d_cli.errors import UsageError
+from vid3d_cli.features.stores import open_store
+
+COMMANDS = ["demo", "classify", "extract", "eval", "flow", "probe", "models"]
+WEIGHTS_COMMANDS = ["list", "pull", "verify", "path", "add"]
+
+
+def lines_of(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+# Help ----------------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(vid3d):
+    result = vid3d("--help")
+    assert result.exit_code == 0
+    assert all(command in result.stdout for command in [*COMMANDS, "weights"])
+
+
+@pytest.mark.parametrize("command", [[c] for c in COMMANDS] + [["weights", c] for c in WEIGHTS_COMMANDS])
+def test_every_command_has_help_with_an_example(vid3d, command):
+    result = vid3d(*command, "--help")
+    assert result.exit_code == 0
+    assert re.search(rf"Example: vid3d {' '.join(command)}\b", result.stdout)
+
+
+def test_version(vid3d):
+    assert vid3d("--version").stdout == f"vid3d {__version__}\n"
+
+
+# classify ------------------------------------------------------------------------------------------------------------
+
+
+def test_classify_writes_json_lines_into_a_pipe(vid3d, tiny_model, video):
+    result = vid3d("classify", video, "--window", 16, "--topk", 2)
+    assert (result.exit_code, result.stderr) == (0, "")
+    records = lines_of(result)
+    assert [r["clip"] for r in records] == [0, 1, 2, None]
+    assert [(r["start_seconds"], r["end_seconds"]) for r in records] == [(0, 0.64), (0.64, 1.28), (1.28, 1.6), (0, 1.6)]
+    for record in records:
+        assert list(record) == ["video", "clip", "start_seconds", "end_seconds", "rgb", "flow", "fused"]
+        assert [len(record[s]) for s in ("rgb", "flow", "fused")] == [2, 2, 2]
+        assert set(record["rgb"][0]) == {"label", "score", "logit"}
+        assert record["fused"][0]["logit"] == max(p["logit"] for p in record["fused"])
+
+
+def test_classify_fuses_by_weights(vid3d, tiny_model, video):
+    def fused(*options):
+        (record,) = lines_of(vid3d("classify", video, "--per", "video", "--topk", 400, *options))
+        return {p["label"]: p["logit"] for p in record["fused"]}, record
+
+    even, record = fused()
+    rgb, flow = ({p["label"]: p["logit"] for p in record[s]} for s in ("rgb", "flow"))
+    assert even == pytest.approx({label: rgb[label] + flow[label] for label in rgb}, abs=2e-6)
+    assert fused("--fuse", "2:0.5")[0] == pytest.approx({k: 2 * rgb[k] + 0.5 * flow[k] for k in rgb}, abs=2e-6)
+    _, on_probs = fused("--fuse-on", "probs")
+    scores = {s: {p["label"]: p["score"] for p in on_probs[s]} for s in ("rgb", "flow", "fused")}
+    mean = {label: (scores["rgb"][label] + scores["flow"][label]) / 2 for label in rgb}
+    assert scores["fused"] == pytest.approx(mean, abs=2e-6)
+
+
+def test_classify_formats_hold_the_same(vid3d, tiny_model, video, tmp_path):
+    options = ["classify", video, "--topk", 2, "--window", 20]
+    records = lines_of(vid3d(*options))
+    assert json.loads(vid3d(*options, "--format", "json").stdout) == records
+    rows = list(csv.DictReader(io.StringIO(vid3d(*options, "--format", "csv").stdout)))
+    assert len(rows) == len(records) * 3 * 2
+    assert [r["label"] for r in rows[:2]] == [p["label"] for p in records[0]["rgb"]]
+    assert {r["clip"] for r in rows} == {"0", "1", ""}
+    result = vid3d(*options, "-o", tmp_path / "out.jsonl")
+    assert result.stdout == ""
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == records
+    table = vid3d(*options, "--format", "table").stdout
+    assert "whole video" in table
+    assert records[0]["fused"][0]["label"][:10] in table
+
+
+def test_one_stream_alone(vid3d, tiny_model, video):
+    (record,) = lines_of(vid3d("classify", video, "--streams", "rgb", "--per", "video"))
+    assert "flow" not in record
+    assert record["fused"] == record["rgb"]
+
+
+# extract -------------------------------------------------------------------------------------------------------------
+
+
+def test_extract_writes_a_matrix_and_an_index(vid3d, tiny_model, video, tmp_path):
+    result = vid3d("extract", video, "--out", "feats.npy", "--window", 16, "--stride", 8)
+    assert (result.exit_code, result.stdout) == (0, "")
+    features = np.load(tmp_path / "feats.npy", mmap_mode="r")
+    index = [json.loads(line) for line in (tmp_path / "feats.index.jsonl").read_text().splitlines()]
+    assert features.shape == (4, 9 + 6)
+    assert features.dtype == np.float32
+    assert [line["row"] for line in index] == [0, 1, 2, 3]
+    assert list(index[0]) == [
+        "row", "video", "clip", "start_seconds", "end_seconds", "start_frame", "num_valid_frames",
+    ]  # fmt: skip
+    recipe = json.loads((tmp_path / "feats.recipe.json").read_text())
+    assert (recipe["window"], recipe["stride"], recipe["model"]) == (16, 8, "i3d.kinetics400")
+    assert set(recipe["streams"]) == {"rgb", "flow"}
+    assert len(recipe["streams"]["rgb"]["weights_sha256"]) == 64
+    assert {"vid3d", "torch", "av", "opencv", "numpy"} <= set(recipe["versions"])
+
+
+def test_extract_into_a_directory_mirrors_the_tree(vid3d, tiny_model, tmp_path):
+    for folder in ("a", "b/c"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        write_video(tmp_path / "in" / folder / "same name.mp4", num_frames=10)
+    assert vid3d("extract", "in", "--out", "out/", "--dtype", "float16").exit_code == 0
+    files = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.npz"))
+    assert [str(path) for path in files] == ["a/same name.npz", "b/c/same name.npz"]
+    with np.load(tmp_path / "out" / files[0]) as arrays:
+        assert arrays["features"].dtype == np.float16
+        assert str(arrays["video"]) == "in/a/same name.mp4"
+        assert json.loads(str(arrays["recipe"]))["window"] == 64
+
+
+def test_extract_as_video_features_does(vid3d, tiny_model, video, tmp_path):
+    options = ["--layout", "video_features", "--window", 16, "--fps", "native"]
+    assert vid3d("extract", video, "--out", "out", *options).exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "recipe.json", "video_flow.npy", "video_fps.npy", "video_index.jsonl", "video_recipe.json", "video_rgb.npy",
+        "video_timestamps_ms.npy", "videos.jsonl",
+    ]  # fmt: skip
+    assert np.load(tmp_path / "out/video_fps.npy") == 25
+    np.testing.assert_allclose(np.load(tmp_path / "out/video_timestamps_ms.npy"), [640, 1280, 1600])
+
+
+def test_nothing_is_overwritten_unasked(vid3d, tiny_model, video, tmp_path):
+    (tmp_path / "feats.npy").write_bytes(b"precious")
+    result = vid3d("extract", video, "--out", "feats.npy")
+    assert result.exit_code == 2
+    assert "feats.npy: already there" in result.stderr
+    assert "--overwrite" in result.stderr
+    assert (tmp_path / "feats.npy").read_bytes() == b"precious"
+    assert vid3d("extract", video, "--out", "feats.npy", "--overwrite").exit_code == 0
+    assert np.load(tmp_path / "feats.npy").shape[0] == 1
+
+
+# Failures ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Files that cannot be used, and the class of each failure."""
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video\n" * 100)
+    write_audio(tmp_path / "sound.m4a")
+    return {
+        "empty.mp4": "EmptyFile",
+        "text.mp4": "NotAVideo",
+        "sound.m4a": "NoVideoStream",
+        "gone.mp4": "VideoNotFound",
+    }
+
+
+def test_failed_videos_cost_themselves_alone_and_feed_back_in(vid3d, tiny_model, video, broken, tmp_path):
+    result = vid3d("extract", *list(broken)[:2], video, *list(broken)[2:], "--out", "f.npy", "--failures", "bad.jsonl")
+    assert result.exit_code == 1
+    assert np.load(tmp_path / "f.npy").shape[0] == 1
+    failures = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert {f["video"]: f["error"] for f in failures} == broken
+    assert all(f["message"] and "\n" not in f["message"] for f in failures)
+    assert "4 of 5 videos failed" in result.stderr
+    assert "@bad.jsonl" in result.stderr
+    write_video(tmp_path / "gone.mp4", num_frames=10)
+    again = vid3d("classify", "@bad.jsonl", "--per", "video")
+    assert again.exit_code == 1
+    assert [record["video"] for record in lines_of(again)] == ["gone.mp4"]
+
+
+@pytest.mark.parametrize("arguments", [["--device", "bogus"], ["--window", "4"], ["--weights", "rgb=gone.pt"], []])
+def test_what_cannot_start_touches_no_file(vid3d, tiny_model, tmp_path, arguments):
+    files = {"keep.jsonl": b'{"video": "gone.mp4"}\n', "bad.jsonl": b'{"video": "gone.mp4"}\n'}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    result = vid3d("classify", "gone.mp4", "-o", "keep.jsonl", "--failures", "bad.jsonl", *arguments)
+    assert result.exit_code == (3 if "--weights" in arguments else 2)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    assert vid3d("classify", "gone.mp4", "-o", "keep.jsonl", "--overwrite").exit_code == 1
+    assert (tmp_path / "keep.jsonl").read_bytes() == files["keep.jsonl"]
+
+
+def test_outputs_are_checked_before_weights_are_fetched(vid3d, video, monkeypatch):
+    monkeypatch.setattr("vid3d_cli.models.weights.pull", lambda file, **_: pytest.fail("downloaded for nothing"))
+    assert vid3d("extract", video, "--out", "feats.txt").exit_code == 2
+    assert vid3d("classify", video, "--device", "bogus").exit_code == 2
+
+
+def test_names_that_are_no_utf8(vid3d, tiny_model, tmp_path):
+    video = write_video(tmp_path / os.fsdecode(b"caf\xe9.mp4"), num_frames=10)
+    for form in ("json", "jsonl", "csv"):
+        assert vid3d("classify", video, "--format", form, "-o", f"out.{form}").exit_code == 0
+    (record,) = [r for r in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()) if r["clip"] is None]
+    assert record["video"] == str(video)
+    assert os.fsencode(video) in (tmp_path / "out.csv").read_bytes()
+
+
+def test_a_list_of_failures_that_cannot_be_written_is_told_first(vid3d, tiny_model, video, tmp_path):
+    (tmp_path / "folder").mkdir()
+    result = vid3d("extract", video, "--out", "f.npy", "--failures", "folder")
+    assert (result.exit_code, "folder: cannot be written: it is a directory" in result.stderr) == (1, True)
+    assert vid3d("extract", video, "--out", "f.npy", "--failures", "f.npy").exit_code == 2
+    assert vid3d("classify", video, "-o", "o", "--failures", "./o").exit_code == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "video.mp4", "checkpoint.pt"}
+
+
+def test_scores_that_are_not_finite_are_a_failure_of_the_video(vid3d, tiny_model, video, monkeypatch):
+    import conftest
+
+    real = conftest.TinyNet.forward
+    monkeypatch.setattr(conftest.TinyNet, "forward", lambda net, clips: real(net, clips * float("nan")))
+    result = vid3d("classify", video)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "not finite" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["[abc] x.mp4", "dir[/x].mp4", ":cat:.mp4", "n" * 240 + ".mp4"])
+def test_names_that_mean_something_elsewhere(vid3d, tiny_model, tmp_path, name):
+    video = write_video(tmp_path / "v.mp4", num_frames=5).rename(tmp_path / name.replace("/", "_"))
+    table = vid3d("classify", video.name, "--format", "table")
+    assert (table.exit_code, video.name[:60] in table.stdout) == (0, True)
+    assert vid3d("probe", video.name, "--format", "table").exit_code == 0
+    assert vid3d("extract", video.name, "--out", "out/").exit_code == 0
+
+
+def test_pipes_in_a_directory_are_passed_over(vid3d, tiny_model, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in" / "a.mp4", num_frames=5)
+    os.mkfifo(tmp_path / "in" / "b.mp4")
+    assert [record["video"] for record in lines_of(vid3d("classify", "in", "--per", "video"))] == ["in/a.mp4"]
+
+
+def test_nothing_done_leaves_no_output(vid3d, tiny_model, broken, tmp_path):
+    before = set(tmp_path.iterdir())
+    assert vid3d("extract", "empty.mp4", "--out", "f.npy").exit_code == 1
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "f.failures.jsonl"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--topk", "0"], "topk"),
+        (["--per", "frame"], "--per frame: choose clip or video"),
+        (["--format", "xml"], "--format xml: choose one of table, json, jsonl, csv"),
+        (["--model", "i3d.kinetic400"], "did you mean 'i3d.kinetics400'"),
+        (["--weights", "i3d.pt"], "write rgb=FILE or flow=FILE"),
+        (["--fuse", "1"], "like 1:1"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--precision", "fp16"], "fp16 is for GPUs"),
+        (["--window", "-1"], "window"),
+        (["--no-such-option"], "no-such-option"),
+    ],
+)
+def test_usage_errors(vid3d, tiny_model, video, arguments, message):
+    result = vid3d("classify", video, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+
+
+def test_weights_that_are_not_there(vid3d, video, monkeypatch, tmp_path):
+    monkeypatch.setenv("VID3D_OFFLINE", "1")
+    monkeypatch.setenv("VID3D_CACHE", str(tmp_path / "cache"))
+    for command in (["classify", video], ["extract", video, "--out", "f.npy"], ["weights", "path", "i3d"]):
+        result = vid3d(*command)
+        assert (result.exit_code, result.stdout) == (3, "")
+        for needed in (
+            "rgb_imagenet.pt",
+            str(tmp_path / "cache"),
+            "https://",
+            "vid3d weights pull",
+            "--weights rgb=FILE",
+        ):
+            assert needed in result.stderr
+    assert vid3d("classify", video, "--weights", "rgb=nope.pt").exit_code == 3
+
+
+def test_lists_on_standard_input(vid3d, tiny_model, tmp_path):
+    for name in ("one.mp4", "with space.mp4"):
+        write_video(tmp_path / name, num_frames=5)
+    newline = vid3d("classify", "-", "--per", "video", stdin=b"one.mp4\nwith space.mp4\n")
+    nul = vid3d("classify", "-0", "-", "--per", "video", stdin=b"one.mp4\0with space.mp4\0")
+    assert [r["video"] for r in lines_of(newline)] == ["one.mp4", "with space.mp4"]
+    assert newline.stdout == nul.stdout
+    assert vid3d("classify", "-0", "one.mp4").exit_code == 2
+
+
+def test_global_flags_stand_anywhere(vid3d, tiny_model, video):
+    for arguments in (["-q", "classify", "--window", "-1", "x"], ["classify", "--window", "-1", "x", "-q"]):
+        assert vid3d(*arguments).exit_code == 2
+    assert vid3d("classify", "--window", "x", "x", "-q").exit_code == 2
+    for arguments in (["--debug", "classify", "gone.mp4"], ["classify", "gone.mp4", "--debug"]):
+        assert "Traceback" in vid3d(*arguments).stderr
+    assert "Traceback" not in vid3d("classify", "gone.mp4").stderr
+    said = {flag: vid3d("classify", video, flag).stderr for flag in ("-v", "-q")}
+    assert "torch on cpu, fp32" in said["-v"]
+    assert "40 frames, 1 clip" in said["-v"]
+    assert said["-q"] == ""
+
+
+def test_parse_weights():
+    assert parse_weights(["rgb=a=b.pt", "flow=c.pt"]) == {"rgb": "a=b.pt", "flow": "c.pt"}
+    for bad in ("a.pt", "audio=a.pt", "rgb="):
+        with pytest.raises(UsageError):
+            parse_weights([bad])
+
+
+# probe, flow, models -------------------------------------------------------------------------------------------------
+
+
+def test_probe(vid3d, video, broken):
+    result = vid3d("probe", video, "empty.mp4")
+    assert result.exit_code == 1
+    (info,) = lines_of(result)
+    assert (info["width"], info["height"], info["fps"], info["rotation_degrees"]) == (64, 48, 25, 0)
+    assert (info["num_frames_declared"], info["num_frames_decoded"], info["num_decode_failures"]) == (40, 40, 0)
+    assert "empty.mp4" in result.stderr
+    assert json.loads(vid3d("probe", video, "--format", "json").stdout) == [info]
+    table = vid3d("probe", video, "--format", "table").stdout
+    assert "64×48" in table
+    assert "40" in table
+    assert json.loads(vid3d("probe", video, "--no-decode").stdout)["num_frames_decoded"] is None
+
+
+def test_flow_forms(vid3d, video, tmp_path):
+    for out in ("flow.npz", "film.mp4", "images/"):
+        assert vid3d("flow", video, "--out", out, "--end", 0.2).exit_code == 0
+    with np.load(tmp_path / "flow.npz") as arrays:
+        assert arrays["flow"].shape == (4, 256, 341, 2)
+    assert len(list((tmp_path / "images").glob("flow_x_*.jpg"))) == 4
+    result = vid3d("flow", video, "--out", "flow.npz")
+    assert (result.exit_code, "--overwrite" in result.stderr) == (2, True)
+    assert vid3d("flow", video, "--out", "flow.gif").exit_code == 2
+    assert vid3d("flow", video, "--out", "x.npz", "--flow", "tvl2").exit_code == 2
+    assert vid3d("flow", video, "--out", "x.npz", "--dtype", "banana").exit_code == 2
+    assert vid3d("extract", video, "--out", "").exit_code == 2
+
+
+def test_models_lists_what_the_manifest_has(vid3d):
+    rows = {row["model"]: row for row in lines_of(vid3d("models"))}
+    assert rows["i3d.kinetics400"]["classes"] == 400
+    assert rows["i3d.kinetics400"]["parameters"] == {"rgb": 12_697_264, "flow": 12_675_312}
+    assert [p["top1"] for p in rows["i3d.kinetics400"]["published"][:3]] == [71.1, 63.4, 74.2]
+
+
+# eval ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(vid3d, tiny_model, tmp_path):
+    """Four videos whose labels are what the model says of the first two, and something else of the others."""
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        write_video(tmp_path / "in" / f"{i}.mp4", num_frames=10 + i)
+    records = lines_of(vid3d("classify", "in", "--per", "video", "--topk", 400))
+    found = [record["fused"][0 if i < 2 else -1]["label"] for i, record in enumerate(records)]
+    rows = [f'in/{i}.mp4,"{label}"' for i, label in enumerate(found)]
+    (tmp_path / "labels.csv").write_text("video,label\n" + "\n".join(rows) + "\n")
+    return found
+
+
+def test_eval_measures_every_stream(vid3d, labelled):
+    result = vid3d("eval", "--labels", "labels.csv", "in", "--sweep-fusion")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["num_videos"] == 4
+    assert set(report["metrics"]) == {"rgb", "flow", "fused"}
+    assert report["metrics"]["fused"]["top1"] == 0.5
+    assert sum(n for row in report["confusion"].values() for n in row.values()) == 4
+    assert set(report["confusion"]) == set(labelled)
+    assert report["fusion_sweep"]["1.0:0.0"] == report["metrics"]["rgb"]
+
+
+def test_eval_tells_what_does_not_fit(vid3d, labelled, tmp_path):
+    (tmp_path / "some.csv").write_text(f'video,label\n0,"{labelled[0]}"\n')
+    result = vid3d("eval", "--labels", "some.csv", "in")
+    assert json.loads(result.stdout)["num_videos"] == 1
+    assert "3 videos without a label left out" in result.stderr
+    (tmp_path / "none.csv").write_text("video,label\nother.mp4,zumba\n")
+    result = vid3d("eval", "--labels", "none.csv", "in")
+    assert (result.exit_code, "labels none of the 4 videos" in result.stderr) == (2, True)
+    (tmp_path / "unknown.csv").write_text("video,label\n0,zumbaa\n")
+    result = vid3d("eval", "--labels", "unknown.csv", "in")
+    assert (result.exit_code, "did you mean 'zumba'" in result.stderr) == (2, True)
+
+
+# As a process --------------------------------------------------------------------------------------------------------
+
+# Runs the command line with TinyNet in place of the network, and slow enough to be interrupted.
+SLOW = """
+import sys, time, pathlib
+sys.path.insert(0, {tests!r})
+import vid3d_cli.models.clip_model, vid3d_cli.models.weights, vid3d_cli.runtimes, vid3d_cli.cli
+from conftest import TinyNet
+from vid3d_cli.runtimes.torch import TorchRuntime
+vid3d_cli.models.clip_model.create_model = lambda name, *, stream, **_: TinyNet(stream).eval()
+vid3d_cli.models.weights.pull = lambda file, **_: pathlib.Path({checkpoint!r})
+vid3d_cli.runtimes.has_openvino = lambda: False
+start = TorchRuntime.start
+TorchRuntime.start = lambda self, clips: (time.sleep({seconds}), start(self, clips))[1]
+vid3d_cli.cli.main()
+"""
+
+
+def start(tmp_path, *arguments, seconds=0.0, **options):
+    checkpoint = tmp_path / "stand-in.pt"
+    checkpoint.write_bytes(b"x")
+    script = SLOW.format(tests=str(Path(__file__).parents[1]), checkpoint=str(checkpoint), seconds=seconds)
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=tmp_path, **{**pipes, **options})
+
+
+@pytest.mark.parametrize(
+    ("out", "number", "code"), [("f.npy", 2, 130), ("f.npz", 15, 143), ("f/", 2, 130), ("f/", 15, 143)]
+)
+def test_an_interrupted_job_keeps_what_is_done_and_goes_on(tmp_path, out, number, code):
+    for i in range(8):
+        write_video(tmp_path / f"{i}.mp4", num_frames=20)
+    videos = [f"{i}.mp4" for i in range(8)]
+    arguments = ["extract", *videos, "--out", out, "--window", 10, "--failures", "bad.jsonl", "-v"]
+    process = start(tmp_path, *arguments, seconds=0.5)
+    for line in process.stderr:
+        if line.startswith(b"vid3d: debug: 1.mp4"):  # two of eight are done
+            break
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert (b"terminated (SIGTERM)" if code == 143 else b"interrupted") in stderr
+    assert b"Traceback" not in stderr
+    not_done = [json.loads(line)["video"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    num_done = 8 - len(not_done)
+    assert 2 <= num_done < 8
+    assert not_done == videos[num_done:]
+    assert f"{num_done} videos of 8 kept in {out}; the same command goes on from there".encode() in stderr
+    assert not (tmp_path / "f.npz").exists()  # it is whole when it appears
+    process = start(tmp_path, *arguments)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"{num_done} of 8 videos there already; {8 - num_done} left".encode() in stderr
+    with open_store(str(tmp_path / out)) as store:
+        assert [entry.video for entry in store.entries()] == videos
+        assert [entry.num_rows for entry in store.entries()] == [2] * 8
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
+    write_video(tmp_path / "0.mp4", num_frames=10)
+    with Path("/dev/full").open("w") as full:
+        process = start(tmp_path, "classify", "0.mp4", stdout=full)
+        stderr = process.communicate()[1]
+    assert process.returncode == 1
+    assert stderr == b"vid3d: error: the results cannot be written: No space left on device\n"
+
+
+def test_a_closed_pipe_is_not_a_traceback(tmp_path):
+    for i in range(3):
+        write_video(tmp_path / f"{i}.mp4", num_frames=10)
+    process = start(tmp_path, "classify", *[f"{i}.mp4" for i in range(3)])
+    assert json.loads(process.stdout.readline())["video"] == "0.mp4"
+    process.stdout.close()
+    stderr = process.stderr.read()
+    process.wait(timeout=20)
+    assert b"Traceback" not in stderr
+    assert b"Exception" not in stderr
+    assert process.returncode == 141

@@ -1,0 +1,50 @@
+"""`vid3d demo` with the embedded model: offline, and mostly right."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from vid3d_cli.flow.methods import optical_flow, to_grey
+from vid3d_cli.video.demo import MOTIONS, SEGMENT_SECONDS, render
+from vid3d_cli.video.reader import VideoReader
+
+
+def test_demo_shows_the_main_job(vid3d, monkeypatch, tmp_path):
+    monkeypatch.setenv("VID3D_OFFLINE", "1")
+    monkeypatch.setenv("VID3D_CACHE", str(tmp_path / "no such cache"))
+    result = vid3d("demo")
+    assert (result.exit_code, result.stderr.count("error")) == (0, 0), result.stderr
+    assert re.findall(r"^\$ vid3d (\w+)", result.stdout, re.MULTILINE) == ["classify", "extract"]
+    num_right, num_clips = map(int, re.search(r"(\d+) of (\d+) clips right", result.stdout).groups())
+    assert num_right >= 0.8 * num_clips
+    index = (tmp_path / "vid3d-demo/feats.index.jsonl").read_text().splitlines()
+    assert len(np.load(tmp_path / "vid3d-demo/feats.npy")) == len(index) == num_clips
+    records = [json.loads(line) for line in (tmp_path / "vid3d-demo/predictions.jsonl").read_text().splitlines()]
+    assert records[-1]["clip"] is None
+    assert records[-1]["end_seconds"] == pytest.approx(len(MOTIONS) * SEGMENT_SECONDS)
+    assert vid3d("demo").exit_code == 0  # again into the same directory
+
+
+def test_the_rendered_camera_does_what_its_label_says(tmp_path):
+    """Mean flow, its divergence and its curl, in the middle of every segment."""
+    segments = render(tmp_path / "camera.mp4")
+    with VideoReader(str(tmp_path / "camera.mp4")) as reader:
+        frames = [to_grey(frame.rgb) for frame in reader]
+    assert len(frames) == round(segments[-1].end_seconds * 25)
+    y, x = np.mgrid[:240, :320] - np.array([120, 160])[:, None, None]
+    for segment in segments:
+        start = round(segment.start_seconds * 25) + 8
+        flow = optical_flow(np.stack(frames[start : start + 40])).mean(0)
+        right, down = flow[..., 0].mean(), flow[..., 1].mean()
+        outwards = (flow[..., 0] * x + flow[..., 1] * y).mean() / np.hypot(x, y).mean()
+        clockwise = (flow[..., 1] * x - flow[..., 0] * y).mean() / np.hypot(x, y).mean()
+        motion = {"pan-left": right, "pan-right": -right, "tilt-up": down, "tilt-down": -down}
+        motion |= {"zoom-in": outwards, "zoom-out": -outwards, "roll-counterclockwise": clockwise}
+        motion |= {"roll-clockwise": -clockwise}
+        if segment.label in motion:
+            assert max(motion, key=lambda label: motion[label]) == segment.label
+            assert motion[segment.label] > 0.3
+        else:
+            assert max(map(abs, motion.values())) < 0.3

@@ -1,0 +1,281 @@
+"""The OpenVINO runtime: every network, its precisions, and what it keeps on disk.
+
+What it has in common with the PyTorch runtime is in test_runtime.py.
+"""
+
+import os
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from seeded import SeededCase
+from test_runtime import Tiny, check_outputs, facts, make_clips, make_models, shake
+
+from vid3d_cli.errors import UsageError, Vid3dError
+from vid3d_cli.models.backbones import BACKBONES
+from vid3d_cli.models.clip_model import ClipModel, LayerTap, Normalise, create_model
+from vid3d_cli.records import Clip, ClipSpan
+from vid3d_cli.runtimes import create_runtime
+from vid3d_cli.runtimes.cache import NetworkCache
+
+pytest.importorskip("openvino")
+
+from vid3d_cli.runtimes.openvino import OpenVINORuntime
+
+
+def relative_difference(answer, expected):
+    return np.abs(answer - expected).max() / np.abs(expected).max()
+
+
+def rgb_clip(num_frames, height, width):
+    frames = np.random.default_rng(0).integers(0, 256, (num_frames, height, width, 3), np.uint8)
+    return Clip(ClipSpan(0, 0, num_frames, 0.0, 1.0), {"rgb": frames})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Small, but odd, so that paddings differ from axis to axis.
+SIZES = {"i3d": (11, 193, 197), "s3d_g": (10, 66, 70)}
+
+SIBLINGS = {"s3d_mini", "p3d131", "p3d199", "r3d_18", "mc3_18", "r2plus1d_34"}
+"""They have no kind of layer that another network of their file has not."""
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in SIBLINGS])
+def test_every_network_is_converted(name):
+    backbone = BACKBONES[name]
+    num_frames, side_px = backbone.clip
+    fixed = (num_frames, side_px, side_px)
+    clip = rgb_clip(*(fixed if backbone.is_fixed_size else SIZES.get(name, (max(11, backbone.min_frames), 65, 70))))
+    torch.manual_seed(0)
+    net = shake(backbone.build("rgb", 7))
+    path = list(backbone.layers.values())[1]
+    with torch.inference_mode():
+        clips = torch.from_numpy(clip.streams["rgb"][None])
+        model = ClipModel(net, Normalise(facts()), LayerTap(net, path, "spatial"))
+        expected = model(clips)
+    (output,) = OpenVINORuntime({"rgb": model}).run([clip])
+    assert relative_difference(output.logits["rgb"], expected.logits[0].numpy()) < 1e-4
+    assert relative_difference(output.features["rgb"], expected.features[0].numpy()) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """I3D with seeded weights, its clip as uint8, and what PyTorch makes of it."""
+    case = SeededCase("i3d_rgb_piergiaj_23f")
+    net = create_model("i3d", num_classes=len(case.logits[0]))
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in case.state_dict().items()})
+    frames = ((case.clips()[0].transpose(1, 2, 3, 0) + 1) * 127.5).round().astype(np.uint8)
+    model = ClipModel(net, Normalise(facts()))
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(frames[None]))
+    return model, Clip(ClipSpan(0, 0, len(frames), 0.0, 1.0), {"rgb": frames}), expected
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_reference_case_in_fp32(reference, num_threads):
+    model, clip, expected = reference
+    (output,) = OpenVINORuntime({"rgb": model}, num_threads=num_threads).run([clip])
+    assert relative_difference(output.features["rgb"], expected.features[0].numpy()) < 1e-5
+    assert relative_difference(output.logits["rgb"], expected.logits[0].numpy()) < 1e-5
+
+
+def test_a_reference_case_in_bf16(reference):
+    model, clip, expected = reference
+    try:
+        runtime = OpenVINORuntime({"rgb": model}, precision="bf16")
+    except UsageError as error:
+        pytest.skip(str(error))
+    assert runtime.precision == "bf16"
+    (output,) = runtime.run([clip])
+    features, exact = output.features["rgb"], expected.features[0].numpy()
+    assert features.dtype == np.float32
+    assert 1e-4 < relative_difference(features, exact) < 0.05  # it does compute in bf16
+    assert features @ exact / np.linalg.norm(features) / np.linalg.norm(exact) > 0.9999
+    assert output.logits["rgb"].argmax() == expected.logits[0].argmax()
+
+
+def test_a_cpu_without_bf16_is_told_so(monkeypatch):
+    monkeypatch.setattr("openvino.Core.get_property", lambda core, device, name: ["FP32"])
+    with pytest.raises(UsageError, match="use fp32"):
+        OpenVINORuntime(make_models(), precision="bf16")
+
+
+def test_a_network_that_openvino_cannot_take_says_what_else_to_try():
+    class Odd(Tiny):
+        def forward(self, x):
+            return super().forward(torch.special.airy_ai(x))
+
+    with pytest.raises(Vid3dError, match=r"openvino .* cannot convert Odd \(.*airy.*--runtime torch") as error:
+        OpenVINORuntime({"rgb": ClipModel(Odd(3), Normalise(facts()))}).run(make_clips(1, ("rgb",)))
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_told_to_openvinos_makers():
+    code = "import sys; from vid3d_cli.runtimes.openvino import import_openvino as o; print(o().__name__, *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, *imported = done.stdout.split()
+    assert first == "openvino"
+    assert not [name for name in imported if name.split(".")[0] == "openvino_telemetry"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is kept on disk
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    """The streams whose network was converted, in order."""
+    converted = []
+    original = OpenVINORuntime._convert
+
+    def convert(runtime, stream, clip):
+        converted.append(stream)
+        return original(runtime, stream, clip)
+
+    monkeypatch.setattr(OpenVINORuntime, "_convert", convert)
+    return converted
+
+
+def run(directory, clips=None, models=None, **options):
+    """As a process of its own would."""
+    identities = {"rgb": "first", "flow": "second"}
+    options = {"name": "openvino", "identities": identities, "cache_dir": directory, **options}
+    return create_runtime(models or make_models(), **options).run(clips or make_clips(2))
+
+
+def test_a_network_is_converted_once(tmp_path, conversions):
+    check_outputs(make_clips(2), run(tmp_path / "new" / "cache"))
+    assert sorted(conversions) == ["flow", "rgb"]
+    assert len(list((tmp_path / "new" / "cache").iterdir())) == 2
+    check_outputs(make_clips(2), run(tmp_path / "new" / "cache"))
+    assert len(conversions) == 2
+
+
+def test_the_cache_lies_beside_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("VID3D_CACHE", str(tmp_path))
+    run(None)
+    assert len(list((tmp_path / "openvino").glob("*.zip"))) == 2
+
+
+def test_without_an_identity_nothing_is_kept(tmp_path, conversions):
+    for _ in range(2):
+        run(tmp_path, identities={"rgb": "first"})
+    assert conversions.count("rgb") == 1
+    assert conversions.count("flow") == 2
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_another_identity_shape_type_or_version_is_another_network(tmp_path, conversions, monkeypatch):
+    (clip,) = make_clips(1, streams=("flow",))
+    bytes_of = {"flow": np.zeros(clip.streams["flow"].shape, np.uint8)}
+    short = {"flow": clip.streams["flow"][:4]}
+    models = {"flow": make_models()["flow"]}
+    run(tmp_path, [clip], models)
+    for number, change in enumerate(
+        [
+            lambda: run(tmp_path, [clip], models, identities={"flow": "third"}),
+            lambda: run(tmp_path, [Clip(clip.span, bytes_of)], models),
+            lambda: run(tmp_path, [Clip(clip.span, short)], models),
+            lambda: (monkeypatch.setattr("openvino.__version__", "1.0"), run(tmp_path, [clip], models)),
+            lambda: (monkeypatch.setattr(torch, "__version__", "2.99.0"), run(tmp_path, [clip], models)),
+            lambda: (
+                monkeypatch.setattr("vid3d_cli.runtimes.openvino.code_digest", str),
+                run(tmp_path, [clip], models),
+            ),
+        ],
+        2,
+    ):
+        change()
+        assert len(conversions) == number
+
+
+def test_both_precisions_share_an_entry(tmp_path, conversions):
+    run(tmp_path)
+    try:
+        run(tmp_path, precision="bf16")
+    except UsageError as error:
+        pytest.skip(str(error))
+    assert len(conversions) == 2
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit_of_the_weights(path):
+    with zipfile.ZipFile(path) as archive:
+        (weights,) = (info for info in archive.infolist() if info.filename.endswith(".bin"))
+    content = bytearray(path.read_bytes())
+    content[weights.header_offset + 200] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit_of_the_weights, empty])
+def test_a_damaged_entry_is_made_anew(tmp_path, conversions, damage):
+    clips = make_clips(1, streams=("rgb",))
+    models = {"rgb": make_models()["rgb"]}
+    run(tmp_path, clips, models)
+    (entry,) = tmp_path.iterdir()
+    damage(entry)
+    check_outputs(clips, run(tmp_path, clips, models))
+    assert len(conversions) == 2
+    check_outputs(clips, run(tmp_path, clips, models))
+    assert len(conversions) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(tmp_path, conversions):
+    (tmp_path / "file").write_text("not a directory")
+    for _ in range(2):
+        check_outputs(make_clips(2), run(tmp_path / "file" / "cache"))
+    assert len(conversions) == 4
+
+
+def test_whoever_reads_while_others_write_gets_a_whole_entry_or_none(tmp_path):
+    file = tmp_path / "model.bin"
+    file.write_bytes(bytes(range(256)) * 4000)
+    shared = tmp_path / "cache"
+
+    def write_and_read(_):
+        NetworkCache(shared).write("key", [file])
+        return NetworkCache(shared).read("key")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(files == {"model.bin": file.read_bytes()} for files in pool.map(write_and_read, range(20)))
+    assert len(list(shared.iterdir())) == 1  # no half-written one is left
+
+
+def test_what_was_unused_for_longest_makes_room(tmp_path):
+    kept = NetworkCache(tmp_path / "cache", max_bytes=3500)
+    file = tmp_path / "model.bin"
+    file.write_bytes(bytes(1000))
+    for age, key in enumerate("abc"):
+        kept.write(key, [file])
+        os.utime(kept._path(key), (age, age))
+    assert kept.read("a") == {"model.bin": bytes(1000)}  # so b is the one
+    kept.write("d", [file])
+    assert [key for key in "abcd" if kept.read(key)] == ["a", "c", "d"]
+    file.write_bytes(bytes(10000))
+    kept.write("e", [file])
+    assert [key for key in "abcde" if kept.read(key)] == ["e"]  # larger than all room, and kept
+
+
+def test_few_compiled_networks_are_held_at_a_time(conversions):
+    runtime = OpenVINORuntime({"rgb": make_models()["rgb"]})
+    shapes = [(num_frames, 8, 8) for num_frames in (4, 6, 8, 10, 12)]
+    for shape in (*shapes[:4], shapes[0], shapes[4], shapes[0]):
+        runtime.run([rgb_clip(*shape)])
+    assert len(conversions) == 5  # the first shape was used in between and stayed
+    runtime.run([rgb_clip(*shapes[1])])
+    assert len(conversions) == 6

@@ -1,0 +1,1 @@
+"""From frames to clips: preprocessing, the streams side by side, sliding windows, dense stretches."""

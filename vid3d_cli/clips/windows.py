@@ -1,0 +1,93 @@
+"""Frames → sliding clips: index arithmetic and nothing else."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ..errors import UsageError
+
+T = TypeVar("T")
+
+TAILS = ("pad", "drop", "loop")
+"""What becomes of the frames after the last whole clip: repeat the last frame, leave them out, repeat them in turn."""
+
+
+@dataclass(frozen=True)
+class Window(Generic[T]):
+    """A run of frames and where it lies."""
+
+    start: int
+    """Index of the first frame."""
+    num_valid: int
+    """How many of `frames` are real."""
+    frames: list[T]
+    """`length` frames; those past `num_valid` repeat real ones."""
+
+
+def sliding_clips(frames: Iterable[T], *, length: int, stride: int, tail: str = "pad") -> Iterator[Window[T]]:
+    """Cut a stream of frames into clips of `length` frames, one every `stride` frames.
+
+        frames 012345678, length 4, stride 2 →  0123  2345  4567  6788
+        tail="drop"                          →  0123  2345  4567
+        tail="loop"                          →  0123  2345  4567  6786
+
+    A tail clip is made only when it shows a frame that no clip has shown. A stream shorter than one clip is one clip,
+    whatever the tail, so that a short video is never an empty result. At most `length` frames are held.
+
+    >>> for tail in TAILS:
+    ...     print(*("".join(w.frames) for w in sliding_clips("012345678", length=4, stride=2, tail=tail)))
+    0123 2345 4567 6788
+    0123 2345 4567
+    0123 2345 4567 6786
+
+    Args:
+        frames: consumed once.
+        length: frames a clip, at least 1.
+        stride: frames from one clip's start to the next one's, at least 1; above `length` it leaves gaps.
+        tail: one of `TAILS`.
+
+    Raises:
+        UsageError: a length or stride below 1, or an unknown tail.
+    """
+    check_clip_options(length, stride, tail)
+    held: deque[T] = deque()  # frames from `start` on
+    start = num_to_skip = num_unseen = 0
+    for frame in frames:
+        if num_to_skip:
+            num_to_skip -= 1
+            continue
+        held.append(frame)
+        num_unseen += 1
+        if len(held) == length:
+            yield Window(start, length, list(held))
+            start, num_unseen, num_to_skip = start + stride, 0, max(stride - length, 0)
+            for _ in range(min(stride, length)):
+                held.popleft()
+    if num_unseen and (tail != "drop" or start == 0):
+        yield Window(start, len(held), _fill(list(held), length, tail))
+
+
+def _fill(frames: list[T], length: int, tail: str) -> list[T]:
+    if tail == "loop":
+        return [frames[i % len(frames)] for i in range(length)]
+    return frames + [frames[-1]] * (length - len(frames))
+
+
+def count_clips(num_frames: int, *, length: int, stride: int, tail: str = "pad") -> int:
+    """How many clips `sliding_clips` cuts from so many frames."""
+    if num_frames <= length:
+        return min(num_frames, 1)
+    num_whole = (num_frames - length) // stride + 1
+    last_end, next_start = (num_whole - 1) * stride + length, num_whole * stride
+    return num_whole + (tail != "drop" and max(last_end, next_start) < num_frames)
+
+
+def check_clip_options(length: int, stride: int, tail: str) -> None:
+    """Raise UsageError for clips that cannot be cut."""
+    if length < 1 or stride < 1:
+        raise UsageError(f"window and stride must be at least 1 frame, got window {length} and stride {stride}")
+    if tail not in TAILS:
+        raise UsageError(f"unknown tail '{tail}': choose one of {', '.join(TAILS)}")

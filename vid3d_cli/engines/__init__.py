@@ -1,1 +1,0 @@
-"""How the pipeline is mapped over many videos: one file an engine."""

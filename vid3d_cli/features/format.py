@@ -1,0 +1,48 @@
+"""How clip features are written, whatever the file format."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from ..recipe import Recipe
+from ..records import VideoResult
+
+FEATURES = "features"
+"""Name of the matrix that holds all streams side by side, rgb first."""
+
+DTYPES = ("float32", "float16")
+LAYOUTS = ("vid3d", "video_features")
+
+
+@dataclass(frozen=True)
+class FeatureFormat:
+    """What `--dtype`, `--concat` and `--layout` say."""
+
+    dtype: str = "float32"
+    """One of `DTYPES`."""
+    concat: bool = True
+    """One matrix with the streams side by side, or one a stream."""
+    layout: str = "vid3d"
+    """One of `LAYOUTS`: file names and arrays in a directory."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UsageError(f"unknown dtype '{self.dtype}': choose one of {', '.join(DTYPES)}")
+        if self.layout not in LAYOUTS:
+            raise UsageError(f"unknown layout '{self.layout}': choose one of {', '.join(LAYOUTS)}")
+        if self.layout == "video_features":
+            object.__setattr__(self, "concat", False)  # its file names have the stream in them
+
+    def matrices(self, result: VideoResult) -> dict[str, NDArray[Any]]:
+        """The features of one video, (N, D) each: by stream, or all under "features"."""
+        if self.concat:
+            return {FEATURES: result.features().astype(self.dtype)}
+        return {stream: result.features(stream).astype(self.dtype) for stream in result.clips[0].features}
+
+    def describe(self, recipe: Recipe) -> dict[str, Any]:
+        """What is kept with the features: the recipe and this format; compared before a job goes on."""
+        return {**asdict(recipe), **asdict(self)}

@@ -1,0 +1,286 @@
+"""Ready-made flow: reading what `vid3d flow` or other tools computed before.
+
+    with open_flow_files("flow/", "walk.mp4") as files:
+        field = files[0]                                # (H, W, 2) float32, pixels per frame step
+
+`outputs/flow.py` writes what is read here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FlowFilesError, UsageError
+from .methods import DEFAULT_BOUND_PX, check_bound, dequantise_flow
+
+_IMAGE_NAME = re.compile(r"(?:flow_)?([xy])_?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+_LAYOUTS = "flow_x_00001.jpg and flow_y_00001.jpg, or x_00001.jpg and y_00001.jpg (.jpg, .jpeg or .png)"
+
+SIDECAR_NAME = "flow.json"
+"""What `vid3d flow` writes beside its images: bound, size and recipe."""
+
+
+class FlowFiles(ABC):
+    """Flow of one video that was computed before: `len(files)` pairs, `files[i]` is (H, W, 2) float32 in pixels.
+
+    One pair at a time is read, so memory does not grow with the video. Going forward is fast in every format; use it
+    in a `with` block, or close it.
+
+    Args:
+        video: whose flow it is, for error messages.
+
+    Raises:
+        FlowFilesError: while reading: a field cannot be read, or has another size than the first that was read.
+    """
+
+    description: str
+    """What the flow was read from, for the recipe; without paths."""
+
+    def __init__(self, video: str) -> None:
+        self._video = video
+        self._size: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _read(self, index: int) -> NDArray[np.float32]: ...
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        index %= len(self)
+        field = self._read(index)
+        size = field.shape[:2]
+        self._size = self._size or size
+        if size != self._size:
+            expected, found = (f"{width}×{height} px" for height, width in (self._size, size))
+            raise FlowFilesError(self._video, f"ready-made flow of two sizes: pair {index} is {found}, not {expected}")
+        return field
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return (self[index] for index in range(len(self)))
+
+    def close(self) -> None:  # noqa: B027  (only archives stay open)
+        """Close what is open."""
+
+    def __enter__(self) -> FlowFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_flow_files(path: str | Path, video: str, bound_px: float = DEFAULT_BOUND_PX) -> FlowFiles:
+    """Find the ready-made flow of a video.
+
+    Args:
+        path: a directory of images (see `_LAYOUTS`), an .npz with the array "flow", or a directory that holds one of
+            the two per video, named by the video's name with or without its suffix.
+        video: path or URL of the video, to name it by.
+        bound_px: what the 8-bit images 0 and 255 stand for; a flow.json beside them knows better. Not used for .npz.
+
+    Raises:
+        FlowFilesError: nothing there, a frame is missing, or it cannot be read.
+    """
+    check_bound(bound_px)
+    path = Path(path)
+    if not path.exists():
+        raise FlowFilesError(video, f"no ready-made flow at {path}: no such file or directory")
+    stem, name = Path(video).stem, Path(video).name
+    candidates = [path, path / stem, path / name, path / f"{stem}.npz", path / f"{name}.npz"]
+    for candidate in candidates if path.is_dir() else [path]:
+        if candidate.is_file() and candidate.suffix.lower() == ".npz":
+            return NpzFlow(candidate, video)
+        if candidate.is_dir() and _is_image_directory(candidate):
+            return ImageFlow(candidate, video, bound_px)
+    if path.is_file():
+        raise FlowFilesError(video, f"{path} is not ready-made flow: expected a directory of images or an .npz")
+    tried = f"{stem}/, {name}/, {stem}.npz"
+    raise FlowFilesError(video, f"no ready-made flow in {path}: looked for {_LAYOUTS} in it, then for {tried}")
+
+
+def is_of_one_video(path: Path) -> bool:
+    """Whether ready-made flow lies there itself, and not in files or directories named by videos."""
+    return path.is_file() or (path.is_dir() and _is_image_directory(path))
+
+
+def _is_image_directory(directory: Path) -> bool:
+    return any(entry.name == SIDECAR_NAME or is_flow_image_name(entry.name) for entry in directory.iterdir())
+
+
+def is_flow_image_name(name: str) -> bool:
+    """Whether a file of this name is an 8-bit image of x or y flow."""
+    return _IMAGE_NAME.fullmatch(name) is not None
+
+
+class ImageFlow(FlowFiles):
+    """Pairs of 8-bit images, one of x and one of y, as denseflow, mmaction and TSN name them.
+
+    Args:
+        directory: holds the images, numbered from 0 or 1 without gaps.
+        video: whose flow it is, for error messages.
+        bound_px: what 0 and 255 stand for, where no flow.json says.
+
+    Raises:
+        FlowFilesError: the numbering has gaps, or x and y differ.
+    """
+
+    def __init__(self, directory: Path, video: str, bound_px: float) -> None:
+        super().__init__(video)
+        self.bound_px = self._stored_bound_px(directory / SIDECAR_NAME) or bound_px
+        self.description = f"ready-made 8-bit images, bound {self.bound_px:g} px"
+        self._pairs = self._find_pairs(directory)
+
+    def _stored_bound_px(self, sidecar: Path) -> float | None:
+        if not sidecar.exists():
+            return None
+        try:
+            bound_px = float(json.loads(sidecar.read_text(encoding="utf-8"))["bound_px"])
+            check_bound(bound_px)
+        except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+            raise FlowFilesError(
+                self._video, f"{sidecar} holds no usable bound_px: delete it or write it anew"
+            ) from error
+        return bound_px
+
+    def _find_pairs(self, directory: Path) -> list[tuple[Path, Path]]:
+        images: dict[str, dict[int, Path]] = {"x": {}, "y": {}}
+        for path in directory.iterdir():
+            match = _IMAGE_NAME.fullmatch(path.name)
+            if not match:
+                continue
+            axis, number = match[1].lower(), int(match[2])
+            if number in images[axis]:
+                raise FlowFilesError(self._video, f"{images[axis][number]} and {path.name} are the same frame's {axis}")
+            images[axis][number] = path
+        self._check_numbers(directory, images)
+        return [(images["x"][number], images["y"][number]) for number in sorted(images["x"])]
+
+    def _check_numbers(self, directory: Path, images: dict[str, dict[int, Path]]) -> None:
+        found = images["x"].keys() | images["y"].keys()
+        first = 0 if 0 in found else 1
+        for number in range(first, max(found, default=0) + 1):
+            for axis in "xy":
+                if number not in images[axis]:
+                    raise FlowFilesError(
+                        self._video,
+                        f"the {axis} image of frame {number} is missing in {directory} "
+                        f"(numbered {first} to {max(found)}; frames are named {_LAYOUTS})",
+                    )
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def _read(self, index: int) -> NDArray[np.float32]:
+        x, y = (self._read_image(path) for path in self._pairs[index])
+        if x.shape != y.shape:
+            raise FlowFilesError(self._video, f"{self._pairs[index][0]} and its y image differ in size")
+        return dequantise_flow(np.stack([x, y], axis=-1), self.bound_px)
+
+    def _read_image(self, path: Path) -> NDArray[np.uint8]:
+        try:
+            data = np.fromfile(path, np.uint8)  # imread itself cannot open every name on Windows
+        except OSError as error:
+            raise FlowFilesError(self._video, f"cannot read {path}: {error.strerror}") from error
+        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+        if image is None:
+            raise FlowFilesError(self._video, f"{path} is not a readable image")
+        return np.asarray(image, dtype=np.uint8)
+
+
+class NpzFlow(FlowFiles):
+    """The array "flow" (T-1, H, W, 2) of an .npz, in pixels; read through the archive without unpacking it whole.
+
+    Args:
+        path: the archive, as `vid3d flow` or `np.savez` write it.
+        video: whose flow it is, for error messages.
+
+    Raises:
+        FlowFilesError: not an archive, no such array, or not flow.
+    """
+
+    description = "ready-made .npz"
+
+    def __init__(self, path: Path, video: str) -> None:
+        super().__init__(video)
+        self._path = path
+        self._stream: IO[bytes] | None = None
+        self._next = 0  # index of the pair that the stream stands before
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise FlowFilesError(video, f"{path} is not a readable .npz") from error
+        try:
+            self._rewind()
+        except BaseException:
+            self.close()
+            raise
+
+    def _rewind(self) -> None:
+        if self._stream:
+            self._stream.close()
+        try:
+            self._stream = self._archive.open("flow.npy")
+            self._shape, self._dtype = self._read_header(self._stream)
+        except KeyError as error:
+            arrays = ", ".join(Path(name).stem for name in self._archive.namelist())
+            raise FlowFilesError(
+                self._video, f'{self._path} has no array "flow" (it has: {arrays or "none"})'
+            ) from error
+        except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            raise FlowFilesError(self._video, f"{self._path} is damaged or not flow: {error}") from error
+        self._next = 0
+
+    @staticmethod
+    def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(stream)
+        if len(shape) != 4 or shape[3] != 2 or dtype.kind != "f" or fortran_order:
+            raise ValueError(f"expected floats (T-1, H, W, 2) in C order, got {shape} {dtype}")
+        return shape, dtype
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def _read(self, index: int) -> NDArray[np.float32]:
+        if index < self._next:
+            self._rewind()
+        while self._next < index:  # in a compressed archive there is no other way forward
+            self._read_next()
+        return np.frombuffer(self._read_next(), self._dtype).reshape(self._shape[1:]).astype(np.float32)
+
+    def _read_next(self) -> bytes:
+        if self._stream is None:
+            raise ValueError(f"{self._path} is closed")
+        num_bytes = int(np.prod(self._shape[1:])) * self._dtype.itemsize
+        try:
+            data = self._stream.read(num_bytes)
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise FlowFilesError(self._video, f"{self._path} is damaged at pair {self._next}: {error}") from error
+        if len(data) < num_bytes:
+            raise FlowFilesError(self._video, f"{self._path} ends at pair {self._next} of {len(self)}")
+        self._next += 1
+        return data
+
+    def close(self) -> None:
+        """Close the archive."""
+        if self._stream:
+            self._stream.close()
+            self._stream = None
+        self._archive.close()

@@ -1,0 +1,1 @@
+"""What is known of networks: the manifest, the registry, their weights and checkpoints, and the backbones."""

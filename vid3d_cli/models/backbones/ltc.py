@@ -1,0 +1,149 @@
+"""LTC: C3D with fewer maps and far longer, smaller clips, for rgb (3 channels) and flow (2 channels).
+
+    layer    kernel, stride    output of 100 × 58²
+    conv1    3×3×3              64 × 100 × 58²
+    pool1    1×2×2, 1×2×2       64 × 100 × 29²
+    conv2    3×3×3             128 × 100 × 29²
+    pool2    2×2×2, 2          128 × 50 × 14²
+    conv3    3×3×3             256 × 50 × 14²
+    pool3    2×2×2, 2          256 × 25 × 7²
+    conv4    3×3×3             256 × 25 × 7²
+    pool4    2×2×2, 2          256 × 12 × 3²
+    conv5    3×3×3             256 × 12 × 3²
+    pool5    2×2×2, 2          256 × 6 × 1²
+    fc6      2048
+    fc7      2048
+    fc8
+
+Every convolution, fc6 and fc7 end in a ReLU. The authors compare clips of 20 to 100 frames of 58² and 71² px, and
+C3D's 16 × 112²; what pool5 leaves, and so the width of fc6's input, follows from the clip:
+
+    frames       16      20   40   60   80  100
+    of 58²              256  512  768 1280 1536
+    of 71²             1024 2048 3072 5120 6144
+    of 112²    2304
+
+The default is the flow network's, 100 × 58². "60x71" and the like are the variants.
+
+Source: Varol, Laptev & Schmid 2018, arXiv:1604.04494; gulvarol/ltc `models/ltc.lua`, whose layers and rounding these
+are, `opts.lua`, whose clip is the default one, and `model.lua`, which takes what feeds the last layer, fc7 after its
+ReLU, for features. Their flow clips lose each frame's mean before they reach the network (`perframemean`); here that
+is left to whoever trains. The published RGB files, in Torch7's format, are not of this network but of C3D's with one
+more pool over time.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ...errors import ShapeError
+from ._layers import IN_CHANNELS, Backbone, BackboneOutput
+from .c3d import Convolution, FullyConnected
+
+NUM_FRAMES, SIDE_PX = 100, 58
+
+MIN_FRAMES, MIN_SIDE_PX = 16, 32  # less leaves pool5 nothing
+
+FEATURE_DIM = 2048
+
+LAYERS = ("conv1", "pool1", "conv2", "pool2", "conv3", "pool3", "conv4", "pool4", "conv5", "pool5", "fc6", "fc7")
+
+DROPOUT = {"rgb": 0.5, "flow": 0.9}
+"""The ratios of the authors' 100 × 58² networks of each stream: gulvarol/ltc README."""
+
+CLIPS = [(16, 112), *((num_frames, side_px) for side_px in (58, 71) for num_frames in (20, 40, 60, 80, 100))]
+"""Frames and side in pixels of the clips that the authors compare."""
+
+
+class LTC(nn.Module):
+    """The network of the table above.
+
+    Args:
+        in_channels: 3 for rgb, 2 for flow.
+        num_classes: K.
+        num_frames: of a clip, at least 16.
+        side_px: of a clip, at least 32.
+        dropout: of fc6 and fc7, in training.
+
+    Raises:
+        ShapeError: clips so short or small that nothing is left for fc6.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        num_frames: int = NUM_FRAMES,
+        side_px: int = SIDE_PX,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if num_frames < MIN_FRAMES or side_px < MIN_SIDE_PX:
+            raise ShapeError(
+                f"ltc needs clips of at least {MIN_FRAMES} frames and {MIN_SIDE_PX} × {MIN_SIDE_PX} px, "
+                f"got {(num_frames, side_px, side_px)}"
+            )
+        self.clip_shape = num_frames, side_px, side_px
+        self.conv1 = Convolution(in_channels, 64)
+        self.pool1 = nn.MaxPool3d((1, 2, 2))
+        self.conv2 = Convolution(64, 128)
+        self.pool2 = nn.MaxPool3d(2)
+        self.conv3 = Convolution(128, 256)
+        self.pool3 = nn.MaxPool3d(2)
+        self.conv4 = Convolution(256, 256)
+        self.pool4 = nn.MaxPool3d(2)
+        self.conv5 = Convolution(256, 256)
+        self.pool5 = nn.MaxPool3d(2)
+        self.fc6 = FullyConnected(256 * (num_frames // 16) * (side_px // 32) ** 2, FEATURE_DIM)
+        self.fc7 = FullyConnected(FEATURE_DIM, FEATURE_DIM)
+        self.fc8 = nn.Linear(FEATURE_DIM, num_classes)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, clips: Tensor) -> BackboneOutput:
+        """Normalised clips → features and logits.
+
+        Args:
+            clips: (N, C, T, H, W), T and H = W as the network was built for.
+
+        Raises:
+            ShapeError: a clip of another size.
+        """
+        if clips.shape[2:] != self.clip_shape:
+            num_frames, side_px, _ = self.clip_shape
+            raise ShapeError(
+                f"this ltc needs clips of exactly {num_frames} frames and {side_px} × {side_px} px, "
+                f"got {tuple(clips.shape[2:])}"
+            )
+        x = self.pool1(self.conv1(clips))  # (N, 64, T, H/2, W/2)
+        x = self.pool2(self.conv2(x))  # (N, 128, T/2, H/4, W/4)
+        x = self.pool3(self.conv3(x))  # (N, 256, T/4, H/8, W/8)
+        x = self.pool4(self.conv4(x))  # (N, 256, T/8, H/16, W/16)
+        x = self.pool5(self.conv5(x))  # (N, 256, T/16, H/32, W/32)
+        x = self.dropout(self.fc6(x.flatten(1)))
+        features = self.fc7(x)
+        return BackboneOutput(features.float(), self.fc8(self.dropout(features)).float())
+
+
+def build(stream: str, num_classes: int, num_frames: int = NUM_FRAMES, side_px: int = SIDE_PX) -> LTC:
+    """LTC for one stream and one size of clip, untrained."""
+    return LTC(IN_CHANNELS[stream], num_classes, num_frames, side_px, DROPOUT[stream])
+
+
+BACKBONES = {
+    "ltc": Backbone(
+        build,
+        clip=(NUM_FRAMES, SIDE_PX),
+        feature_dim=FEATURE_DIM,
+        classifier="fc8.weight",
+        min_frames=NUM_FRAMES,
+        is_fixed_size=True,
+        layers={name: name for name in LAYERS},
+        key_layouts={},
+        resizes_px={58: (67, 89), 71: (81, 108), 112: (128, 171)},  # the authors' README
+        variants={
+            f"{num_frames}x{side_px}": {"num_frames": num_frames, "side_px": side_px}
+            for num_frames, side_px in CLIPS
+            if (num_frames, side_px) != (NUM_FRAMES, SIDE_PX)
+        },
+    )
+}

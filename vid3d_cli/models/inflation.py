@@ -1,0 +1,159 @@
+"""2-D ImageNet networks inflated to 3-D: an initialisation for training, not a trained action model.
+
+    googlenet → i3d, s3d      resnet18 → r3d_18, mc3_18      resnet50, 101, 152 → p3d63, p3d131, p3d199
+
+A k×k kernel becomes t×k×k, repeated in time and divided by t, so that a clip of one repeated frame gives what the
+picture gives (Carreira & Zisserman 2017, section 2.1). Convolutions in time alone, which a picture network does not
+have, start as what leaves such a clip alone: the mean over their window, or nothing beside a shortcut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..durable import AtomicFile
+from ..errors import CheckpointError, UsageError
+from .backbones import BACKBONES, Backbone, TemporalPart
+from .clip_model import StateDict, describe_misfits, is_counter, rename_keys
+
+
+@dataclass(frozen=True)
+class Inflated:
+    """A 3-D network that starts as a picture network."""
+
+    net: nn.Module
+    image_network: str
+    """What the checkpoint was of, as in "googlenet"."""
+    from_image: tuple[str, ...]
+    """Tensors that came from it."""
+    random: tuple[str, ...]
+    """Tensors that start at random: the classifier of other classes, and what was left out."""
+
+
+def inflate(
+    image: StateDict,
+    name: str,
+    *,
+    stream: str = "rgb",
+    num_classes: int | None = None,
+    only: Sequence[str] = (),
+    seed: int = 0,
+) -> Inflated:
+    """Make a 3-D initialisation of a 2-D checkpoint.
+
+    Args:
+        image: torchvision's state dict of a network that the backbone can start from.
+        name: of the backbone.
+        stream: "rgb", or "flow", whose first kernels are the mean over the colours in both channels.
+        num_classes: K; None keeps the picture network's classes and its classifier.
+        only: how the names of the tensors begin that are inflated; the rest starts at random. Empty: all are.
+        seed: of what starts at random.
+
+    Raises:
+        UsageError: a backbone that starts from no picture network, or has no tensors that begin so.
+        CheckpointError: not a whole checkpoint of a network that the backbone can start from.
+    """
+    backbone = BACKBONES[name]
+    image_network, image = _recognise(image, name)
+    keeps_classifier = num_classes in (None, len(image[backbone.classifier]))
+    net = _build(backbone, stream, num_classes or len(image[backbone.classifier]), seed)
+    state = {key: tensor for key, tensor in net.state_dict().items() if not is_counter(key)}
+    head = backbone.classifier.removesuffix("weight")
+    if unknown := [start for start in only if not any(key.startswith(start) for key in state)]:
+        starts = ", ".join(dict.fromkeys(key.split(".")[0] for key in state))
+        raise UsageError(f"{name} has no tensors that begin with '{unknown[0]}'; they begin with: {starts}")
+    chosen = [key for key in state if key.startswith(tuple(only) or "")]
+    temporal = set(_start_still(net, chosen))
+    from_image = [key for key in chosen if key in image and (keeps_classifier or not key.startswith(head))]
+    net.load_state_dict({key: to_3d(image[key], state[key].shape) for key in from_image}, strict=False)
+    random = [key for key in state if key not in temporal and key not in from_image]
+    return Inflated(net.eval(), image_network, tuple(from_image), tuple(random))
+
+
+def to_3d(kernel: Tensor, shape: Sequence[int]) -> Tensor:
+    """A 2-D network's tensor in the shape of the 3-D network's.
+
+    Args:
+        kernel: (O, I, h, w); the vector of a batch norm or a bias, (O,); or a fully connected layer, (O, I).
+        shape: (O, I, t, h, w) repeats the kernel in time and divides it by t; the mean over the colours takes the place
+            of other input channels. (O, I, 1, 1, 1) also holds a fully connected layer.
+    """
+    if len(shape) == 5 and kernel.ndim == 2:
+        kernel = kernel[:, :, None, None]
+    if len(shape) < 5:
+        return kernel
+    if kernel.shape[1] != shape[1]:
+        kernel = kernel.mean(1, keepdim=True).expand(-1, shape[1], -1, -1)
+    return kernel[:, :, None].repeat(1, 1, shape[2], 1, 1) / shape[2]
+
+
+def save_inflated(inflated: Inflated, out: Path) -> None:
+    """Write the network as .safetensors, whose head says what it is.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in inflated.net.state_dict().items()}
+    facts = {"vid3d": f"{inflated.image_network} inflated to 3-D: an initialisation, not trained on video"}
+    with AtomicFile(out) as file:
+        file.write(safetensors.torch.save(tensors, facts))
+
+
+def _build(backbone: Backbone, stream: str, num_classes: int, seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return backbone.build(stream, num_classes)
+
+
+def _recognise(image: StateDict, name: str) -> tuple[str, StateDict]:
+    """Which picture network a checkpoint is of, and its tensors by the names of the backbone."""
+    networks = BACKBONES[name].image_networks
+    if not networks:
+        able = ", ".join(other for other, backbone in BACKBONES.items() if backbone.image_networks)
+        raise UsageError(f"{name} cannot start from a picture network; these can: {able}")
+    misfits = []
+    for network, rules in networks.items():
+        renamed = {key: tensor for key, tensor in rename_keys(image, rules).items() if not is_counter(key)}
+        classifier = renamed.get(BACKBONES[name].classifier)
+        with torch.device("meta"):
+            net = BACKBONES[name].build("rgb", len(classifier) if classifier is not None and classifier.ndim else 1)
+        shapes = _picture_shapes(net)
+        head = BACKBONES[name].classifier
+        shapes[head] = shapes[head].flatten(1)  # fully connected in the picture network
+        misfit = describe_misfits(shapes, renamed)
+        if not misfit:
+            return network, renamed
+        misfits.append(f"no whole {network} ({misfit})")
+    raise CheckpointError(f"{name} starts from torchvision's {' or '.join(networks)}; this is {', '.join(misfits)}")
+
+
+def _picture_shapes(net: nn.Module) -> StateDict:
+    """The tensors of the picture network that a 3-D one starts from, on meta: no time, and nothing in time alone."""
+    temporal = {key for keys, _ in _temporal_parts(net) for key in keys}
+    shapes = {}
+    for key, tensor in net.state_dict().items():
+        if key not in temporal and not is_counter(key):
+            shapes[key] = tensor[:, :, 0] if tensor.ndim == 5 else tensor
+    return shapes
+
+
+def _start_still(net: nn.Module, chosen: Sequence[str]) -> Iterator[str]:
+    """Have the chosen convolutions in time leave a still clip alone; gives the names of their tensors."""
+    for keys, part in _temporal_parts(net):
+        if set(keys) <= set(chosen):
+            part.start_still()
+            yield from keys
+
+
+def _temporal_parts(net: nn.Module) -> Iterator[tuple[list[str], TemporalPart]]:
+    """The blocks with convolutions in time alone, and the names of the tensors of those."""
+    for prefix, module in net.named_modules():
+        if isinstance(module, TemporalPart):
+            parts = tuple(f"{prefix}.{part}." for part in module.temporal)
+            yield [key for key in net.state_dict() if key.startswith(parts) and not is_counter(key)], module
