@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from .recipe import Recipe
     from .records import Prediction, VideoFailure, VideoResult
     from .run.pipeline import Pipeline
-    from .video.reader import VideoReader, probe
+    from .video.process import probe
+    from .video.reader import VideoReader
 
 
 _HOMES = {
@@ -43,7 +44,8 @@ _HOMES = {
     "run.pipeline": ["Pipeline"],
     "recipe": ["Recipe"],
     "records": ["Prediction", "VideoFailure", "VideoResult"],
-    "video.reader": ["VideoReader", "probe"],
+    "video.process": ["probe"],
+    "video.reader": ["VideoReader"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,6 +1,7 @@
 """Decoding in child processes: the frames of `VideoReader`, byte by byte; children that die or hang are replaced."""
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -33,7 +34,8 @@ from vid3d_cli.options import Options
 from vid3d_cli.run import local
 from vid3d_cli.run.pipeline import Pipeline
 from vid3d_cli.video import process as module
-from vid3d_cli.video.process import Decoders
+from vid3d_cli.video import reader as reader_module
+from vid3d_cli.video.process import Decoders, probe
 from vid3d_cli.video.reader import VideoReader
 
 linux_only = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")
@@ -435,6 +437,14 @@ def children():
     return Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
 
 
+def wait_for_children(pid):
+    give_up = time.monotonic() + 30
+    while not (found := Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    return [int(child) for child in found]
+
+
 @linux_only
 def test_nothing_is_left_behind(video):
     files, before = open_files(), children()
@@ -488,6 +498,59 @@ def test_too_many_open_files_are_not_the_fault_of_a_video(video, is_running):
                 assert "too many open files: raise the limit (ulimit -n" in str(error)
                 num_left += 1
     assert num_left > 3
+
+
+# Probing -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "rotated.mp4", "damaged.avi", "odd.webm"])
+@pytest.mark.parametrize("decode", [False, True])
+def test_probe_returns_what_the_reader_knows(pool, tmp_path, name, decode):
+    path = str(VIDEOS[name](tmp_path / name))
+    assert probe(path, decode=decode, decoders=pool) == reader_module.probe(path, decode=decode)
+
+
+def test_probe_without_decoders_leaves_no_process(video):
+    before = children()
+    assert probe(video, decode=True).num_frames_decoded == 60
+    assert children() == before
+    with pytest.raises(VideoNotFound):
+        probe("absent.mp4")
+    assert children() == before
+
+
+def test_probe_of_a_pipe_without_a_writer_ends_with_the_timeout(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    before = children()
+    with pytest.raises(DecoderHangs, match=r"got no further for 0\.5 s: give --timeout more seconds"):
+        probe(str(tmp_path / "pipe.mp4"), timeout=0.5)
+    assert children() == before
+
+
+def test_the_command_fails_a_pipe_and_probes_the_rest(vid3d, video, tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    result = vid3d("probe", "pipe.mp4", video, "--timeout", 4)
+    assert result.exit_code == 1
+    assert [json.loads(line)["num_frames_decoded"] for line in result.stdout.splitlines()] == [60]
+    assert "pipe.mp4: its decoder got no further for 4 s" in result.stderr
+
+
+def test_sigterm_during_probe_exits_143_and_leaves_no_process(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    command = [sys.executable, "-m", "vid3d_cli", "probe", str(tmp_path / "pipe.mp4")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        decoders = wait_for_children(running.pid)
+        running.terminate()
+        _, stderr = running.communicate(timeout=30)
+    assert running.returncode == 143
+    assert "terminated (SIGTERM)" in stderr
+    assert not any(is_running(pid) for pid in decoders)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_decoders_refuse_a_timeout_that_is_not_positive(timeout):
+    with pytest.raises(UsageError, match="more than 0 s"):
+        Decoders(timeout)
 
 
 # The engine ----------------------------------------------------------------------------------------------------------

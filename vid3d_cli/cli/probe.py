@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError, VideoError
-from .batch import NulSeparated, Videos, find_videos
+from ..video import TIMEOUT_SECONDS
+from .batch import NulSeparated, Timeout, Videos, find_videos
 from .console import log, stdout_is_terminal
 
 if TYPE_CHECKING:
@@ -25,28 +26,32 @@ def probe(
         bool, typer.Option(help="Decode everything, to count frames and damage; else the header alone.")
     ] = True,
     nul_separated: NulSeparated = False,
+    timeout: Timeout = TIMEOUT_SECONDS,
 ) -> None:
     """Tell what videos are: codec, size, rotation, frame rate, frames declared and decoded, damage.
 
     Example: vid3d probe video.mp4
     """
     from ..records import to_json
-    from ..video import reader as video_module
+    from ..video.process import Decoders
+    from ..video.process import probe as probe_video
 
     if form not in (None, "table", "json", "jsonl"):
         raise UsageError(f"--format {form}: choose table, json or jsonl")
     infos, code = [], EXIT_OK
     form = form or ("table" if stdout_is_terminal() else "jsonl")
-    for source in find_videos(videos, nul_separated):
-        try:
-            info = video_module.probe(source.video, decode=decode)
-        except VideoError as error:
-            log.error("%s", error)
-            code = EXIT_SOME_FAILED
-            continue
-        infos.append(info)
-        if form == "jsonl":
-            typer.echo(to_json(asdict(info)))
+    sources = find_videos(videos, nul_separated)
+    with Decoders(timeout or None) as decoders:
+        for source in sources:
+            try:
+                info = probe_video(source.video, decode=decode, decoders=decoders)
+            except VideoError as error:
+                log.error("%s", error)
+                code = EXIT_SOME_FAILED
+                continue
+            infos.append(info)
+            if form == "jsonl":
+                typer.echo(to_json(asdict(info)))
     if form == "json":
         typer.echo(to_json([asdict(info) for info in infos]))
     if form == "table" and infos:

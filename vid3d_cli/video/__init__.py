@@ -1,1 +1,4 @@
-"""From a source to frames with their times. PyAV is known here and nowhere else."""
+"""Videos: from the names a user types to frames with their times. Only this folder uses PyAV."""
+
+TIMEOUT_SECONDS = 120.0
+"""A video fails when its decoder makes no progress for this many seconds."""

@@ -40,8 +40,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DecoderDied, DecoderFailed, DecoderHangs, OutOfMemory, ResourceError, Vid3dError
+from ..errors import DecoderDied, DecoderFailed, DecoderHangs, OutOfMemory, ResourceError, UsageError, Vid3dError
 from ..records import Frame
+from . import TIMEOUT_SECONDS as TIMEOUT_SECONDS  # there, the command line finds it without PyAV
 from .reader import VideoInfo, VideoReader
 
 SLOTS_BYTES = 64 * 2**20
@@ -85,6 +86,8 @@ class _Request(NamedTuple):
     fps: Fraction | None
     start_seconds: float
     end_seconds: float | None
+    probe: str | None = None
+    """No frames are wanted, only the info: "header", or "count" to decode the video for the counts."""
 
 
 class _Opened(NamedTuple):
@@ -144,6 +147,28 @@ def _explain(video: str, error: Exception) -> Vid3dError:
 # This process --------------------------------------------------------------------------------------------------------
 
 
+def probe(
+    video: str, *, decode: bool = False, timeout: float | None = TIMEOUT_SECONDS, decoders: Decoders | None = None
+) -> VideoInfo:
+    """Return what a video is: codec, size, rotation, frame rate, duration.
+
+    Args:
+        video: path or URL.
+        decode: decode the whole video, to count its frames and the lost ones; otherwise only the first frame.
+        timeout: seconds without progress before the video fails; None for no limit.
+        decoders: processes to use, with their own timeout; None to start one for this video alone (0.3 s).
+
+    Raises:
+        VideoError: the video cannot be used; the class says why. `DecoderHangs` after the timeout.
+        ResourceError: the process cannot be started.
+    """
+    if decoders is None:
+        with Decoders(timeout) as own:
+            return probe(video, decode=decode, decoders=own)
+    with decoders.probe(video, decode=decode) as opened:
+        return opened.info
+
+
 class Decoders:
     """The children that decode videos: as many as are open at the same time, and used again.
 
@@ -157,6 +182,8 @@ class Decoders:
     """
 
     def __init__(self, timeout: float | None = None) -> None:
+        if timeout is not None and not timeout > 0:
+            raise UsageError(f"the timeout must be more than 0 s, got {timeout:g} s")
         self._timeout = timeout
         self._idle: list[_Decoder] = []
         self._lent: set[_Decoder] = set()
@@ -173,6 +200,10 @@ class Decoders:
     ) -> DecodedVideo:
         """Open a video in a child; for the arguments see `VideoReader`, for the errors `DecodedVideo`."""
         return DecodedVideo(_Request(video, fps, start_seconds, end_seconds), self, self._timeout)
+
+    def probe(self, video: str, *, decode: bool) -> DecodedVideo:
+        """Open a video for its `info` alone; see `probe`."""
+        return DecodedVideo(_Request(video, None, 0.0, None, "count" if decode else "header"), self, self._timeout)
 
     def lend(self) -> _Decoder:
         """Give out a living child, for one video.
@@ -243,7 +274,7 @@ class DecodedVideo(Iterator[Frame]):
     """
 
     info: VideoInfo
-    """What the header and the first frame say; nothing is counted."""
+    """What the header and the first frame say; counts only where `probe` decodes."""
     num_expected_frames: int | None
     """About how many frames there will be; None if the header does not tell."""
     num_decode_failures: int
@@ -558,10 +589,13 @@ class _Child:
                 self._connection.send(end)
 
     def _decode(self, request: _Request, slots: _Slots) -> _End:
-        video, fps, start_seconds, end_seconds = request
+        video, fps, start_seconds, end_seconds, probe = request
         with VideoReader(video, fps=fps, start_seconds=start_seconds, end_seconds=end_seconds) as reader:
             self._reader = reader
-            self._say(_Opened(reader.info, reader.num_expected_frames))
+            info = reader.count_frames() if probe == "count" else reader.info
+            self._say(_Opened(info, reader.num_expected_frames))
+            if probe:
+                return _End(reader.num_decode_failures)
             with contextlib.suppress(_Stopped):
                 for frame in reader:
                     layout, slot = slots.fill(frame.rgb)

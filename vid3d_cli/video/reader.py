@@ -144,19 +144,8 @@ def probe(video: str, *, decode: bool = True) -> VideoInfo:
     Raises:
         VideoError: it cannot be used; the class says why.
     """
-    with contextlib.closing(_Pass(video)) as one_pass:
-        info = _header_info(one_pass)
-        if not decode:
-            return info
-        end = Fraction(0)
-        for frame in one_pass.timed_frames():
-            end = frame.start + frame.duration
-        return dataclasses.replace(
-            info,
-            duration_seconds=float(end) if info.duration_seconds is None else info.duration_seconds,
-            num_frames_decoded=one_pass.num_frames_decoded,
-            num_decode_failures=one_pass.num_decode_failures,
-        )
+    with VideoReader(video) as reader:
+        return reader.count_frames() if decode else reader.info
 
 
 class VideoReader:
@@ -254,13 +243,30 @@ class VideoReader:
         self._is_fresh = False
 
     def __iter__(self) -> Iterator[Frame]:
+        self._start_pass()
+        iterator = self._read()
+        self._iterator = weakref.ref(iterator)
+        return iterator
+
+    def count_frames(self) -> VideoInfo:
+        """Decode the video to its end and return `info` with the counts; the span and the rate do not matter."""
+        self._start_pass()
+        end = Fraction(0)
+        with contextlib.closing(self._pass):
+            for frame in self._pass.timed_frames():
+                end = frame.start + frame.duration
+        return dataclasses.replace(
+            self._info,
+            duration_seconds=float(end) if self._info.duration_seconds is None else self._info.duration_seconds,
+            num_frames_decoded=self._pass.num_frames_decoded,
+            num_decode_failures=self._pass.num_decode_failures,
+        )
+
+    def _start_pass(self) -> None:
         self._end_iteration()
         if not self._is_fresh:
             self._pass = _Pass(self._video)
         self._is_fresh = False
-        iterator = self._read()
-        self._iterator = weakref.ref(iterator)
-        return iterator
 
     def _end_iteration(self) -> None:
         iterator = None if self._iterator is None else self._iterator()
