@@ -8,11 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from seeded import SeededCase
-from torch.utils.flop_counter import FlopCounterMode
 
-from vid3d_cli.errors import CheckpointError, ShapeError
-from vid3d_cli.models.backbones import BACKBONES
-from vid3d_cli.models.clip_model import convert_keys, load_strictly
+from vid3d_cli.errors import CheckpointError
+from vid3d_cli.models.checkpoint import convert_keys, load_strictly
+from vid3d_cli.models.registry import BACKBONES
 
 C3D = BACKBONES["c3d"]
 CHANNELS = {"rgb": 3, "flow": 2}
@@ -65,6 +64,13 @@ def in_mmaction2s_names():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def test_mmaction2s_layout_gives_the_same_tensors():
+    converted, (_, tensors) = convert_keys(in_mmaction2s_names(), C3D), case_and_tensors()
+    assert converted.keys() == tensors.keys()
+    assert all(converted[name] is tensors[name] for name in tensors)
+
+
+@pytest.mark.exhaustive
 def test_mmaction2s_layout_gives_the_numbers_of_the_original():
     case, _ = case_and_tensors()
     net = C3D.build("rgb", 487).eval()
@@ -83,22 +89,6 @@ def test_mmaction2s_pretrained_file_is_refused_for_its_missing_classifier():
     }
     with pytest.raises(CheckpointError, match="missing"):
         load_strictly(on_meta(), convert_keys(headless, C3D), Path("c3d_sports1m_pretrain.pth"), "c3d")
-
-
-@pytest.mark.parametrize(
-    ("stream", "num_classes", "num_parameters", "num_macs"),
-    [
-        ("rgb", 487, 79_991_015, 38_548_959_232),  # Sports-1M
-        ("flow", 487, 79_991_015 - 64 * 27, 38_548_959_232 - 64 * 27 * 16 * 112**2),
-        ("rgb", 101, 78_409_573, 38_547_378_176),  # UCF-101: 78.4 M and 38.5 G, mmaction2 says
-    ],
-)
-def test_parameters_and_operations_are_as_many_as_published(stream, num_classes, num_parameters, num_macs):
-    net = on_meta(stream, num_classes)
-    with FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, CHANNELS[stream], 16, 112, 112, device="meta"))
-    assert sum(parameter.numel() for parameter in net.parameters()) == num_parameters
-    assert counter.get_total_flops() == 2 * num_macs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,16 +141,3 @@ def test_dropout_works_in_training_only():
     features = torch.ones(1, 4096)
     assert (net.dropout(features) == 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
     assert torch.equal(net.eval().dropout(features), features)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The size
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(15, 112, 112), (17, 112, 112), (16, 112, 128), (16, 128, 112), (0, 0, 0)])
-def test_another_size_is_told_which_one_is_needed(shape):
-    with pytest.raises(ShapeError, match="exactly 16 frames and 112 × 112 px") as error:
-        on_meta()(torch.zeros(1, 3, *shape, device="meta"))
-    assert str(shape) in str(error.value)
-    assert "\n" not in str(error.value)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from videos import write_video
 
+import vid3d_cli.models.checkpoint
 import vid3d_cli.models.clip_model
-from vid3d_cli.models.backbones import BACKBONES
 from vid3d_cli.models.manifest import model_entries
+from vid3d_cli.models.registry import BACKBONES
 
 
 def way_of(entry):
@@ -20,6 +21,11 @@ def way_of(entry):
 
 
 WAYS = {way_of(entry): name for name, entry in model_entries().items()}
+QUICK = ("s3d_mini.camera_motion",)
+
+
+def exhaustive_but(quick, names):
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.exhaustive]) for name in names]
 
 
 @pytest.fixture
@@ -43,11 +49,12 @@ def untrained(monkeypatch, tmp_path):
     def read_checkpoint(path):
         return networks[path].state_dict()
 
-    monkeypatch.setattr(vid3d_cli.models.clip_model, "read_checkpoint", read_checkpoint)
+    for module in (vid3d_cli.models.clip_model, vid3d_cli.models.checkpoint):
+        monkeypatch.setattr(module, "read_checkpoint", read_checkpoint)
     return weights_of
 
 
-@pytest.mark.parametrize("model", WAYS.values())
+@pytest.mark.parametrize("model", exhaustive_but(QUICK, WAYS.values()))
 def test_one_command_gives_features_of_both_streams(model, untrained, vid3d, tmp_path):
     entry = model_entries()[model]
     video = write_video(tmp_path / "video.mp4", num_frames=6, fps=10, width=64, height=48)
@@ -63,7 +70,7 @@ def test_one_command_gives_features_of_both_streams(model, untrained, vid3d, tmp
     assert list(recipe["streams"]) == list(entry.streams)
 
 
-@pytest.mark.parametrize("model", ["c3d.ucf101", "two_stream.own"])
+@pytest.mark.parametrize("model", exhaustive_but(QUICK, ["s3d_mini.camera_motion", "c3d.ucf101", "two_stream.own"]))
 def test_one_command_gives_predictions(model, untrained, vid3d, tmp_path):
     video = write_video(tmp_path / "video.mp4", num_frames=10, fps=5, width=64, height=48)
     result = vid3d("classify", "--model", model, *untrained(model), video)
@@ -73,6 +80,7 @@ def test_one_command_gives_predictions(model, untrained, vid3d, tmp_path):
     assert len(last["rgb"]) == len(last["flow"]) == len(last["fused"]) == 5
 
 
+@pytest.mark.exhaustive
 def test_a_variant_brings_its_own_clips(untrained, vid3d, tmp_path):
     video = write_video(tmp_path / "video.mp4", num_frames=10, fps=5, width=64, height=48)
     own = untrained("ltc.own", "60x71")
@@ -83,6 +91,7 @@ def test_a_variant_brings_its_own_clips(untrained, vid3d, tmp_path):
     assert recipe["resize"].startswith("81 × 108 px")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model", ["c3d.sports1m", "p3d199.kinetics400"])
 def test_the_form_of_the_weights_is_run_and_recorded(model, untrained, vid3d, tmp_path):
     """A checkpoint does not tell which of the two it needs."""

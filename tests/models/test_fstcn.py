@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lively import lively
 
-from vid3d_cli.errors import ShapeError
-from vid3d_cli.models.backbones import BACKBONES
 from vid3d_cli.models.backbones.fstcn import SCL, TCL, FstCN, TransformPermute, choose_frame, sample_pairs
+from vid3d_cli.models.registry import BACKBONES
 
 SAMPLES = [0, 5, 10, 15, 20]
 PARTNERS = [9, 14, 19, 24, 29]
@@ -20,18 +20,9 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def draw(net, seed=1):
-    """Drawn so that answers depend on the clip: a fresh network's hardly do."""
-    with torch.no_grad():
-        for parameter in net.parameters():
-            scale = (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
-            parameter.normal_(0, scale, generator=generator(seed))
-    return net.eval()
-
-
 @functools.cache
 def random_fstcn():
-    return draw(FstCN(3, 10, kernels=(3,)))  # with the second kernel it has 84 million parameters more
+    return lively(FstCN(3, 10, kernels=(3,)))  # with the second kernel it has 84 million parameters more
 
 
 @functools.cache
@@ -156,7 +147,7 @@ def test_a_random_frame_is_one_of_its_own_clip():
 
 
 def test_transformation_and_permutation_is_that_of_its_definition():
-    operator = draw(TransformPermute(3, 4))
+    operator = lively(TransformPermute(3, 4))
     maps = np.random.default_rng(0).standard_normal((2, 3, 5, 2, 3)).astype(np.float32)  # (N, F, T, H, W)
     permutation = operator.permutation.detach().numpy()
     expected = np.zeros((2, 2 * 3, 5, 4, 1))
@@ -180,7 +171,7 @@ def test_a_permutation_matrix_permutes_the_features_and_the_first_one_leaves_the
 def test_a_kernel_in_space_and_then_one_in_time_are_a_3d_kernel_of_rank_one(kernel):
     """The paper's starting point: K = K_xy ⊗ k_t, of k² + k parameters in place of k³, place by place."""
     side, features = 4, 6
-    spatial, temporal = draw(SCL(3, features, kernel, 1))[0], draw(TCL(side**2, 1, [kernel])).paths[0][0]
+    spatial, temporal = lively(SCL(3, features, kernel, 1))[0], lively(TCL(side**2, 1, [kernel])).paths[0][0]
     spatial.bias.data.zero_()
     temporal.bias.data.zero_()
     in_time = torch.rand(kernel, generator=generator(2))
@@ -244,28 +235,3 @@ def test_in_a_still_clip_only_the_spatial_path_sees_what_is_there():
     assert torch.equal(one["temporal_fc2"], other["temporal_fc2"])
     assert not torch.allclose(one["spatial_fc2"], other["spatial_fc2"])
     assert not torch.allclose(one["net"].logits, other["net"].logits)
-
-
-def test_memory_format_and_company_make_no_difference():
-    net = random_fstcn()
-    clips = torch.cat([random_clip(), random_clip().flip(2)])
-    with torch.inference_mode():
-        logits = net(clips).logits
-        assert_same(net(clips.to(memory_format=torch.channels_last_3d)).logits, logits)
-        assert_same(net(clips[1:]).logits, logits[1:])
-    assert not torch.allclose(logits[0], logits[1])
-
-
-def test_training_reaches_every_parameter():
-    net = on_meta()
-    assert net.training
-    net(torch.empty(2, 3, 30, 204, 204, device="meta")).logits.sum().backward()
-    assert all(parameter.grad is not None for parameter in net.parameters())
-
-
-@pytest.mark.parametrize("shape", [(16, 204, 204), (31, 204, 204), (30, 224, 224), (30, 204, 205), (0, 0, 0)])
-def test_another_clip_is_told_what_is_needed(shape):
-    with pytest.raises(ShapeError, match="exactly 30 frames and 204 × 204 px") as error:
-        on_meta()(torch.empty(1, 3, *shape, device="meta"))
-    assert str(shape) in str(error.value)
-    assert "\n" not in str(error.value)

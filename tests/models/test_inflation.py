@@ -1,8 +1,8 @@
-"""Inflated networks against the picture networks they came from, on clips of one repeated frame.
+"""Inflated networks against the 2-D networks they came from, on clips of one repeated frame.
 
 Stage by stage, since the networks as wholes differ where no inflation reaches: I3D's and torchvision's pools and stem
 pad unlike (their grids lie a pixel apart), P3D strides in a block's first convolution and torchvision's ResNet in its
-second, and R3D has no pool after its stem. Every stage is given what the picture network's own stage is given.
+second, and R3D has no pool after its stem. Every stage is given what the 2-D network's own stage is given.
 """
 
 import functools
@@ -18,15 +18,16 @@ from torch import nn
 from torchvision import models
 
 from vid3d_cli.errors import CheckpointError, UsageError
-from vid3d_cli.models.backbones import BACKBONES, TemporalPart
+from vid3d_cli.models.backbones import TemporalPart
 from vid3d_cli.models.inflation import inflate, to_3d
+from vid3d_cli.models.registry import BACKBONES
 
 NUM_FRAMES = 16  # even, for stems that skip every other frame; the middle ones see no border
 ABLE = [(name, network) for name, backbone in BACKBONES.items() for network in backbone.image_networks]
 
 
 @functools.cache
-def picture_network(name):
+def image_network(name):
     """Torchvision's network with seeded values."""
     options = {"aux_logits": False, "init_weights": False, "transform_input": False} if name == "googlenet" else {}
     net = getattr(models, name)(weights=None, **options).eval()
@@ -36,11 +37,11 @@ def picture_network(name):
 
 @functools.cache
 def inflated(name, network):
-    return inflate(picture_network(network).state_dict(), name)
+    return inflate(image_network(network).state_dict(), name)
 
 
-def outputs_of(net, picture):
-    """What every module of the picture network was given, and gave: name → (input, output)."""
+def outputs_of(net, image):
+    """What every module of the 2-D network was given, and gave: name → (input, output)."""
     seen, hooks = {}, []
     for name, module in net.named_modules():
 
@@ -49,7 +50,7 @@ def outputs_of(net, picture):
 
         hooks.append(module.register_forward_hook(keep))
     with torch.inference_mode():
-        net(picture)
+        net(image)
     for hook in hooks:
         hook.remove()
     return seen
@@ -57,7 +58,7 @@ def outputs_of(net, picture):
 
 @functools.cache
 def seen_by(network):
-    return outputs_of(picture_network(network), torch.from_numpy(draw("picture", (1, 3, 64, 64), 0)))
+    return outputs_of(image_network(network), torch.from_numpy(draw("picture", (1, 3, 64, 64), 0)))
 
 
 def middle_of_still(stage, frame):
@@ -76,7 +77,7 @@ def check(stage, given, expected):
 
 def test_the_reference_is_torchvisions_googlenet():
     case = SeededCase("googlenet_torchvision_1f")
-    net = picture_network("googlenet")
+    net = image_network("googlenet")
     shapes = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
     assert shapes == case.facts["shapes"]
     with torch.inference_mode():
@@ -103,7 +104,7 @@ def test_s3ds_stem_on_a_still_clip_is_googlenets():
 
 
 def test_i3ds_stem_on_a_still_clip_is_googlenets_a_pixel_on():
-    """SAME padding puts one pixel less before an even picture than the three that torchvision puts there."""
+    """SAME padding puts one pixel less before an even image than the three that torchvision puts there."""
     given, expected = seen_by("googlenet")["conv1"]
     answer = middle_of_still(inflated("i3d", "googlenet").net.Conv3d_1a_7x7, torch.roll(given, (1, 1), (2, 3)))
     inner = (..., slice(2, -3), slice(2, -3))  # what padding and the pixels that went round do not reach
@@ -164,7 +165,7 @@ def test_the_stems_of_the_resnets_are_inflated_too():
 
 
 @pytest.mark.parametrize(("name", "network"), ABLE)
-def test_all_of_the_picture_network_is_used_and_nothing_is_left_to_chance(name, network):
+def test_all_tensors_of_the_2d_network_are_used(name, network):
     with torch.device("meta"):
         image = getattr(models, network)(weights=None).state_dict()
         net = BACKBONES[name].build("rgb", 1000)
@@ -180,7 +181,7 @@ def test_all_of_the_picture_network_is_used_and_nothing_is_left_to_chance(name, 
 
 
 def test_flow_starts_from_the_mean_over_the_colours():
-    image = picture_network("googlenet").state_dict()
+    image = image_network("googlenet").state_dict()
     stem = inflate(image, "i3d", stream="flow").net.Conv3d_1a_7x7.conv3d.weight.detach()
     assert stem.shape == (64, 2, 7, 7, 7)
     grey = image["conv1.conv.weight"].mean(1)
@@ -190,7 +191,7 @@ def test_flow_starts_from_the_mean_over_the_colours():
 
 
 def test_part_of_a_network_may_be_inflated():
-    image = picture_network("googlenet").state_dict()
+    image = image_network("googlenet").state_dict()
     result = inflate(image, "s3d", only=["features.0.", "features.5."], num_classes=7)
     whole, other = inflated("s3d", "googlenet").net.state_dict(), result.net.state_dict()
     from_image = [key for key in whole if whole[key].shape == other[key].shape and torch.equal(whole[key], other[key])]
@@ -207,35 +208,37 @@ def test_part_of_a_network_may_be_inflated():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.sampled_from([1, 3, 5]), st.sampled_from([1, 3]), st.integers(0, 999))
-def test_an_inflated_kernel_on_a_still_clip_is_the_kernel_on_the_picture(out, channels, t, k, seed):
+def test_an_inflated_kernel_on_a_still_clip_is_the_kernel_on_the_image(out, channels, t, k, seed):
     generator = torch.Generator().manual_seed(seed)
     kernel = torch.randn(out, channels, k, k, generator=generator, dtype=torch.float64)
-    picture = torch.randn(2, channels, 6, 7, generator=generator, dtype=torch.float64)
-    answer = F.conv3d(picture[:, :, None].repeat(1, 1, t, 1, 1), to_3d(kernel, (out, channels, t, k, k)))
-    torch.testing.assert_close(answer[:, :, 0], F.conv2d(picture, kernel))
+    image = torch.randn(2, channels, 6, 7, generator=generator, dtype=torch.float64)
+    answer = F.conv3d(image[:, :, None].repeat(1, 1, t, 1, 1), to_3d(kernel, (out, channels, t, k, k)))
+    torch.testing.assert_close(answer[:, :, 0], F.conv2d(image, kernel))
 
 
 def test_files_of_other_networks_are_refused():
-    image = picture_network("googlenet").state_dict()
-    with pytest.raises(CheckpointError, match=r"r3d_18 starts from torchvision's resnet18; this is no whole resnet18"):
+    image = image_network("googlenet").state_dict()
+    with pytest.raises(
+        CheckpointError, match=r"r3d_18 starts from torchvision's resnet18; this checkpoint is not resnet18"
+    ):
         inflate(image, "r3d_18")
     half = dict(list(image.items())[:100])
-    with pytest.raises(CheckpointError, match=r"no whole googlenet \(\d+ missing: Mixed_4b"):
+    with pytest.raises(CheckpointError, match=r"not googlenet \(\d+ missing: Mixed_4b"):
         inflate(half, "i3d")
     with pytest.raises(CheckpointError, match=r"p3d131 starts from torchvision's resnet101"):
-        inflate(picture_network("resnet50").state_dict(), "p3d131")
-    with pytest.raises(CheckpointError, match=r"no whole resnet50 \(\d+ misshapen: layer1\.0"):
+        inflate(image_network("resnet50").state_dict(), "p3d131")
+    with pytest.raises(CheckpointError, match=r"not resnet50 \(\d+ misshapen: layer1\.0"):
         inflate(models.wide_resnet50_2(weights=None).state_dict(), "p3d63")
-    with pytest.raises(CheckpointError, match=r"no whole googlenet \(\d+ misshapen: Conv3d_1a_7x7"):
+    with pytest.raises(CheckpointError, match=r"not googlenet \(\d+ misshapen: Conv3d_1a_7x7"):
         inflate(inflated("i3d", "googlenet").net.state_dict(), "i3d")
-    with pytest.raises(UsageError, match=r"c3d cannot start from a picture network; these can: .*i3d"):
+    with pytest.raises(UsageError, match=r"c3d cannot start from a 2-D network; these can: .*i3d"):
         inflate(image, "c3d")
     with pytest.raises(UsageError, match=r"no tensors that begin with 'Mixed_9'.*Mixed_3b"):
         inflate(image, "i3d", only=["Mixed_9"])
 
 
 def test_the_auxiliary_classifiers_of_the_published_file_are_left_aside():
-    image = dict(picture_network("googlenet").state_dict())
+    image = dict(image_network("googlenet").state_dict())
     image["aux1.conv.conv.weight"] = torch.zeros(128, 512, 1, 1)
     image["aux2.fc2.bias"] = torch.zeros(1000)
     result = inflate(image, "i3d")

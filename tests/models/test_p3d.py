@@ -5,28 +5,13 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from lively import lively, noise
 
-from vid3d_cli.errors import ShapeError, UsageError
-from vid3d_cli.models.backbones.p3d import BACKBONES, BLOCKS, Flat
+from vid3d_cli.errors import UsageError
+from vid3d_cli.models.backbones.p3d import BLOCKS, Flat
+from vid3d_cli.models.registry import BACKBONES
 
 NAMES = ["p3d63", "p3d131", "p3d199"]
-
-
-def lively(module, seed=1):
-    """Drawn like the seeded cases: what is wrong in a fresh network's norms hardly shows."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for part in module.modules():
-            if isinstance(part, nn.Conv2d | nn.Conv3d):
-                part.weight.normal_(0, (2 / part.weight[0].numel()) ** 0.5, generator=generator)
-            elif isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
-                part.weight.uniform_(0.5, 1.5, generator=generator)
-                part.bias.normal_(0, 0.1, generator=generator)
-                part.running_mean.normal_(0, 0.1, generator=generator)
-                part.running_var.uniform_(0.5, 1.5, generator=generator)
-    return module.eval()
 
 
 @functools.cache
@@ -38,10 +23,6 @@ def random_p3d63(structure="ABC"):
 def on_meta(name, stream="rgb", structure="ABC"):
     with torch.device("meta"):
         return BACKBONES[name].build(stream, 400, structure=structure).eval()
-
-
-def noise(*shape):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def run(net, clips):
@@ -151,25 +132,6 @@ def test_an_unknown_block_is_refused(structure):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "stream", "num_parameters", "multiply_adds"),
-    [
-        ("p3d63", "rgb", 25_745_232, 8_441_856_000),
-        ("p3d63", "flow", 25_745_232 - 64 * 49, 8_441_856_000 - 64 * 49 * 16 * 80**2),
-        ("p3d131", "rgb", 48_088_400, 12_898_304_000),
-        ("p3d131", "flow", 48_088_400 - 64 * 49, 12_898_304_000 - 64 * 49 * 16 * 80**2),
-        ("p3d199", "rgb", 66_492_240, 18_403_328_000),
-        ("p3d199", "flow", 66_489_104, 18_403_328_000 - 64 * 49 * 16 * 80**2),
-    ],
-)
-def test_size_and_work(name, stream, num_parameters, multiply_adds):
-    net = on_meta(name, stream)
-    with FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, {"rgb": 3, "flow": 2}[stream], 16, 160, 160, device="meta"))
-    assert sum(parameter.numel() for parameter in net.parameters()) == num_parameters
-    assert counter.get_total_flops() == 2 * multiply_adds
-
-
 def shapes_inside(net, clips):
     """What the stages put out and, by the names of the stages that they feed, what the pools in time do."""
     shapes = {}
@@ -257,16 +219,6 @@ def test_features_are_the_mean_of_those_of_the_frames_that_are_left(num_frames):
         assert_equal(output.logits[clip], torch.stack(logits).mean(0))
 
 
-def test_a_clip_is_answered_alike_whatever_stands_beside_it():
-    clips = noise(3, 3, 32, 48, 48)
-    together, turned = run(random_p3d63(), clips), run(random_p3d63(), clips.flip(0))
-    for i in range(3):
-        alone = run(random_p3d63(), clips[i : i + 1])
-        assert_equal(together.features[i], alone.features[0])
-        assert_equal(together.logits[i], alone.logits[0])
-        assert_equal(turned.features[2 - i], alone.features[0])
-
-
 def test_res5_sees_every_frame_by_itself():
     maps = noise(2, 1024, 3, 4, 4)
     changed = maps.clone()
@@ -283,39 +235,3 @@ def test_every_block_sees_the_order_of_the_frames(structure):
     clips = noise(1, 3, 8, 32, 32)
     there, back = (run(random_p3d63(structure), x).features for x in (clips, clips.flip(2)))
     assert (there - back).abs().max() > 0.01 * there.abs().max()
-
-
-def test_channels_last_gives_the_same():
-    net = BACKBONES["p3d63"].build("rgb", 10).eval()
-    net.load_state_dict(random_p3d63().state_dict())
-    for parameter in net.parameters():
-        if parameter.ndim == 5:
-            parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
-    clips = noise(2, 3, 32, 48, 48)
-    output, expected = run(net, clips.to(memory_format=torch.channels_last_3d)), run(random_p3d63(), clips)
-    assert_equal(output.features, expected.features)
-    assert_equal(output.logits, expected.logits)
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 3), (1, 3, 40), (5, 33, 20)])
-def test_the_smallest_clips_are_answered(shape):
-    output = run(random_p3d63(), noise(2, 3, *shape))
-    assert output.features.shape == (2, 2048)
-    assert output.logits.shape == (2, 10)
-    assert output.features.isfinite().all()
-    assert (output.features[0] != output.features[1]).any()
-
-
-@pytest.mark.parametrize("shape", [(0, 160, 160), (16, 2, 160), (16, 160, 2)])
-def test_clips_too_small_to_pool_are_told_what_is_needed(shape):
-    with torch.inference_mode(), pytest.raises(ShapeError, match="1 frame and 3 × 3 px") as error:
-        on_meta("p3d63")(torch.zeros(1, 3, *shape, device="meta"))
-    assert str(shape) in str(error.value)
-
-
-@pytest.mark.parametrize("structure", ["ABC", "ABc"])
-def test_it_learns(structure):
-    net = BACKBONES["p3d63"].build("flow", 5, structure=structure).train()
-    net(noise(2, 2, 4, 64, 64)).logits.square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
-    assert net.conv1_custom.weight.grad.any()

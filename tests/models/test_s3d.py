@@ -5,14 +5,15 @@ import functools
 import numpy as np
 import pytest
 import torch
+from lively import lively
 from seeded import SeededCase
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import s3d as torchvision_s3d
 
 from vid3d_cli import create_model
 from vid3d_cli.errors import CheckpointError, ShapeError, UsageError
-from vid3d_cli.models.backbones import BACKBONES
-from vid3d_cli.models.backbones.s3d import LAYERS, S3D
+from vid3d_cli.models.backbones.s3d import S3D
+from vid3d_cli.models.registry import BACKBONES
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The numbers
@@ -21,16 +22,6 @@ from vid3d_cli.models.backbones.s3d import LAYERS, S3D
 
 def tensors_of(case, prefix=""):
     return {f"{prefix}{name}": torch.from_numpy(array) for name, array in case.state_dict().items()}
-
-
-@pytest.mark.parametrize("name", ["s3d_kylemin_64f", "s3d_torchvision_64f"])
-def test_the_prefix_of_data_parallel_makes_no_difference(tmp_path, name):
-    case = SeededCase(name)
-    torch.save(tensors_of(case), tmp_path / "plain.pt")
-    torch.save({"state_dict": tensors_of(case, "module.")}, tmp_path / "prefixed.pth.tar")
-    plain = create_model("s3d", weights=tmp_path / "plain.pt").state_dict()
-    prefixed = create_model("s3d", weights=tmp_path / "prefixed.pth.tar").state_dict()
-    assert all(torch.equal(tensor, prefixed[key]) for key, tensor in plain.items())
 
 
 def test_kylemins_names_stand_where_torchvisions_do(tmp_path):
@@ -60,19 +51,6 @@ def test_batch_norm_is_the_published_one():
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 1e-3)}
 
 
-@pytest.mark.parametrize(
-    ("name", "stream", "num_classes", "num_parameters"),
-    [
-        ("s3d", "rgb", None, 8_320_048),  # as torchvision says of its checkpoint
-        ("s3d", "flow", None, 8_320_048 - 64 * 49),
-        ("s3d", "rgb", 101, 8_320_048 - 299 * 1025),
-    ],
-)
-def test_the_number_of_parameters_is_the_published_one(name, stream, num_classes, num_parameters):
-    net = create_model(name, stream=stream, num_classes=num_classes)
-    assert sum(parameter.numel() for parameter in net.parameters()) == num_parameters
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Narrow networks, small clips
 # ---------------------------------------------------------------------------------------------------------------------
@@ -80,54 +58,18 @@ def test_the_number_of_parameters_is_the_published_one(name, stream, num_classes
 
 @functools.cache
 def random_s3d():
-    return with_lively_norms(create_model("s3d"))
-
-
-def with_lively_norms(net):
-    """Drawn like the seeded cases: a fresh network's answers hardly depend on its input."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, torch.nn.Conv3d):
-                fan_in = module.weight[0].numel()
-                module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
-            elif isinstance(module, torch.nn.BatchNorm3d):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.1, generator=generator)
-                module.running_mean.normal_(0, 0.1, generator=generator)
-                module.running_var.uniform_(0.5, 1.5, generator=generator)
-    return net
-
-
-@pytest.mark.parametrize(("stream", "channels"), [("rgb", 3), ("flow", 2)])
-@pytest.mark.parametrize(("num_frames", "side_px"), [(16, 96), (16, 112), (8, 64), (5, 17)])
-def test_the_mini_answers_for_small_clips(stream, channels, num_frames, side_px):
-    net = create_model("s3d_mini", stream=stream, num_classes=10)
-    with torch.inference_mode():
-        output = net(torch.rand(2, channels, num_frames, side_px, side_px))
-    assert output.features.shape == (2, 256)
-    assert output.logits.shape == (2, 10)
-    assert output.features.dtype == output.logits.dtype == torch.float32
+    return lively(create_model("s3d"))
 
 
 @pytest.mark.parametrize("shape", [(16, 96, 112), (8, 64, 64), (5, 17, 40)])
-def test_a_map_smaller_than_the_pool_is_averaged_whole_and_its_frames_two_by_two(shape):
-    net = with_lively_norms(create_model("s3d_mini", num_classes=10))
+def test_a_map_smaller_than_the_pool_has_one_window_in_space(shape):
+    net = lively(create_model("s3d_mini", num_classes=10))
     clips = torch.rand(1, 3, *shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         maps, features = net.features(clips), net(clips).features
     frames = maps.mean((3, 4))
     pairs = (frames[..., 1:] + frames[..., :-1]) / 2 if frames.shape[2] > 1 else frames
     torch.testing.assert_close(features, pairs.mean(2))
-
-
-@pytest.mark.parametrize("name", ["s3d", "s3d_mini"])
-@pytest.mark.parametrize("shape", [(4, 17, 17), (5, 16, 17), (5, 17, 16), (0, 0, 0)])
-def test_clips_too_small_to_pool_are_told_what_is_needed(name, shape):
-    net = create_model(name)
-    with torch.inference_mode(), pytest.raises(ShapeError, match="5 frames and 17 × 17 px") as error:
-        net(torch.zeros(1, 3, *shape))
-    assert str(shape) in str(error.value)
 
 
 @pytest.mark.parametrize("stream", ["rgb", "flow"])
@@ -158,16 +100,18 @@ def test_channels_are_multiples_of_8_near_the_width(width):
         assert net.eval()(torch.zeros(1, 3, 8, 32, 32)).features.shape == (1, net.feature_dim)
 
 
-def test_the_mini_learns_with_a_momentum_that_follows():
-    net = BACKBONES["s3d_mini"].build("rgb", 10)
-    assert {module.momentum for module in net.modules() if isinstance(module, torch.nn.BatchNorm3d)} == {0.1}
-    net.train()(torch.rand(2, 3, 8, 32, 32)).logits.sum().backward()
-    assert all(parameter.grad is not None for parameter in net.parameters())
+def test_momentum_suits_training_from_scratch_in_the_mini_alone():
+    for name, momentum in [("s3d", 1e-3), ("s3d_mini", 0.1)]:
+        with torch.device("meta"):
+            net = BACKBONES[name].build("rgb", 10)
+        assert {m.momentum for m in net.modules() if isinstance(m, torch.nn.BatchNorm3d)} == {momentum}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The paper's other forms
 # ---------------------------------------------------------------------------------------------------------------------
+
+LAYERS = BACKBONES["s3d"].layers
 
 STAGES = ("1a", "2c", "3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
 
@@ -215,7 +159,7 @@ def on_meta(variant):
 @functools.cache
 def narrow(variant):
     """Few channels, lively numbers."""
-    return with_lively_norms(S3D(3, 10, width=0.1, **options_of(variant)).eval())
+    return lively(S3D(3, 10, width=0.1, **options_of(variant)).eval())
 
 
 def spanning_kernels(module):
@@ -246,7 +190,7 @@ def test_the_split_is_an_option(split):
 
 
 @pytest.mark.parametrize("split", ["", "2b", "Mixed_4b", "6a"])
-def test_a_split_elsewhere_is_told_where_it_may_be(split):
+def test_an_unknown_split_names_the_known_ones(split):
     with pytest.raises(UsageError, match="1a, 2c, 3b"):
         BACKBONES["s3d"].build("rgb", 400, bottom="2d", top="3d", split=split)
 

@@ -27,8 +27,8 @@ from seeded import DATA, SeededCase
 
 from vid3d_cli import create_model
 from vid3d_cli.errors import CheckpointError
-from vid3d_cli.models.backbones import BACKBONES
-from vid3d_cli.models.clip_model import convert_keys, read_checkpoint
+from vid3d_cli.models.checkpoint import convert_keys, read_checkpoint
+from vid3d_cli.models.registry import BACKBONES
 from vid3d_cli.models.tf_checkpoint import (
     TensorEntry,
     mask_crc32c,
@@ -389,7 +389,7 @@ def test_tensorflows_slices_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("order", [("beta", "gamma"), ("gamma", "beta")])
-def test_a_scale_that_is_there_is_kept(order):
+def test_an_existing_scale_is_kept(order):
     tensors = {f"a/{kind}": np.full(2, len(kind), np.float32) for kind in order}
     assert is_same(to_pytorch_layout(tensors), tensors)
 
@@ -497,14 +497,14 @@ WHOLE = entry_message((2, 3), 0, 24, CRC)
         (table_of_blocks([]), "it has no header"),
     ],
 )
-def test_what_is_not_read_is_said_in_one_line(tmp_path, table, message):
+def test_unsupported_checkpoints_are_refused_in_one_line(tmp_path, table, message):
     path = write_files(tmp_path / "a.ckpt", table, NUMBERS.tobytes())
     with pytest.raises(CheckpointError, match=message) as error:
         read_tensors(path)
     assert_is_one_line(error.value, path)
 
 
-def test_the_other_file_must_lie_beside(tmp_path):
+def test_the_other_file_must_be_in_the_same_directory(tmp_path):
     index = write_checkpoint(tmp_path / "a.ckpt", {"a": NUMBERS})
     data = index.with_suffix(".data-00000-of-00001")
     alone = tmp_path / "alone"
@@ -527,7 +527,7 @@ def test_a_checkpoint_in_several_files_is_refused_whichever_is_given(tmp_path, n
 
 
 @pytest.mark.parametrize("name", ["nowhere.index", "nowhere.data-00000-of-00001"])
-def test_a_checkpoint_that_is_not_there_is_said_to_be_missing(name):
+def test_a_missing_checkpoint_is_named(name):
     with pytest.raises(CheckpointError, match=f"{name}: no such checkpoint file"):
         create_model("i3d", weights=name)
 

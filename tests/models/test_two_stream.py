@@ -5,26 +5,20 @@ import functools
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from lively import lively
 
-from vid3d_cli.errors import ShapeError
-from vid3d_cli.models.backbones import BACKBONES
-from vid3d_cli.models.backbones.two_stream import Norm, build, stack_flow
+from vid3d_cli.models.backbones.two_stream import Norm, stack_flow
+from vid3d_cli.models.registry import BACKBONES
 
 LAYERS = BACKBONES["two_stream"].layers
+build = BACKBONES["two_stream"].build
 
 CHANNELS = {"rgb": 3, "flow": 2}
 
 
 @functools.cache
 def random_net(stream):
-    """With He-scaled weights: a fresh network's answers hardly depend on its input."""
-    net, generator = build(stream, 10).eval(), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            fan_in = parameter[0].numel()
-            parameter.normal_(0, (2 / fan_in) ** 0.5 if name.endswith("weight") else 0.1, generator=generator)
-    return net
+    return lively(build(stream, 10))
 
 
 def random_clips(stream, num_clips=1, seed=0):
@@ -88,22 +82,6 @@ def test_only_the_rgb_stream_has_the_second_normalisation(stream, norms):
     with torch.device("meta"):
         net = build(stream, 101)
     assert [name for name, module in net.features.named_children() if isinstance(module, Norm)] == norms
-
-
-@pytest.mark.parametrize(
-    ("stream", "num_classes", "num_parameters", "num_macs"),
-    [
-        ("rgb", 1000, 92_469_864, 1_665_735_712),  # in float32 the 370 MB that VGG_CNN_M_2048.caffemodel has
-        ("rgb", 400, 92_469_864 - 600 * 2049, 1_665_735_712 - 600 * 2048),
-        ("flow", 400, 92_469_864 - 600 * 2049 + 17 * 96 * 49, 1_665_735_712 - 600 * 2048 + 17 * 96 * 49 * 109**2),
-    ],
-)
-def test_the_size_is_that_of_cnn_m_2048(stream, num_classes, num_parameters, num_macs):
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        net = build(stream, num_classes).eval()
-        net(torch.empty(1, CHANNELS[stream], 10, 224, 224))
-    assert sum(parameter.numel() for parameter in net.parameters()) == num_parameters
-    assert counter.get_total_flops() == 2 * num_macs
 
 
 def test_the_normalisation_is_krizhevskys():
@@ -196,24 +174,6 @@ def test_a_camera_that_shifts_a_whole_field_changes_nothing():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stream", CHANNELS)
-@pytest.mark.parametrize("shape", [(9, 224, 224), (11, 224, 224), (10, 223, 224), (10, 224, 256), (0, 0, 0)])
-def test_clips_of_another_shape_are_told_what_is_needed(stream, shape):
-    with pytest.raises(ShapeError, match="exactly 10 frames of 224 × 224 px") as error:
-        random_net(stream)(torch.zeros(1, CHANNELS[stream], *shape))
-    assert str(shape) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("stream", CHANNELS)
-def test_clips_do_not_mix_nor_does_the_layout_in_memory_matter(stream):
-    clips = random_clips(stream, num_clips=2)
-    together = logits_of(stream, clips)
-    torch.testing.assert_close(logits_of(stream, clips[1:]), together[1:], rtol=1e-4, atol=1e-4)
-    channels_last = clips.contiguous(memory_format=torch.channels_last_3d)
-    torch.testing.assert_close(logits_of(stream, channels_last), together, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(("stream", "ratio"), [("rgb", 0.5), ("flow", 0.9)])
 def test_dropout_falls_on_both_full_layers_in_training_only(stream, ratio):
     with torch.device("meta"):
@@ -223,11 +183,3 @@ def test_dropout_falls_on_both_full_layers_in_training_only(stream, ratio):
         for mode in (True, False):
             net.train(mode)(torch.empty(1, CHANNELS[stream], 10, 224, 224))
     assert dropped == [(ratio, mode, width) for mode in (True, False) for width in (4096, 2048)]
-
-
-@pytest.mark.parametrize("stream", CHANNELS)
-def test_every_parameter_learns(stream):
-    net = random_net(stream)
-    net(random_clips(stream)).logits.square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
-    net.zero_grad(set_to_none=True)

@@ -1,10 +1,10 @@
 """The way from the manifest's facts to a verified file. Every server here is on 127.0.0.1."""
 
 import dataclasses
-import errno
 import hashlib
 import http.server
 import logging
+import resource
 import shutil
 import socket
 import subprocess
@@ -13,11 +13,19 @@ import time
 
 import pytest
 
-from vid3d_cli.errors import EXIT_WEIGHTS, CheckpointError, ChecksumMismatch, UsageError, WeightsUnavailable
+from vid3d_cli.errors import (
+    EXIT_WEIGHTS,
+    CheckpointError,
+    ChecksumMismatch,
+    OutputError,
+    UsageError,
+    WeightsUnavailable,
+)
 from vid3d_cli.models import manifest, weights
 from vid3d_cli.models.manifest import HubSource, ManualSource, PackagedSource, UrlSource, WeightsFile
 
-CONTENT = b"weights, more or less" * 50_000  # a megabyte: more than one chunk
+CONTENT = b"weights, more or less" * 60_000  # more than one chunk
+OTHER = CONTENT[::-1] + b"!"
 
 
 def git_blob(content):
@@ -164,12 +172,52 @@ def test_a_published_prefix_of_the_sha256_is_enough(tmp_path):
     assert weights.verify_file(path, weights_file(git_blob=None, sha256=digest[:8])) == digest
 
 
+@pytest.fixture
+def hashed(monkeypatch):
+    """Grows by one with each file that is hashed."""
+    sizes, sha256 = [], hashlib.sha256
+
+    def counted(*args, **options):
+        sizes.append(1)
+        return sha256(*args, **options)
+
+    monkeypatch.setattr(weights.hashlib, "sha256", counted)
+    return sizes
+
+
+def test_a_file_is_hashed_once_in_a_process(good, hashed):
+    file = weights_file(good)
+    hashed.clear()
+    path = weights.pull(file)
+    assert weights.pull(file) == weights.locate(file) == path
+    digest = weights.file_sha256(path)
+    assert len(hashed) == 1
+    path.write_bytes(OTHER)
+    assert weights.file_sha256(path) != digest
+    assert len(hashed) == 2
+
+
+def test_a_sha256_is_known_without_the_network(good, server, tmp_path):
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert weights.known_sha256(weights_file(good)) == digest
+    partial = weights_file(good, sha256=digest[:8])
+    unknown = weights_file(HAND, **UNKNOWN)
+    for file in (partial, unknown):
+        assert weights.known_sha256(file) is None
+    put(partial)
+    for file in (partial, unknown):
+        assert weights.known_sha256(file) == digest
+    put(partial, OTHER)
+    assert weights.known_sha256(partial) is None
+    assert server.requests == []
+
+
 def test_verify_file_that_is_not_there(tmp_path):
     with pytest.raises(WeightsUnavailable, match="cannot be read: No such file"):
         weights.verify_file(tmp_path / "x", weights_file())
 
 
-def test_locate_writes_nothing_and_says_everything(cache):
+def test_locate_writes_nothing_and_says_what_to_type(cache):
     file = manifest.parse_weights_name("i3d.kinetics400:flow")[0]
     with pytest.raises(WeightsUnavailable) as caught:
         weights.locate(file)
@@ -198,7 +246,7 @@ def test_locate_refuses_a_damaged_file(good):
     path.write_bytes(CONTENT[:1000])
     with pytest.raises(WeightsUnavailable) as caught:
         weights.locate(file)
-    assert f"{path}\n    is there, but is damaged" in str(caught.value)
+    assert f"{path}\n    exists, but is damaged" in str(caught.value)
 
 
 def test_packaged_weights_need_no_cache(cache, tmp_path, monkeypatch):
@@ -225,7 +273,7 @@ def test_pull_then_locate(server, good, cache):
     assert server.requests[0][1].startswith("vid3d")
 
 
-def test_pull_goes_on_to_the_next_source(server, good, bad):
+def test_pull_tries_the_next_source(server, good, bad):
     assert weights.pull(weights_file(bad, UrlSource(f"{server.url}/missing"), good)).read_bytes() == CONTENT
     assert [path for path, _ in server.requests] == ["/bad", "/missing", "/good"]
 
@@ -254,7 +302,7 @@ def test_failed_download_leaves_nothing(server, cache, page, reason):
     with pytest.raises(WeightsUnavailable) as caught:
         weights.pull(weights_file(source))
     assert f"{source.url}\n    {reason}\n" in str(caught.value)
-    assert "could not be fetched:" in str(caught.value)
+    assert "and no source gave them:" in str(caught.value)
     assert files_below(cache) == ["weights", "weights/i3d.test"]
 
 
@@ -263,7 +311,7 @@ def test_a_failed_download_keeps_the_users_file(bad):
     path = weights.weights_path(file)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"mine")
-    with pytest.raises(WeightsUnavailable, match="is there, but is damaged"):
+    with pytest.raises(WeightsUnavailable, match="exists, but is damaged"):
         weights.pull(file)
     assert path.read_bytes() == b"mine"
 
@@ -277,20 +325,21 @@ def test_interrupted_download_leaves_nothing(good, cache):
     assert files_below(cache) == ["weights", "weights/i3d.test"]
 
 
-def test_cache_that_cannot_be_written(good, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written(good, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("VID3D_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(WeightsUnavailable, match=r"(?s)cannot be written to .*: Not a directory.*set VID3D_CACHE"):
+    with pytest.raises(WeightsUnavailable, match=r"(?s)cannot be written: Not a directory.*set VID3D_CACHE"):
         weights.pull(weights_file(good))
 
 
-def test_full_disk_is_not_blamed_on_the_source(good, cache, monkeypatch):
-    def fail(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(weights, "_download", fail)
-    with pytest.raises(WeightsUnavailable, match=r"(?s)No space left on device.*set VID3D_CACHE") as caught:
-        weights.pull(weights_file(good))
+def test_full_disk_is_not_blamed_on_the_source(good, cache):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, hard))
+    try:
+        with pytest.raises(WeightsUnavailable, match=r"(?s)be written: File too large.*set VID3D_CACHE") as caught:
+            weights.pull(weights_file(good))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.exit_code == EXIT_WEIGHTS
     assert files_below(cache) == ["weights", "weights/i3d.test"]
 
@@ -382,7 +431,7 @@ def put(file, content=CONTENT):
     return path
 
 
-def test_the_first_download_is_remembered(hub, cache, said):
+def test_the_first_download_is_recorded(hub, cache, said):
     hub.pages[HUB_PATH] = (200, CONTENT, len(CONTENT))
     file = weights_file(HUB, **UNKNOWN)
     path = weights.pull(file)
@@ -395,14 +444,14 @@ def test_the_first_download_is_remembered(hub, cache, said):
     assert len(said) == 1
 
 
-def test_a_file_put_there_by_hand_is_remembered(said):
+def test_a_file_put_there_by_hand_is_recorded(said):
     file = weights_file(HAND, **UNKNOWN)
     path = put(file)
     assert weights.locate(file) == weights.pull(file) == path
     assert weights.first_seen_path(file).exists() and len(said) == 1
 
 
-def test_a_published_digest_needs_no_memory(good, cache):
+def test_a_published_digest_needs_no_record(good, cache):
     weights.pull(weights_file(good))
     assert not list(cache.rglob("*.sha256"))
 
@@ -411,15 +460,13 @@ def test_a_file_that_changed_is_refused():
     file = weights_file(HAND, **UNKNOWN)
     path = put(file)
     weights.locate(file)
-    put(file, CONTENT[::-1])
+    put(file, OTHER)
     with pytest.raises(WeightsUnavailable) as caught:
         weights.locate(file)
     text = str(caught.value)
-    assert f"{path}\n    is there, but is damaged, or not the file of i3d.test:rgb that was first seen here" in text
+    assert f"{path}\n    exists, but is damaged, or not the file of i3d.test:rgb that vid3d saw first" in text
     assert f"delete {path}.sha256" in text
-    with pytest.raises(
-        ChecksumMismatch, match=r"(?s)first seen here.*expected.*found.*vid3d weights add i3d\.test:rgb FILE"
-    ):
+    with pytest.raises(ChecksumMismatch, match=r"(?s)saw first.*expected.*found.*vid3d weights add i3d\.test:rgb FILE"):
         weights.verify_file(path, file)
     weights.first_seen_path(file).unlink()
     assert weights.locate(file) == path
@@ -429,8 +476,8 @@ def test_a_download_must_be_the_one_seen_first(hub, cache):
     hub.pages[HUB_PATH] = (200, CONTENT, len(CONTENT))
     file = weights_file(HUB, **UNKNOWN)
     weights.pull(file).unlink()
-    hub.pages[HUB_PATH] = (200, CONTENT[::-1], len(CONTENT))
-    with pytest.raises(WeightsUnavailable, match=r"gave what is damaged, or not the file .* first seen here"):
+    hub.pages[HUB_PATH] = (200, OTHER, len(OTHER))
+    with pytest.raises(WeightsUnavailable, match=r"gave what is damaged, or not the file .* saw first"):
         weights.pull(file)
     assert not weights.weights_path(file).exists()
     hub.pages[HUB_PATH] = (200, CONTENT, len(CONTENT))
@@ -441,21 +488,21 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(monkeypatch, said):
     file = weights_file(HAND, **UNKNOWN)
     path = put(file)
 
-    def refuse(**_):
-        raise OSError(errno.EROFS, "Read-only file system")
+    def refuse(target):
+        raise OutputError(f"{target}: cannot be written: Read-only file system")
 
-    monkeypatch.setattr(weights.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(weights, "AtomicFile", refuse)
     assert weights.locate(file) == path
     assert not weights.first_seen_path(file).exists()
-    assert "cannot be remembered: Read-only file system" in said[0]
+    assert "is not recorded: " in said[0] and "Read-only file system" in said[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 64], ids=["empty", "no digest", "no text"])
-def test_a_spoilt_memory_is_told(content):
+def test_a_damaged_record_is_named(content):
     file = weights_file(HAND, **UNKNOWN)
     put(file)
     weights.first_seen_path(file).write_bytes(content)
-    with pytest.raises(WeightsUnavailable, match=r"rgb\.pt\.sha256 .*delete it to have it written anew"):
+    with pytest.raises(WeightsUnavailable, match=r"rgb\.pt\.sha256 .*delete it, and vid3d records a new one"):
         weights.locate(file)
 
 
@@ -481,20 +528,20 @@ def test_redirections_are_followed_where_a_digest_is_known(server, good):
     server.pages["/moved"] = (302, b"", 0)
     moved = UrlSource(f"{server.url}/moved")
     assert weights.pull(weights_file(moved)).read_bytes() == CONTENT
-    with pytest.raises(WeightsUnavailable, match=f"redirects to {good.url}, and no digest"):
+    with pytest.raises(WeightsUnavailable, match=f"redirects to {good.url}, and there is no digest"):
         weights.pull(weights_file(moved, file_name="other.pt", **UNKNOWN))
 
 
 # Files that a person gets --------------------------------------------------------------------------------------------
 
 
-def test_what_is_to_be_had_by_hand_is_never_fetched(server, good, cache):
+def test_manual_sources_are_never_fetched(server, good, cache):
     file = weights_file(ManualSource(good.url, "Ask nicely."))
     for get in (weights.pull, weights.locate):
         with pytest.raises(WeightsUnavailable) as caught:
             get(file)
         text = str(caught.value)
-        assert "are not on this machine.\nTo be had by hand" in text
+        assert "are not on this machine.\nDownload by hand" in text
         assert f"  {good.url}\n    Ask nicely.\n" in text
         assert "vid3d weights add i3d.test FILE" in text
         assert "pull" not in text
@@ -502,12 +549,12 @@ def test_what_is_to_be_had_by_hand_is_never_fetched(server, good, cache):
     assert not cache.exists()
 
 
-def test_a_place_for_hands_is_told_when_the_others_fail(bad):
+def test_a_manual_source_is_named_when_the_others_fail(bad):
     with pytest.raises(WeightsUnavailable) as caught:
         weights.pull(weights_file(bad, HAND))
     text = str(caught.value)
-    assert "could not be fetched:" in text and "gave a damaged" in text
-    assert "To be had by hand, in a browser:\n  https://drive.example/x\n    Ask nicely.\n" in text
+    assert "and no source gave them:" in text and "gave a damaged" in text
+    assert "Download by hand, in a browser:\n  https://drive.example/x\n    Ask nicely.\n" in text
 
 
 # Checkpoints of two files --------------------------------------------------------------------------------------------
@@ -530,7 +577,7 @@ def test_pull_gets_both_files(pair, cache):
     assert weights.is_on_disk(pair)
 
 
-def test_a_missing_index_is_told_and_fetched(pair):
+def test_a_missing_index_is_named_and_fetched(pair):
     weights.pull(pair)
     index = weights.weights_path(pair.index)
     index.write_bytes(b"other")
@@ -653,13 +700,13 @@ def test_add_another_file_than_the_one_seen_first(two_unknown, tmp_path):
     path.write_bytes(CONTENT)
     file = weights.add("i3d.test:rgb", path, check=fits("rgb"))
     assert weights.add("i3d.test:rgb", path, check=fits("rgb")) == file
-    path.write_bytes(CONTENT[::-1])
-    with pytest.raises(ChecksumMismatch, match=r"(?s)expected.*found.*first seen here.*rgb\.pt\.sha256"):
+    path.write_bytes(OTHER)
+    with pytest.raises(ChecksumMismatch, match=r"(?s)expected.*found.*saw first.*rgb\.pt\.sha256"):
         weights.add("i3d.test:rgb", path, check=fits("rgb"))
     assert weights.locate(file).read_bytes() == CONTENT
     weights.first_seen_path(file).unlink()
     weights.add("i3d.test:rgb", path, check=fits("rgb"))
-    assert weights.locate(file).read_bytes() == CONTENT[::-1]
+    assert weights.locate(file).read_bytes() == OTHER
 
 
 def test_add_tries_the_file_on_the_network(vid3d, tmp_path, cache):
@@ -681,7 +728,7 @@ def test_add_tries_the_file_on_the_network(vid3d, tmp_path, cache):
     with place.open("r+b") as stream:
         stream.write(b"?")
     changed = vid3d("weights", "verify")
-    assert (changed.exit_code, "first seen here" in changed.stderr) == (EXIT_WEIGHTS, True)
+    assert (changed.exit_code, "saw first" in changed.stderr) == (EXIT_WEIGHTS, True)
 
 
 def test_a_model_without_weights_has_none_to_fetch(vid3d):

@@ -1,10 +1,10 @@
-"""2-D ImageNet networks inflated to 3-D: an initialisation for training, not a trained action model.
+"""Inflates 2-D ImageNet networks to 3-D: an initialisation for training, not a trained action model.
 
     googlenet → i3d, s3d      resnet18 → r3d_18, mc3_18      resnet50, 101, 152 → p3d63, p3d131, p3d199
 
-A k×k kernel becomes t×k×k, repeated in time and divided by t, so that a clip of one repeated frame gives what the
-picture gives (Carreira & Zisserman 2017, section 2.1). Convolutions in time alone, which a picture network does not
-have, start as what leaves such a clip alone: the mean over their window, or nothing beside a shortcut.
+A k×k kernel becomes t×k×k, repeated in time and divided by t. So a clip of one repeated frame gives what the image
+gives (Carreira & Zisserman 2017, section 2.1). Convolutions in time only, which a 2-D network does not have, start so
+that they do not change such a clip: as the mean over their window, or as zero beside a shortcut.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from torch import Tensor, nn
 
 from ..durable import AtomicFile
 from ..errors import CheckpointError, UsageError
-from .backbones import BACKBONES, Backbone, TemporalPart
-from .clip_model import StateDict, describe_misfits, is_counter, rename_keys
+from .backbones import TemporalPart
+from .checkpoint import StateDict, describe_misfits, is_counter, rename_keys
+from .registry import BACKBONES, Backbone
 
 
 @dataclass(frozen=True)
 class Inflated:
-    """A 3-D network that starts as a picture network."""
+    """A 3-D network that starts from a 2-D one."""
 
     net: nn.Module
     image_network: str
-    """What the checkpoint was of, as in "googlenet"."""
+    """The 2-D network, as in "googlenet"."""
     from_image: tuple[str, ...]
-    """Tensors that came from it."""
+    """Tensors that come from it."""
     random: tuple[str, ...]
-    """Tensors that start at random: the classifier of other classes, and what was left out."""
+    """Randomly initialised tensors: a new classifier, and those that `only` leaves out."""
 
 
 def inflate(
@@ -45,19 +46,19 @@ def inflate(
     only: Sequence[str] = (),
     seed: int = 0,
 ) -> Inflated:
-    """Make a 3-D initialisation of a 2-D checkpoint.
+    """Return a 3-D initialisation made from a 2-D checkpoint.
 
     Args:
         image: torchvision's state dict of a network that the backbone can start from.
-        name: of the backbone.
+        name: name of the backbone.
         stream: "rgb", or "flow", whose first kernels are the mean over the colours in both channels.
-        num_classes: K; None keeps the picture network's classes and its classifier.
-        only: how the names of the tensors begin that are inflated; the rest starts at random. Empty: all are.
-        seed: of what starts at random.
+        num_classes: K; None keeps the classes and the classifier of the 2-D network.
+        only: prefixes of the tensors to inflate, the rest is initialised at random; empty inflates all.
+        seed: seed of the randomly initialised tensors.
 
     Raises:
-        UsageError: a backbone that starts from no picture network, or has no tensors that begin so.
-        CheckpointError: not a whole checkpoint of a network that the backbone can start from.
+        UsageError: the backbone cannot start from a 2-D network, or has no tensors with such a prefix.
+        CheckpointError: the file is no complete checkpoint of a network that the backbone can start from.
     """
     backbone = BACKBONES[name]
     image_network, image = _recognise(image, name)
@@ -77,12 +78,12 @@ def inflate(
 
 
 def to_3d(kernel: Tensor, shape: Sequence[int]) -> Tensor:
-    """A 2-D network's tensor in the shape of the 3-D network's.
+    """Return a 2-D network's tensor in the shape of the 3-D network's.
 
     Args:
         kernel: (O, I, h, w); the vector of a batch norm or a bias, (O,); or a fully connected layer, (O, I).
-        shape: (O, I, t, h, w) repeats the kernel in time and divides it by t; the mean over the colours takes the place
-            of other input channels. (O, I, 1, 1, 1) also holds a fully connected layer.
+        shape: (O, I, t, h, w) repeats the kernel in time and divides it by t. With another I, every input channel gets
+            the mean over the colours. A fully connected layer becomes (O, I, 1, 1, 1).
     """
     if len(shape) == 5 and kernel.ndim == 2:
         kernel = kernel[:, :, None, None]
@@ -94,10 +95,10 @@ def to_3d(kernel: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def save_inflated(inflated: Inflated, out: Path) -> None:
-    """Write the network as .safetensors, whose head says what it is.
+    """Write the network as .safetensors, with a note of its origin in the header.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     tensors = {name: tensor.contiguous() for name, tensor in inflated.net.state_dict().items()}
     facts = {"vid3d": f"{inflated.image_network} inflated to 3-D: an initialisation, not trained on video"}
@@ -112,29 +113,31 @@ def _build(backbone: Backbone, stream: str, num_classes: int, seed: int) -> nn.M
 
 
 def _recognise(image: StateDict, name: str) -> tuple[str, StateDict]:
-    """Which picture network a checkpoint is of, and its tensors by the names of the backbone."""
+    """Return the 2-D network of a checkpoint, and its tensors under the names of the backbone."""
     networks = BACKBONES[name].image_networks
     if not networks:
         able = ", ".join(other for other, backbone in BACKBONES.items() if backbone.image_networks)
-        raise UsageError(f"{name} cannot start from a picture network; these can: {able}")
+        raise UsageError(f"{name} cannot start from a 2-D network; these can: {able}")
     misfits = []
     for network, rules in networks.items():
         renamed = {key: tensor for key, tensor in rename_keys(image, rules).items() if not is_counter(key)}
         classifier = renamed.get(BACKBONES[name].classifier)
         with torch.device("meta"):
             net = BACKBONES[name].build("rgb", len(classifier) if classifier is not None and classifier.ndim else 1)
-        shapes = _picture_shapes(net)
+        shapes = _image_shapes(net)
         head = BACKBONES[name].classifier
-        shapes[head] = shapes[head].flatten(1)  # fully connected in the picture network
+        shapes[head] = shapes[head].flatten(1)  # fully connected in the 2-D network
         misfit = describe_misfits(shapes, renamed)
         if not misfit:
             return network, renamed
-        misfits.append(f"no whole {network} ({misfit})")
-    raise CheckpointError(f"{name} starts from torchvision's {' or '.join(networks)}; this is {', '.join(misfits)}")
+        misfits.append(f"not {network} ({misfit})")
+    raise CheckpointError(
+        f"{name} starts from torchvision's {' or '.join(networks)}; this checkpoint is {', '.join(misfits)}"
+    )
 
 
-def _picture_shapes(net: nn.Module) -> StateDict:
-    """The tensors of the picture network that a 3-D one starts from, on meta: no time, and nothing in time alone."""
+def _image_shapes(net: nn.Module) -> StateDict:
+    """Return the tensors that a 2-D network must have for a 3-D one, on the meta device."""
     temporal = {key for keys, _ in _temporal_parts(net) for key in keys}
     shapes = {}
     for key, tensor in net.state_dict().items():
@@ -144,7 +147,7 @@ def _picture_shapes(net: nn.Module) -> StateDict:
 
 
 def _start_still(net: nn.Module, chosen: Sequence[str]) -> Iterator[str]:
-    """Have the chosen convolutions in time leave a still clip alone; gives the names of their tensors."""
+    """Set the chosen convolutions in time so that they keep a still clip; yield the names of their tensors."""
     for keys, part in _temporal_parts(net):
         if set(keys) <= set(chosen):
             part.start_still()
@@ -152,7 +155,7 @@ def _start_still(net: nn.Module, chosen: Sequence[str]) -> Iterator[str]:
 
 
 def _temporal_parts(net: nn.Module) -> Iterator[tuple[list[str], TemporalPart]]:
-    """The blocks with convolutions in time alone, and the names of the tensors of those."""
+    """Yield the tensor names of the convolutions in time only, each list with its block."""
     for prefix, module in net.named_modules():
         if isinstance(module, TemporalPart):
             parts = tuple(f"{prefix}.{part}." for part in module.temporal)

@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints without TensorFlow: what DeepMind published I3D's weights in.
+"""TensorFlow's checkpoints, read without TensorFlow: the format of DeepMind's I3D weights.
 
     model.ckpt.index                 a table: tensor name → its type, shape, CRC-32C and place in the data
     model.ckpt.data-00000-of-00001   the numbers of all tensors, and nothing else
@@ -47,7 +47,7 @@ FLOAT32 = 1
 """Values of the block's first trailer byte, of BundleHeaderProto.endianness, of BundleEntryProto.dtype."""
 
 TRAINING_STATE = re.compile(r"(^|/)(global_step|beta[12]_power|Momentum|(Adam|RMSProp)(_1)?)$")
-"""Names of what only going on with the training needs: counters, and a slot of the optimiser beside each weight."""
+"""Names of what only training needs: counters, and the optimiser's state of each weight."""
 
 NORM_VECTORS = ("beta", "gamma", "moving_mean", "moving_variance")
 
@@ -58,22 +58,22 @@ def is_tf_checkpoint(path: Path) -> bool:
 
 
 def read_tf_checkpoint(path: Path) -> Tensors:
-    """Read a network's tensors, by TensorFlow's names but laid out as PyTorch's are.
+    """Return a network's tensors by TensorFlow's names, in PyTorch's layout.
 
     Args:
-        path: of the index or of the data; the other must lie beside it.
+        path: of the index or the data; the other file must be in the same directory.
 
     Raises:
-        CheckpointError: one of the two is missing, damaged, or of a kind that is not read.
+        CheckpointError: one of the two files is missing, damaged, or of a kind that vid3d does not read.
     """
     return to_pytorch_layout(read_tensors(path))
 
 
 def to_pytorch_layout(tensors: Mapping[str, NDArray[np.float32]]) -> Tensors:
-    """Turn Sonnet's tensors into what torch.nn holds.
+    """Return Sonnet's tensors in the layout of torch.nn.
 
-    A convolution's kernel goes from (D, H, W, I, O) to (O, I, D, H, W), batch norm's vectors from (1, 1, 1, 1, C) to
-    (C,). Where batch norm has an offset (beta) but no scale (gamma), as in I3D, the scale is ones.
+    A convolution's kernel (D, H, W, I, O) becomes (O, I, D, H, W), a batch norm's vector (1, 1, 1, 1, C) becomes (C,).
+    A batch norm with an offset (beta) but no scale (gamma), as in I3D, gets a scale of ones.
     """
     laid_out: Tensors = {}
     for name, tensor in tensors.items():
@@ -89,10 +89,10 @@ def to_pytorch_layout(tensors: Mapping[str, NDArray[np.float32]]) -> Tensors:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Read and verify all tensors but the training state, as TensorFlow lays them out.
+    """Return all tensors but the training state, verified, in TensorFlow's layout.
 
     Raises:
-        CheckpointError: see `read_tf_checkpoint`.
+        CheckpointError: a file is missing, damaged, or of a kind that vid3d does not read.
     """
     try:
         entries = read_index(_beside(path, INDEX_SUFFIX).read_bytes())
@@ -116,12 +116,12 @@ def _beside(path: Path, suffix: str) -> Path:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """What the index says of one float32 tensor."""
+    """The entry of one float32 tensor in the index."""
 
     name: str
     shape: tuple[int, ...]
     offset: int
-    """Where in the data it starts, in bytes."""
+    """Its start in the data, in bytes."""
     size: int
     """In bytes."""
     masked_crc32c: int
@@ -129,10 +129,10 @@ class TensorEntry:
 
 
 def read_index(table: bytes) -> list[TensorEntry]:
-    """Take an index apart.
+    """Return the entries of an index, without the training state.
 
     Raises:
-        ValueError: it is damaged, or describes what is not read: other types than float32, data in several files.
+        ValueError: the index is damaged, or its data are not float32 in one file.
     """
     messages = dict(table_entries(table))
     if b"" not in messages:
@@ -148,10 +148,10 @@ def read_index(table: bytes) -> list[TensorEntry]:
 
 
 def parse_entry(name: str, message: bytes) -> TensorEntry:
-    """Read a BundleEntryProto.
+    """Return the content of a BundleEntryProto.
 
     Raises:
-        ValueError: it is damaged, or not of a whole float32 tensor.
+        ValueError: the entry is damaged, or not of a complete float32 tensor.
     """
     integers, messages = parse_message(message)
     dtype, offset, size, masked_crc32c = integers[1], integers[4], integers[5], integers[6]
@@ -168,10 +168,10 @@ def parse_entry(name: str, message: bytes) -> TensorEntry:
 
 
 def read_tensor(data: Path, entry: TensorEntry) -> NDArray[np.float32]:
-    """Read one tensor.
+    """Return one tensor, float32, verified.
 
     Raises:
-        ValueError: the data are cut off or damaged.
+        ValueError: the data are truncated or damaged.
     """
     data_size = data.stat().st_size
     if entry.offset + entry.size > data_size:
@@ -186,7 +186,7 @@ def read_tensor(data: Path, entry: TensorEntry) -> NDArray[np.float32]:
 
 
 def mask_crc32c(crc: int) -> int:
-    """What TensorFlow stores for a CRC-32C, lest the checksum of data that hold checksums be degenerate."""
+    """Return a CRC-32C as TensorFlow stores it: masked, because checksums of checksums are weak."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -206,7 +206,7 @@ class Cursor:
         return self.position < len(self.content)
 
     def take(self, size: int) -> bytes:
-        """The next `size` bytes.
+        """Return the next `size` bytes.
 
         Raises:
             ValueError: there are fewer.
@@ -218,11 +218,11 @@ class Cursor:
         return taken
 
     def unsigned(self, size: int) -> int:
-        """A little-endian integer of `size` bytes."""
+        """Return a little-endian integer of `size` bytes."""
         return int.from_bytes(self.take(size), "little")
 
     def varint(self) -> int:
-        """An integer in groups of 7 bits, the lowest first, of which all but the last have the top bit set."""
+        """Return an integer in groups of 7 bits, the lowest first; all but the last have the top bit set."""
         value = 0
         for shift in range(0, 64, 7):
             byte = self.unsigned(1)
@@ -233,10 +233,10 @@ class Cursor:
 
 
 def table_entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys of a table and their values.
+    """Yield the keys and values of a table.
 
     Raises:
-        ValueError: it is none, damaged, or compressed.
+        ValueError: it is no table, damaged, or compressed.
     """
     if int.from_bytes(table[-8:], "little") != TABLE_MAGIC:
         raise ValueError("the index is not one of a TensorFlow checkpoint, or is cut off")
@@ -247,10 +247,10 @@ def table_entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def read_block(table: bytes, handle: Cursor) -> bytes:
-    """A block without its trailer.
+    """Return a block without its trailer.
 
     Raises:
-        ValueError: it lies outside the table, is damaged, or compressed.
+        ValueError: the block is outside the table, damaged, or compressed.
     """
     offset, size = handle.varint(), handle.varint()
     block = Cursor(table[offset : offset + size + BLOCK_TRAILER_BYTES])
@@ -263,10 +263,10 @@ def read_block(table: bytes, handle: Cursor) -> bytes:
 
 
 def block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys of a block and their values.
+    """Yield the keys and values of a block.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the block is damaged.
     """
     num_restarts = int.from_bytes(block[-4:], "little")
     entries, key = Cursor(block[: max(len(block) - 4 * (num_restarts + 1), 0)]), b""
@@ -279,10 +279,10 @@ def block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def parse_message(message: bytes) -> tuple[Mapping[int, int], Mapping[int, list[bytes]]]:
-    """The fields of a protocol buffer by their numbers: integers, and what holds bytes; those left out are 0 and [].
+    """Return the fields of a protocol buffer by number: integers, and bytes; absent fields are 0 and [].
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the message is damaged.
     """
     integers: defaultdict[int, int] = defaultdict(int)
     strings: defaultdict[int, list[bytes]] = defaultdict(list)

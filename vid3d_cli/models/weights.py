@@ -1,30 +1,28 @@
-"""From what the manifest says to verified weights on disk.
+"""Finds, downloads and verifies the checkpoint files of the manifest.
 
     WeightsFile → locate() or pull() → a path
 
-A file is used only after its digests were checked, and lies in the cache only if they were right. Where none were
-published, the sha256 of the file that is seen first is written beside it and checked from then on. Nothing here knows
-what is inside a checkpoint; `model.py` reads it.
+vid3d verifies a file before it uses it or adds it to the cache. If its publisher gives no digest, vid3d records the
+sha256 of the first file beside that file, and compares later ones with it. `checkpoint.py` reads the content.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
 import re
 import shutil
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ..errors import CheckpointError, ChecksumMismatch, UsageError, WeightsError, WeightsUnavailable
+from ..durable import AtomicFile
+from ..errors import CheckpointError, ChecksumMismatch, OutputError, UsageError, WeightsError, WeightsUnavailable
 from ..version import __version__
 from .manifest import (
     HubSource,
@@ -41,43 +39,40 @@ from .manifest import (
 _log = logging.getLogger("vid3d_cli")
 
 Progress = Callable[[int, "int | None"], None]
-"""Called with the bytes received so far and the bytes in all (None: not known)."""
+"""Called with the bytes received so far and the bytes in total (None: not known)."""
 
 Check = Callable[[WeightsFile, Path], None]
-"""Raises CheckpointError for a file that does not fit the network of this entry."""
+"""Raises CheckpointError if a file does not fit the network of this entry."""
 
 _CHUNK_BYTES = 1 << 20
 _NETWORK_TIMEOUT_SECONDS = 10.0
 _OFFLINE_VARIABLES = ("VID3D_OFFLINE", "HF_HUB_OFFLINE")
 
-# Errors of the cache's file system, not of a source: another source would meet them again.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
-
 
 def cache_dir() -> Path:
-    """$VID3D_CACHE, else $XDG_CACHE_HOME/vid3d, else ~/.cache/vid3d. It need not exist."""
+    """Return $VID3D_CACHE, else $XDG_CACHE_HOME/vid3d, else ~/.cache/vid3d. The directory need not exist."""
     try:
         if own := os.environ.get("VID3D_CACHE"):
             return Path(own).expanduser().absolute()
         if xdg := os.environ.get("XDG_CACHE_HOME"):
             return Path(xdg).expanduser().absolute() / "vid3d"
         return Path("~/.cache/vid3d").expanduser()
-    except RuntimeError as error:  # a user without a home, as in some containers
-        raise UsageError(f"no directory for weights ({error}): set VID3D_CACHE to one") from None
+    except RuntimeError as error:  # a user without a home directory, as in some containers
+        raise UsageError(f"no directory for weights ({error}): set VID3D_CACHE to a directory") from None
 
 
 def weights_path(file: WeightsFile) -> Path:
-    """Where a downloaded file lies, or would lie."""
+    """Return the path of a file in the cache, whether it exists or not."""
     return cache_dir() / "weights" / file.model / file.file_name
 
 
 def first_seen_path(file: WeightsFile) -> Path:
-    """Where the sha256 of a file without a published digest is remembered, in the format of sha256sum."""
+    """Return the path where vid3d records the sha256 of a file without a published digest, as sha256sum writes it."""
     return weights_path(file).with_name(f"{file.file_name}.sha256")
 
 
-def _known(file: WeightsFile) -> WeightsFile:
-    """The file with the digest to hold against it: the published ones, or that of the file that was seen first."""
+def _expected(file: WeightsFile) -> WeightsFile:
+    """Return the file with the digest to check: a published one, or that of the file seen first."""
     if file.has_digest:
         return file
     path = first_seen_path(file)
@@ -86,32 +81,30 @@ def _known(file: WeightsFile) -> WeightsFile:
     except FileNotFoundError:
         return file
     except (OSError, ValueError) as error:
-        raise WeightsUnavailable(f"{path} cannot be read ({error}): delete it to have it written anew") from error
+        raise WeightsUnavailable(f"{path} cannot be read ({error}): delete it, and vid3d records a new one") from error
     if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise WeightsUnavailable(f"{path} holds no sha256: delete it to have it written anew")
+        raise WeightsUnavailable(f"{path} contains no sha256: delete it, and vid3d records a new one")
     return replace(file, sha256=digest)
 
 
-def _remember(file: WeightsFile, sha256: str) -> None:
-    """Keep the sha256 of a file without a published digest, unless one is kept already."""
+def _record_first_seen(file: WeightsFile, sha256: str) -> None:
+    """Record the sha256 of a file without a published digest, unless one is recorded."""
     path = first_seen_path(file)
     if file.has_digest or path.exists():
         return
-    what = f"no digest of {file.name} was published: the sha256 of the file that is there now, {sha256[:12]}…,"
+    what = f"no digest of {file.name} was published: the sha256 of this file, {sha256[:12]}…,"
     try:
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as directory:
-            part = Path(directory) / path.name
-            part.write_text(f"{sha256}  {file.file_name}\n", "ascii")
-            part.replace(path)
-    except OSError as error:
-        _log.info("%s cannot be remembered: %s", what, error.strerror or error)
+        with AtomicFile(path) as out:
+            out.write(f"{sha256}  {file.file_name}\n".encode("ascii"))
+    except OutputError as error:
+        _log.info("%s is not recorded: %s", what, error)
     else:
-        _log.info("%s is remembered in %s and checked from now on", what, path)
+        _log.info("%s is recorded in %s and checked from now on", what, path)
 
 
 @dataclass(frozen=True)
 class _Digests:
-    """What identifies a file's content."""
+    """What identifies the content of a file."""
 
     size_bytes: int
     git_blob: str
@@ -125,7 +118,7 @@ class _Digests:
         )
 
     def compare(self, file: WeightsFile) -> str:
-        """The lines of an error text: expected and found, for every fact that the manifest holds."""
+        """Return the lines of an error: expected and found, for every fact that the manifest holds."""
         rows = [
             ("size", None if file.size_bytes is None else f"{file.size_bytes} bytes", f"{self.size_bytes} bytes"),
             ("git blob", file.git_blob, self.git_blob),
@@ -138,32 +131,56 @@ class _Digests:
         )
 
 
-def _digest(path: Path) -> _Digests:
-    try:
-        size_bytes = path.stat().st_size
-        # usedforsecurity: git's choice of SHA-1 is not ours, and FIPS builds of Python refuse it otherwise
-        blob = hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)
+_hashed: dict[tuple[int, ...], _Digests] = {}
+"""The files that this process has hashed, by device, inode, size and time of change: a rename changes none of them."""
+
+
+def _digest(stream: BinaryIO) -> _Digests:
+    """Return the digests of an open file, which is hashed once in a process."""
+    facts = os.fstat(stream.fileno())
+    key = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+    if key not in _hashed:
+        # usedforsecurity: git chose SHA-1, and FIPS builds of Python refuse it otherwise
+        blob = hashlib.sha1(b"blob %d\0" % facts.st_size, usedforsecurity=False)
         sha256 = hashlib.sha256()
+        stream.seek(0)
+        while chunk := stream.read(_CHUNK_BYTES):
+            blob.update(chunk)
+            sha256.update(chunk)
+        _hashed[key] = _Digests(facts.st_size, blob.hexdigest(), sha256.hexdigest())
+    return _hashed[key]
+
+
+def _digest_path(path: Path) -> _Digests:
+    try:
         with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                blob.update(chunk)
-                sha256.update(chunk)
+            return _digest(stream)
     except OSError as error:
         raise WeightsUnavailable(f"{path} cannot be read: {error.strerror}") from error
-    return _Digests(size_bytes, blob.hexdigest(), sha256.hexdigest())
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of any file, 64 hex digits: what tells one checkpoint from another in a recipe.
+    """Return the sha256 of any file, 64 hex digits; an unchanged file is hashed once in a process.
 
     Raises:
         WeightsUnavailable: the file cannot be read.
     """
-    return _digest(path).sha256
+    return _digest_path(path).sha256
+
+
+def known_sha256(file: WeightsFile) -> str | None:
+    """Return the sha256 of a file, 64 hex digits, without the network: the published one, or that of the file on disk.
+
+    None if only a part of it was published, or nothing, and no verified file is on disk.
+    """
+    if file.sha256 is not None and len(file.sha256) == 64:
+        return file.sha256
+    path, _ = _look_up(file)
+    return None if path is None else file_sha256(path)
 
 
 def verify_file(path: Path, file: WeightsFile) -> str:
-    """Check that a file is the one that the manifest names, or, if it has no digest for it, the one seen first.
+    """Check that a file is the one that the manifest names or, without a published digest, the one seen first.
 
     Returns:
         The sha256 of the file, 64 hex digits.
@@ -172,28 +189,31 @@ def verify_file(path: Path, file: WeightsFile) -> str:
         ChecksumMismatch: size or digests differ.
         WeightsUnavailable: the file cannot be read.
     """
-    digests, known = _digest(path), _known(file)
-    if not digests.fits(known):
-        what = f"the published file of {file.name}" if known is file else _describe_first_seen(file)
+    return _verify(_digest_path(path), path, file)
+
+
+def _verify(digests: _Digests, path: Path, file: WeightsFile) -> str:
+    expected = _expected(file)
+    if not digests.fits(expected):
+        what = f"the published file of {file.name}" if expected is file else _describe_first_seen(file)
         raise ChecksumMismatch(
-            f"{path} is not {what}:\n{digests.compare(known)}\n"
+            f"{path} is not {what}:\n{digests.compare(expected)}\n"
             f"Delete it and type: vid3d weights {f'pull {file.name}' if file.is_fetched else f'add {file.name} FILE'}"
         )
     return digests.sha256
 
 
 def _describe_first_seen(file: WeightsFile) -> str:
-    return f"the file of {file.name} that was first seen here (to trust another one, delete {first_seen_path(file)})"
+    return f"the file of {file.name} that vid3d saw first (to accept another one, delete {first_seen_path(file)})"
 
 
 def locate(file: WeightsFile) -> Path:
-    """Find a file without the network, and its index if it has one.
+    """Return the path of a verified file on this machine: in the cache, or in the installed package.
 
-    Returns:
-        Its path, verified: in the cache, or in the installed package.
+    Its index, if it has one, is verified too.
 
     Raises:
-        WeightsUnavailable: it is not there, or is another file; the text says what to do.
+        WeightsUnavailable: the file is missing or is another one; the text says what to type.
     """
     paths = []
     for part in file.parts:
@@ -205,34 +225,34 @@ def locate(file: WeightsFile) -> Path:
 
 
 def _places(file: WeightsFile) -> Iterator[Path]:
-    """Where a file may lie: what was installed with vid3d first, which needs no cache."""
+    """Yield the paths where a file may be: in the installed package, then in the cache."""
     for source in file.sources:
         if isinstance(source, PackagedSource):
-            yield data_path() / source.file
+            yield data_path() / source.packaged
     yield weights_path(file)
 
 
 def path_on_disk(file: WeightsFile) -> Path | None:
-    """Where a file of that name lies, unverified; None: nowhere."""
+    """Return the path of a file of that name, unverified; None if there is none."""
     return next((path for path in _places(file) if path.is_file()), None)
 
 
 def is_on_disk(file: WeightsFile) -> bool:
-    """Whether a file of that name is there, and its index if it has one; `locate` also verifies them."""
+    """Whether a file of that name exists, and its index if it has one; `locate` also verifies them."""
     return all(path_on_disk(part) is not None for part in file.parts)
 
 
 def _look_up(file: WeightsFile) -> tuple[Path | None, list[str]]:
-    """Where the verified file is, or None and what is wrong with the files that stand in its place."""
+    """Return the path of the verified file; or None, and what is wrong with each file in its place."""
     problems = []
     for path in _places(file):
-        # False also where a directory of the path may not be read
+        # False also if a directory of the path cannot be read
         if not os.path.lexists(path):
             continue
         try:
-            _remember(file, verify_file(path, file))
+            _record_first_seen(file, verify_file(path, file))
         except ChecksumMismatch:
-            problems.append(f"{path}\n    is there, but is {_describe_other(file)}")
+            problems.append(f"{path}\n    exists, but is {_describe_other(file)}")
         except WeightsUnavailable as error:
             problems.append(str(error))
         else:
@@ -241,22 +261,22 @@ def _look_up(file: WeightsFile) -> tuple[Path | None, list[str]]:
 
 
 def _describe_other(file: WeightsFile) -> str:
-    """What a file is that failed `verify_file`."""
-    if _known(file) is file:
-        return "damaged or another file (wrong size or digest)"
+    """Return what is wrong with a file that failed `verify_file`."""
+    if _expected(file) is file:
+        return "damaged or a different file (wrong size or digest)"
     return f"damaged, or not {_describe_first_seen(file)}"
 
 
 def _missing_message(file: WeightsFile, problems: Sequence[str], *, tried: bool = False) -> str:
-    """The one text for weights that cannot be had: what, why, from where, whereto, and what to type."""
+    """Return the text for missing weights: what, why, where from, where to, and what to type."""
     what = f"weights {file.name} ({file.file_name}, {file.describe_size()}) are not on this machine"
-    lines = [f"{what} and could not be fetched:" if tried else f"{what}."]
+    lines = [f"{what}, and no source gave them:" if tried else f"{what}."]
     lines += [f"  {problem}" for problem in problems]
     by_hand = [source for source in file.sources if isinstance(source, ManualSource)]
     if not tried and file.is_fetched:
         lines += ["Published at:", *(f"  {source.describe()}" for source in file.sources if source not in by_hand)]
     if by_hand:
-        lines += ["To be had by hand, in a browser:", *(f"  {source.url}\n    {source.how}" for source in by_hand)]
+        lines += ["Download by hand, in a browser:", *(f"  {source.page}\n    {source.how}" for source in by_hand)]
     if file.is_fetched:
         lines += [
             f"With a connection:     vid3d weights pull {file.model}",
@@ -272,19 +292,16 @@ def _missing_message(file: WeightsFile, problems: Sequence[str], *, tried: bool 
 
 
 def pull(file: WeightsFile, *, progress: Progress | None = None) -> Path:
-    """Download a file, and its index if it has one, unless it is there already and right.
+    """Return the path of a verified file, downloaded if it is not on this machine, and its index if it has one.
 
-    Each source is tried in turn; a file is put in its place only after it was verified.
+    Tries each source in turn and verifies a file before it appears in the cache.
 
     Args:
         file: what to download.
         progress: called while bytes arrive.
 
-    Returns:
-        The path of the file.
-
     Raises:
-        WeightsUnavailable: no source gave the file, or the cache cannot be written; the text says what to do.
+        WeightsUnavailable: no source gave the file, or the cache cannot be written; the text says what to type.
     """
     paths = [_pull_part(part, progress) for part in file.parts]
     return paths[0]
@@ -298,11 +315,11 @@ def _pull_part(file: WeightsFile, progress: Progress | None) -> Path:
         if isinstance(source, ManualSource):
             continue
         try:
-            with _place(file) as part:
-                _fetch(source, file, progress, part)
+            with _add_to_cache(file) as out:
+                _fetch(source, file, progress, out)
             return weights_path(file)
         except ChecksumMismatch:
-            what = "a damaged or different file" if _known(file) is file else f"what is {_describe_other(file)}"
+            what = "a damaged or different file" if _expected(file) is file else f"what is {_describe_other(file)}"
             problems.append(f"{source.describe()}\n    gave {what}")
         except _SourceError as error:
             problems.append(f"{source.describe()}\n    {error}")
@@ -310,43 +327,43 @@ def _pull_part(file: WeightsFile, progress: Progress | None) -> Path:
 
 
 def add(name: str, path: Path, *, check: Check) -> WeightsFile:
-    """Put a file that was downloaded by other means into the cache.
+    """Copy a file that was downloaded by other means into the cache, verified.
 
     Args:
-        name: a model, whose stream is then recognised by the file's digest, or "model:stream".
-        path: the file; it is copied.
-        check: tries a file without a published digest on the network; of two streams it tells which one the file is.
+        name: "model:stream", or a model; its stream is then found by the file's digest.
+        path: the file.
+        check: tries a file without a published digest on the network, to find its stream.
 
     Returns:
         The manifest's entry of the file.
 
     Raises:
         UsageError: there is no such model, stream or file.
-        ChecksumMismatch: it is none of the model's files.
-        WeightsUnavailable: the cache cannot be written, or nobody published weights of the model.
+        ChecksumMismatch: the file is none of the model's files.
+        WeightsUnavailable: the cache cannot be written, or the model has no public weights.
     """
     candidates = [part for file in parse_weights_name(name) for part in file.parts]
     try:
-        digests = _digest(path)
+        digests = _digest_path(path)
     except WeightsUnavailable as error:
         raise UsageError(str(error)) from error
     problems: list[str] = []
     for file in candidates:
         problem = _misfit(file, path, digests, check)
         if problem is None:
-            with _place(file) as part:
-                shutil.copyfile(path, part)
+            with _add_to_cache(file) as out, path.open("rb") as stream:
+                shutil.copyfileobj(stream, out)
             return file
         problems += [f"{file.name} ({file.file_name}):", problem]
     raise ChecksumMismatch(_not_published_message(name, path, candidates, digests, problems))
 
 
 def _misfit(file: WeightsFile, path: Path, digests: _Digests, check: Check) -> str | None:
-    """Why a file is not the one of this entry; None: it is."""
-    known = _known(file)
-    if not digests.fits(known):
-        seen = "" if known is file else f"\n  expected is {_describe_first_seen(file)}"
-        return digests.compare(known) + seen
+    """Return why a file is not the one of this entry; None if it is."""
+    expected = _expected(file)
+    if not digests.fits(expected):
+        seen = "" if expected is file else f"\n  expected is {_describe_first_seen(file)}"
+        return digests.compare(expected) + seen
     if not file.has_digest:
         try:
             check(file, path)
@@ -364,31 +381,27 @@ def _not_published_message(
         lines.append(f"It is {others[0].name}. Type: vid3d weights add {others[0].name} {path}")
     elif all(file.has_digest for file in candidates):
         own = f"--weights {candidates[0].stream}={path}"
-        lines.append(f"Download it again, or use it unverified, as a file of your own: {own}")
+        lines.append(f"Download it again, or use it unverified, as your own file: {own}")
     else:
         lines.append("Download it again.")
     return "\n".join(lines)
 
 
 @contextlib.contextmanager
-def _place(file: WeightsFile) -> Iterator[Path]:
-    """Have the block write a file beside its place; verify it and move it there, or leave nothing behind."""
-    target = weights_path(file)
+def _add_to_cache(file: WeightsFile) -> Iterator[BinaryIO]:
+    """Verify the file that the block writes and add it to the cache; after an error, leave nothing behind."""
+    path = weights_path(file)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=target.parent) as directory:
-            part = Path(directory) / file.file_name
-            yield part
-            sha256 = verify_file(part, file)
-            with part.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            part.replace(target)
-            _remember(file, sha256)
-    except OSError as error:
+        with AtomicFile(path) as out:
+            yield out
+            out.flush()
+            sha256 = _verify(_digest(out), path, file)
+    except OutputError as error:
         raise WeightsUnavailable(
-            f"weights {file.name} cannot be written to {target.parent}: {error.strerror or error}\n"
-            f"Make room or give write access there, or set VID3D_CACHE to a directory that can be written."
+            f"weights {file.name}: {error}\n"
+            f"Free some space or get write access there, or set VID3D_CACHE to another directory."
         ) from error
+    _record_first_seen(file, sha256)
 
 
 class _SourceError(Exception):
@@ -396,54 +409,47 @@ class _SourceError(Exception):
 
 
 class _OnlyToHttps(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection to where no certificate vouches for what comes."""
+    """Refuses redirections to http, where no certificate vouches for the content."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not newurl.startswith("https:"):
-            raise _SourceError(f"redirects to {newurl}, and no digest tells what that should give")
+            raise _SourceError(f"redirects to {newurl}, and there is no digest to verify the file")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _fetch(source: Source, file: WeightsFile, progress: Progress | None, target: Path) -> None:
-    """Get a file from one source that is not for hands alone.
+def _fetch(source: Source, file: WeightsFile, progress: Progress | None, out: BinaryIO) -> None:
+    """Write a file from one source.
 
     Raises:
-        _SourceError: it was not to be had from there.
-        OSError: it could not be written.
+        _SourceError: the source did not give it.
+        OutputError: it cannot be written.
     """
     if isinstance(source, PackagedSource):
         raise _SourceError("is missing or damaged: reinstall vid3d")
     try:
         if isinstance(source, HubSource):
-            _fetch_hub(source, file, target)
+            _fetch_hub(source, file, progress, out)
         elif isinstance(source, UrlSource):
-            _download(source.url, file, progress, target)
-    except _SourceError:
+            _download(source.url, file, progress, out)
+    except (_SourceError, OutputError):
         raise
-    except Exception as error:  # of whatever library huggingface_hub uses below it
-        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            raise
+    except Exception as error:  # of urllib, or of the libraries below huggingface_hub
         raise _SourceError(_short_reason(error)) from error
 
 
-def _fetch_hub(source: HubSource, file: WeightsFile, target: Path) -> None:
-    import huggingface_hub  # here because it takes 70 ms, which only this source needs
+def _fetch_hub(source: HubSource, file: WeightsFile, progress: Progress | None, out: BinaryIO) -> None:
+    import huggingface_hub  # takes 70 ms, which only this source needs
 
     # The user's own Hub cache may hold the file, also on a machine without network.
     cached = huggingface_hub.try_to_load_from_cache(source.repo, source.file, revision=source.revision)
     if isinstance(cached, str):
         with contextlib.suppress(WeightsError):
             verify_file(Path(cached), file)
-            shutil.copyfile(cached, target)
+            with Path(cached).open("rb") as stream:
+                shutil.copyfileobj(stream, out)
             return
-    _require_network()
-    url = huggingface_hub.hf_hub_url(source.repo, source.file, revision=source.revision)
-    # hf_hub_download retries an unreachable Hub for 23 s; this asks once. No token: a stale one would be refused.
-    huggingface_hub.get_hf_file_metadata(url, token=False, timeout=_NETWORK_TIMEOUT_SECONDS)
-    downloaded = huggingface_hub.hf_hub_download(
-        source.repo, source.file, revision=source.revision, local_dir=target.parent, token=False
-    )  # it draws a bar of its own, on a terminal
-    Path(downloaded).replace(target)
+    # Follows HF_ENDPOINT. hf_hub_download is not used: it retries an unreachable Hub for 23 s.
+    _download(huggingface_hub.hf_hub_url(source.repo, source.file, revision=source.revision), file, progress, out)
 
 
 def _require_network() -> None:
@@ -452,14 +458,11 @@ def _require_network() -> None:
             raise _SourceError(f"not tried: {variable} is set")
 
 
-def _download(url: str, file: WeightsFile, progress: Progress | None, target: Path) -> None:
+def _download(url: str, file: WeightsFile, progress: Progress | None, out: BinaryIO) -> None:
     _require_network()
     request = urllib.request.Request(url, headers={"User-Agent": f"vid3d/{__version__}"})
     opener = urllib.request.build_opener(*([] if file.has_digest else [_OnlyToHttps]))
-    with (
-        opener.open(request, timeout=_NETWORK_TIMEOUT_SECONDS) as response,
-        target.open("wb") as out,
-    ):
+    with opener.open(request, timeout=_NETWORK_TIMEOUT_SECONDS) as response:
         length = response.headers.get("Content-Length")
         total_bytes = int(length) if length else file.size_bytes
         num_bytes = 0
@@ -473,11 +476,11 @@ def _download(url: str, file: WeightsFile, progress: Progress | None, target: Pa
 
 
 def _short_reason(error: BaseException) -> str:
-    """Why a download failed, in a few words: the innermost cause, which names the host's or the network's complaint."""
+    """Return why a download failed, in a few words: the innermost cause."""
     status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return f"the server answered HTTP {status}"
-    # urllib keeps the cause in `reason`, requests in its first argument, everybody else where Python does
+    # urllib keeps the cause in `reason`, requests in its first argument, others in `__cause__`
     for inner in (error.__cause__, getattr(error, "reason", None), *error.args[:1]):
         if isinstance(inner, BaseException):
             return _short_reason(inner)

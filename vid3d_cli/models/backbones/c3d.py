@@ -14,14 +14,14 @@
     fc6, fc7                            4096
     fc8
 
-Every layer but the pools and fc8 ends in a ReLU. An fc6 of 512 · 1 · 4 · 4 inputs binds clips to 16 × 112².
+Every layer but the pools and fc8 ends in a ReLU. fc6 has 512 · 1 · 4 · 4 inputs, so a clip must be 16 × 112².
 
 Source: Tran et al. 2015, arXiv:1412.0767; DavideA/c3d-pytorch `C3D_model.py`, whose tensor names these are, and
 mmaction2 `backbones/c3d.py` with `heads/i3d_head.py`, the same network under other names.
 
-Where pool5 halves 7 px to 4, both pad one px on either side; the authors' Caffe pads after the last one only (ceil
-mode), which the variant "caffe" does. DavideA's Sports-1M weights are Caffe's, by way of a Keras port whose scores
-differed from Caffe's for its padding: DavideA/c3d-pytorch issue 1, chuckcho/c3d-keras issue 15.
+pool5 reduces 7 px to 4. Both implementations pad one px on each side; the authors' Caffe pads after the last px only
+(ceil mode), and so does the variant "caffe". DavideA's Sports-1M weights came from Caffe through a Keras port, whose
+scores differed from Caffe's because of this padding: DavideA/c3d-pytorch issue 1, chuckcho/c3d-keras issue 15.
 """
 
 from __future__ import annotations
@@ -30,33 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ShapeError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput
+from ._layers import BackboneOutput
 
 NUM_FRAMES, SIDE_PX = 16, 112
 
 FEATURE_DIM = 4096
 
-LAYERS = {
-    "conv1a": "conv1",
-    "pool1": "pool1",
-    "conv2a": "conv2",
-    "pool2": "pool2",
-    "conv3a": "conv3a",
-    "conv3b": "conv3b",
-    "pool3": "pool3",
-    "conv4a": "conv4a",
-    "conv4b": "conv4b",
-    "pool4": "pool4",
-    "conv5a": "conv5a",
-    "conv5b": "conv5b",
-    "pool5": "pool5",
-    "fc6": "fc6",
-    "fc7": "fc7",
-}
-
 
 class Convolution(nn.Conv3d):
-    """3×3×3 with ReLU in one module: what the field calls a layer's output is what Caffe's in-place ReLU leaves."""
+    """3×3×3 convolution and ReLU in one module: a layer's output is what follows its ReLU, as in Caffe."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
@@ -66,19 +48,19 @@ class Convolution(nn.Conv3d):
 
 
 class FullyConnected(nn.Linear):
-    """Linear with ReLU, in one module like `Convolution`."""
+    """Linear layer and ReLU in one module, like `Convolution`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(super().forward(x), inplace=True)
 
 
 class C3D(nn.Module):
-    """The network of the table above.
+    """C3D (Tran et al. 2015) for clips of 16 frames and 112 × 112 px.
 
     Args:
         in_channels: 3 for rgb, 2 for flow.
         num_classes: K.
-        pads_after: whether pool5 pads like the authors' Caffe.
+        pads_after: whether pool5 pads after the last px only, as the authors' Caffe does.
     """
 
     def __init__(self, in_channels: int, num_classes: int, pads_after: bool = False) -> None:
@@ -102,13 +84,13 @@ class C3D(nn.Module):
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, clips: Tensor) -> BackboneOutput:
-        """Normalised clips → features and logits.
+        """Return the features and logits of normalised clips.
 
         Args:
             clips: (N, C, 16, 112, 112).
 
         Raises:
-            ShapeError: a clip of another size.
+            ShapeError: clips have another size.
         """
         if clips.shape[2:] != (NUM_FRAMES, SIDE_PX, SIDE_PX):
             raise ShapeError(
@@ -123,31 +105,3 @@ class C3D(nn.Module):
         x = self.dropout(self.fc6(x.flatten(1)))
         features = self.fc7(x)
         return BackboneOutput(features.float(), self.fc8(self.dropout(features)).float())
-
-
-def build(stream: str, num_classes: int, pads_after: bool = False) -> C3D:
-    """C3D for one stream, untrained."""
-    return C3D(IN_CHANNELS[stream], num_classes, pads_after)
-
-
-BACKBONES = {
-    "c3d": Backbone(
-        build,
-        clip=(NUM_FRAMES, SIDE_PX),
-        feature_dim=FEATURE_DIM,
-        classifier="fc8.weight",
-        min_frames=NUM_FRAMES,
-        is_fixed_size=True,
-        layers=LAYERS,
-        variants={"caffe": {"pads_after": True}},
-        key_layouts={
-            "davidea": [],  # whose names are ours
-            "mmaction2": [
-                (r"^cls_head\.fc_cls\.", "fc8."),
-                (r"^backbone\.conv([12])a\.conv\.", r"conv\1."),
-                (r"^backbone\.(conv[345][ab])\.conv\.", r"\1."),
-                (r"^backbone\.(fc[67])\.", r"\1."),
-            ],
-        },
-    )
-}

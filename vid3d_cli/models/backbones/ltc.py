@@ -1,4 +1,4 @@
-"""LTC: C3D with fewer maps and far longer, smaller clips, for rgb (3 channels) and flow (2 channels).
+"""LTC: C3D with fewer channels and far longer, smaller clips, for rgb (3 channels) and flow (2 channels).
 
     layer    kernel, stride    output of 100 × 58²
     conv1    3×3×3              64 × 100 × 58²
@@ -16,20 +16,19 @@
     fc8
 
 Every convolution, fc6 and fc7 end in a ReLU. The authors compare clips of 20 to 100 frames of 58² and 71² px, and
-C3D's 16 × 112²; what pool5 leaves, and so the width of fc6's input, follows from the clip:
+C3D's 16 × 112². The clip decides the output of pool5, and so the number of inputs of fc6:
 
     frames       16      20   40   60   80  100
     of 58²              256  512  768 1280 1536
     of 71²             1024 2048 3072 5120 6144
     of 112²    2304
 
-The default is the flow network's, 100 × 58². "60x71" and the like are the variants.
+The default clip is that of the flow network, 100 × 58². The others are variants, such as "60x71".
 
-Source: Varol, Laptev & Schmid 2018, arXiv:1604.04494; gulvarol/ltc `models/ltc.lua`, whose layers and rounding these
-are, `opts.lua`, whose clip is the default one, and `model.lua`, which takes what feeds the last layer, fc7 after its
-ReLU, for features. Their flow clips lose each frame's mean before they reach the network (`perframemean`); here that
-is left to whoever trains. The published RGB files, in Torch7's format, are not of this network but of C3D's with one
-more pool over time.
+Source: Varol, Laptev & Schmid 2018, arXiv:1604.04494; gulvarol/ltc `models/ltc.lua` (layers, rounding), `opts.lua` (the
+default clip) and `model.lua` (features: fc7 after its ReLU). The authors subtract the mean of each flow frame before
+the network (`perframemean`); own weights must have been trained without. The published RGB files, in Torch7's format,
+are not of this network but of C3D with one more pool over time.
 """
 
 from __future__ import annotations
@@ -37,45 +36,34 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...errors import ShapeError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput
+from ._layers import BackboneOutput
 from .c3d import Convolution, FullyConnected
 
 NUM_FRAMES, SIDE_PX = 100, 58
 
-MIN_FRAMES, MIN_SIDE_PX = 16, 32  # less leaves pool5 nothing
+MIN_FRAMES, MIN_SIDE_PX = 16, 32  # fewer leave pool5 nothing
 
 FEATURE_DIM = 2048
 
-LAYERS = ("conv1", "pool1", "conv2", "pool2", "conv3", "pool3", "conv4", "pool4", "conv5", "pool5", "fc6", "fc7")
-
-DROPOUT = {"rgb": 0.5, "flow": 0.9}
-"""The ratios of the authors' 100 × 58² networks of each stream: gulvarol/ltc README."""
-
-CLIPS = [(16, 112), *((num_frames, side_px) for side_px in (58, 71) for num_frames in (20, 40, 60, 80, 100))]
-"""Frames and side in pixels of the clips that the authors compare."""
+DROPOUT = {3: 0.5, 2: 0.9}
+"""The ratios of the authors' 100 × 58² networks, by the channels of rgb and flow: gulvarol/ltc README."""
 
 
 class LTC(nn.Module):
-    """The network of the table above.
+    """LTC (Varol, Laptev & Schmid 2018) for clips of one length and size.
 
     Args:
         in_channels: 3 for rgb, 2 for flow.
         num_classes: K.
-        num_frames: of a clip, at least 16.
-        side_px: of a clip, at least 32.
-        dropout: of fc6 and fc7, in training.
+        num_frames: frames in a clip, at least 16.
+        side_px: side of a clip in pixels, at least 32.
 
     Raises:
-        ShapeError: clips so short or small that nothing is left for fc6.
+        ShapeError: clips are so short or small that nothing is left for fc6.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        num_frames: int = NUM_FRAMES,
-        side_px: int = SIDE_PX,
-        dropout: float = 0.5,
+        self, in_channels: int, num_classes: int, num_frames: int = NUM_FRAMES, side_px: int = SIDE_PX
     ) -> None:
         super().__init__()
         if num_frames < MIN_FRAMES or side_px < MIN_SIDE_PX:
@@ -97,16 +85,16 @@ class LTC(nn.Module):
         self.fc6 = FullyConnected(256 * (num_frames // 16) * (side_px // 32) ** 2, FEATURE_DIM)
         self.fc7 = FullyConnected(FEATURE_DIM, FEATURE_DIM)
         self.fc8 = nn.Linear(FEATURE_DIM, num_classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(DROPOUT[in_channels])
 
     def forward(self, clips: Tensor) -> BackboneOutput:
-        """Normalised clips → features and logits.
+        """Return the features and logits of normalised clips.
 
         Args:
-            clips: (N, C, T, H, W), T and H = W as the network was built for.
+            clips: (N, C, T, H, W), T = num_frames and H = W = side_px.
 
         Raises:
-            ShapeError: a clip of another size.
+            ShapeError: clips have another size.
         """
         if clips.shape[2:] != self.clip_shape:
             num_frames, side_px, _ = self.clip_shape
@@ -122,28 +110,3 @@ class LTC(nn.Module):
         x = self.dropout(self.fc6(x.flatten(1)))
         features = self.fc7(x)
         return BackboneOutput(features.float(), self.fc8(self.dropout(features)).float())
-
-
-def build(stream: str, num_classes: int, num_frames: int = NUM_FRAMES, side_px: int = SIDE_PX) -> LTC:
-    """LTC for one stream and one size of clip, untrained."""
-    return LTC(IN_CHANNELS[stream], num_classes, num_frames, side_px, DROPOUT[stream])
-
-
-BACKBONES = {
-    "ltc": Backbone(
-        build,
-        clip=(NUM_FRAMES, SIDE_PX),
-        feature_dim=FEATURE_DIM,
-        classifier="fc8.weight",
-        min_frames=NUM_FRAMES,
-        is_fixed_size=True,
-        layers={name: name for name in LAYERS},
-        key_layouts={},
-        resizes_px={58: (67, 89), 71: (81, 108), 112: (128, 171)},  # the authors' README
-        variants={
-            f"{num_frames}x{side_px}": {"num_frames": num_frames, "side_px": side_px}
-            for num_frames, side_px in CLIPS
-            if (num_frames, side_px) != (NUM_FRAMES, SIDE_PX)
-        },
-    )
-}

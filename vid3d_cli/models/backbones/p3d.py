@@ -13,56 +13,45 @@
     average    of the whole map                                     2048
     fc         classifier
 
-A block is 1×1×1, S and T, 1×1×1 and the shortcut, where S is 1×3×3 in space and T is 3×1×1 in time:
+A block is a 1×1×1 convolution, then S (1×3×3, in space) and T (3×1×1, in time), then 1×1×1, plus the shortcut:
 
     A    ReLU T ReLU S x                one after the other
     B    ReLU (ReLU S x + T x)          side by side
-    C    ReLU (ReLU S x + T ReLU S x)   a compromise of both
+    C    ReLU (ReLU S x + T ReLU S x)   both
     c    half of C
 
-They take turns from layer1 to layer3, as `structure` says: "ABC" is P3D ResNet; "A", "B" and "C" are the paper's
-P3D-A, P3D-B and P3D-C ResNet. "ABc" is the authors' Caffe model: its prototxt weighs both terms of C's sum by 0.5 (B's
-by 1), which the PyTorch port leaves out. Both take the same tensors, so a file does not tell which it needs: one whose
-converter folded the half into conv4 needs "ABC", any other conversion of the Caffe model needs "ABc".
+The blocks of layer1 to layer3 alternate as `structure` says: "ABC" is P3D ResNet; "A", "B" and "C" are the paper's
+P3D-A, P3D-B and P3D-C ResNet. "ABc" is the authors' Caffe model: its prototxt multiplies both terms of C's sum by 0.5
+(B's by 1), which the PyTorch port leaves out. Both structures have the same tensors, so a file does not show which one
+it needs: "ABC" if the converter folded the 0.5 into conv4, "ABc" after any other conversion of the Caffe model.
 
-Clips need not have 16 frames. Max pools keep an odd last frame (they round up, as Caffe's do), res5 looks by itself at
-each of the T/16 frames that are left, and their features are averaged; so are, the classifier being linear, their
-logits. (The port views (N, C, T, H, W) as (N·T, C, H, W) there, which mixes clips unless a single frame is left.)
+Clips may have any number of frames. Max pools keep an odd last frame (they round up, as in Caffe). res5 sees each of
+the T/16 remaining frames alone, and the features and logits of these are averaged. (The port views (N, C, T, H, W) as
+(N·T, C, H, W) there, which mixes clips unless one frame remains.)
 
-Source: Qiu et al. 2017, arXiv:1711.10305; ZhaofanQiu/pseudo-3d-residual-networks `deploy_p3d_resnet_kinetics.prototxt`,
-whose pool1 has no padding and whose B and C rectify their sum and not T, unlike qijiezhao/pseudo-3d-pytorch
-`p3d_model.py`, from which the tensor names, p3d63 and p3d131 are.
+Source: Qiu et al. 2017, arXiv:1711.10305; ZhaofanQiu/pseudo-3d-residual-networks `deploy_p3d_resnet_kinetics.prototxt`:
+its pool1 has no padding, and its B and C have a ReLU after the sum and none after T. qijiezhao/pseudo-3d-pytorch
+`p3d_model.py`, from which the tensor names, p3d63 and p3d131 are, differs in both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import cycle
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...clips.dense import TimeSteps
 from ...errors import ShapeError, UsageError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput, Stepwise, TemporalPart, average_in_time, silence
-
-DEPTHS = {
-    "p3d63": (3, 4, 6, 3),  # as ResNet-50, plus a temporal convolution in each block of res2 … res4
-    "p3d131": (3, 4, 23, 3),  # ResNet-101
-    "p3d199": (3, 8, 36, 3),  # ResNet-152
-}
-"""Blocks of res2 … res5."""
+from ._layers import BackboneOutput, Stepwise, TemporalPart, average_in_time, silence
 
 FEATURE_DIM = 2048
 
-LAYERS = {"conv1": "relu", **{name: name for name in ("pool1", "layer1", "layer2", "layer3", "layer4")}}
-
-MIN_FRAMES, MIN_SIDE_PX = 1, 3  # a smaller picture leaves pool1 nothing
+MIN_FRAMES, MIN_SIDE_PX = 1, 3  # fewer pixels leave pool1 nothing
 
 
 def pointwise(in_channels: int, out_channels: int, stride: int = 1, *, is_flat: bool) -> nn.Conv2d | nn.Conv3d:
-    """1×1 or 1×1×1, without bias; the stride is in space."""
+    """Return a 1×1 or 1×1×1 convolution without bias; the stride is in space."""
     if is_flat:
         return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
     return nn.Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False)
@@ -72,8 +61,8 @@ class Bottleneck(nn.Module):
     """1×1 to fewer channels, `between`, 1×1 to four times as many, plus the shortcut.
 
     Args:
-        in_channels: of the input; the shortcut is a convolution where the output has another number.
-        channels: in between.
+        in_channels: of the input; the shortcut is a convolution if the output has another number.
+        channels: of `between`.
         stride: in space, of the first convolution and the shortcut.
     """
 
@@ -116,7 +105,7 @@ class Flat(Bottleneck):
 
 
 class Pseudo3D(TemporalPart, Bottleneck):
-    """What the blocks A, B and C are made of."""
+    """The convolutions of the blocks A, B and C."""
 
     temporal = ("conv3", "bn3")
 
@@ -135,11 +124,11 @@ class Pseudo3D(TemporalPart, Bottleneck):
         return y
 
     def start_still(self) -> None:
-        silence(self.bn3)  # what is added to space adds nothing
+        silence(self.bn3)  # T adds nothing to S
 
 
 class BlockA(Pseudo3D):
-    """Time after space."""
+    """T after S."""
 
     def between(self, x: Tensor) -> Tensor:
         return F.relu(self.in_time(self.in_space(x)), inplace=True)
@@ -149,14 +138,14 @@ class BlockA(Pseudo3D):
 
 
 class BlockB(Pseudo3D):
-    """Time beside space."""
+    """T beside S."""
 
     def between(self, x: Tensor) -> Tensor:
         return F.relu(self.in_space(x) + self.in_time(x), inplace=True)
 
 
 class BlockC(Pseudo3D):
-    """Space, and time after space."""
+    """S, plus T after S."""
 
     def between(self, x: Tensor) -> Tensor:
         x = self.in_space(x)
@@ -164,7 +153,7 @@ class BlockC(Pseudo3D):
 
 
 class HalvedC(BlockC):
-    """The mean of the two in place of their sum."""
+    """C with the mean of the two terms in place of their sum."""
 
     def between(self, x: Tensor) -> Tensor:
         return super().between(x) / 2
@@ -177,14 +166,14 @@ BLOCKS: dict[str, type[Pseudo3D]] = {"A": BlockA, "B": BlockB, "C": BlockC, "c":
 
 
 class Stage(nn.Sequential):
-    """Blocks of which the first changes the number of channels and the size.
+    """Blocks; the first one changes the number of channels and the size.
 
     Args:
         in_channels: of the first block's input.
         channels: see `Bottleneck`.
-        depth: how many.
-        stride: of the first.
-        blocks: gives the block that is next in turn.
+        depth: number of blocks.
+        stride: of the first block.
+        blocks: yields the class of the next block.
     """
 
     def __init__(
@@ -195,7 +184,7 @@ class Stage(nn.Sequential):
 
 
 class FlatStage(Stage):
-    """Blocks of 2-D convolutions, which see every frame by itself."""
+    """Blocks of 2-D convolutions, which see each frame alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         N, _, T = x.shape[:3]
@@ -206,16 +195,16 @@ class FlatStage(Stage):
 
 
 class P3D(Stepwise):
-    """The network of the table above.
+    """P3D (Qiu et al. 2017).
 
     Args:
         in_channels: 3 for rgb, 2 for flow.
         num_classes: K.
         depths: blocks of res2 … res5.
-        structure: the blocks that take turns, by their letters.
+        structure: the letters of the blocks, which alternate from layer1 to layer3.
 
     Raises:
-        UsageError: a structure of other letters.
+        UsageError: `structure` has other letters.
     """
 
     def __init__(
@@ -224,7 +213,7 @@ class P3D(Stepwise):
         super().__init__()
         if not structure or not set(structure) <= set(BLOCKS):
             raise UsageError(f"a structure of P3D is made of the blocks {', '.join(BLOCKS)}, got '{structure}'")
-        blocks = cycle(BLOCKS[letter] for letter in structure)  # the turn passes from stage to stage
+        blocks = cycle(BLOCKS[letter] for letter in structure)  # continues from stage to stage
         self.conv1_custom = nn.Conv3d(in_channels, 64, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False)
         self.bn1 = nn.BatchNorm3d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -238,13 +227,13 @@ class P3D(Stepwise):
         self.fc = nn.Linear(FEATURE_DIM, num_classes)
 
     def maps(self, clips: Tensor) -> Tensor:
-        """Normalised clips → the output of res5.
+        """Return the output of res5 for normalised clips.
 
         Args:
             clips: (N, C, T, H, W), T at least 1, H and W at least 3.
 
         Raises:
-            ShapeError: a clip without frames, or so small that nothing is left to pool.
+            ShapeError: clips have no frames, or are so small that nothing is left to pool.
         """
         num_frames, height, width = clips.shape[2:]
         if num_frames < MIN_FRAMES or min(height, width) < MIN_SIDE_PX:
@@ -264,42 +253,3 @@ class P3D(Stepwise):
         # The classifier is linear, so the mean of the logits over time is the logits of the mean.
         features = maps.mean((2, 3, 4))
         return BackboneOutput(features.float(), self.fc(self.dropout(features)).float())
-
-
-def build(depths: tuple[int, int, int, int], stream: str, num_classes: int, structure: str = "ABC") -> P3D:
-    """P3D for one stream, untrained."""
-    return P3D(IN_CHANNELS[stream], num_classes, depths, structure)
-
-
-RESNET = [  # torchvision's names: its 3×3 is S, its last 1×1 is the fourth convolution here
-    (r"^conv1\.", "conv1_custom."),
-    (r"^(layer4\.\d+)\.conv2\.", r"\1.conv_normal."),
-    (r"^(layer4\.\d+)\.bn2\.", r"\1.bn_normal."),
-    (r"\.(conv|bn)3\.", r".\g<1>4."),
-]
-
-# res4 of the deep ones alone sees hundreds of frames, the far ones with next to no weight.
-MARGINS = {"p3d63": 64, "p3d131": 112, "p3d199": 128}
-
-IMAGE_NETWORKS = {"p3d63": "resnet50", "p3d131": "resnet101", "p3d199": "resnet152"}
-
-BACKBONES = {
-    name: Backbone(
-        partial(build, depths),
-        clip=(16, 160),
-        feature_dim=FEATURE_DIM,
-        classifier="fc.weight",
-        min_frames=MIN_FRAMES,
-        layers=LAYERS,
-        steps=TimeSteps(stride=16, margin=MARGINS[name]),
-        image_networks={IMAGE_NETWORKS[name]: RESNET},
-        key_layouts={"qijiezhao": []} if name == "p3d199" else {},  # whose names are ours
-        variants={
-            "A": {"structure": "A"},
-            "B": {"structure": "B"},
-            "C": {"structure": "C"},
-            "caffe": {"structure": "ABc"},
-        },
-    )
-    for name, depths in DEPTHS.items()
-}

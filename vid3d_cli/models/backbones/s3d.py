@@ -14,10 +14,10 @@
     average pool   2×7×7, 1                    1024 × 7 × 1²
     classifier     1×1×1, mean over time
 
-s3d_mini is the same with a quarter of the channels, for small clips (16 × 112²). An axis shorter than the average
-pool's window is averaged whole.
+s3d_mini has a quarter of the channels, for small clips (16 × 112²). The average pool's window is never larger than the
+map.
 
-The paper's other networks do the same convolutions in another form below a split, from it on, or in both places:
+The paper's other networks have another form of the convolutions before a split, after it, or both:
 
     variant            1a, 2c, 3b, 3c     4b … 4f, 5b, 5c
     i3d                3d                 3d                 3d: k×k×k
@@ -27,15 +27,14 @@ The paper's other networks do the same convolutions in another form below a spli
     bottom_heavy_s3d   separable          2d                 separable: 1×k×k, then k×1×1
     fast               2d                 separable          Fast-S3D, the top-heavy S3D
 
-Pools and strides stay, in time too, so that maps are as long in every form: a 2D stem looks at every other frame, and
-where all is 2D, frames meet in max pools only. That is how tensorflow/models `slim/nets/s3dg.py` builds the top-heavy
-networks (`first_temporal_kernel_size`, `temporal_conv_startat`); its padding is TensorFlow's, and its first layer is
-never separable. The paper moves the split through the network; 4b, with the top two groups of blocks from it on, is
-chosen here.
+Pools and strides stay, also in time, so that maps are as long in every form: a 2D stem sees every other frame, and in a
+2D network only max pools mix frames. tensorflow/models `slim/nets/s3dg.py` builds the top-heavy networks in this way
+(`first_temporal_kernel_size`, `temporal_conv_startat`); its padding is TensorFlow's, and its first layer is never
+separable. The paper moves the split through the network; here it is at 4b, before the last two groups of blocks.
 
-Source: Xie et al. 2018, arXiv:1712.04851; torchvision `models/video/s3d.py`, whose tensor names, symmetric padding and
-batch-norm eps of 1e-3 these are, and kylemin/S3D `model.py`, the same network under other names. On maps larger than
-7², kylemin's averages the whole map and torchvision's, like this one, every 7² window of it.
+Source: Xie et al. 2018, arXiv:1712.04851; torchvision `models/video/s3d.py`, from which the tensor names, the symmetric
+padding and the batch-norm eps of 1e-3 are; kylemin/S3D `model.py`, the same network with other names. Of maps larger
+than 7², kylemin's averages the whole map; torchvision's, like this one, averages every 7² window.
 """
 
 from __future__ import annotations
@@ -47,14 +46,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...clips.dense import TimeSteps
 from ...errors import ShapeError, UsageError
-from ._layers import GOOGLENET_BLOCKS, IN_CHANNELS, Backbone, BackboneOutput, Stepwise, TemporalPart, average_in_time
+from ._layers import BackboneOutput, Stepwise, TemporalPart, average_in_time
 
 Size3 = tuple[int, int, int]
 
 Form = Literal["3d", "separable", "2d"]
-"""How a convolution with a k×k×k kernel is done."""
+"""The form of a k×k×k convolution."""
 
 MIXED = {
     #      b0  b1a  b1b b2a  b2b  b3b
@@ -68,26 +66,14 @@ MIXED = {
     "5b": (256, 160, 320, 32, 128, 128),
     "5c": (384, 192, 384, 48, 128, 128),
 }
-"""Channels that the convolutions of each block put out."""
+"""Output channels of the convolutions of each block."""
 
 STAGES = ("1a", "2c", *MIXED)
-"""The stages that come in several forms; their names sort in the order in which they run."""
-
-# fmt: off
-LAYERS = {
-    name: f"features.{i}"
-    for i, name in enumerate((
-        "Conv_1a", "MaxPool_2a", "Conv_2b", "Conv_2c", "MaxPool_3a", "Mixed_3b", "Mixed_3c", "MaxPool_4a",
-        "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f", "MaxPool_5a", "Mixed_5b", "Mixed_5c",
-    ))
-}
-# fmt: on
+"""The stages with several forms; their names sort in the order in which they run."""
 
 AVERAGE_POOL = (2, 7, 7)
 
-MIN_FRAMES, MIN_SIDE_PX = 5, 17  # less leaves max pool 5a nothing
-
-STEPS = TimeSteps(stride=8, margin=48, pool=AVERAGE_POOL[0])
+MIN_FRAMES, MIN_SIDE_PX = 5, 17  # fewer leave max pool 5a nothing
 
 
 class Unit(nn.Sequential):
@@ -110,14 +96,14 @@ class Pointwise(Unit):
 
 
 class Whole(Unit):
-    """In space and time at once, k×k×k."""
+    """k×k×k."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, (kernel, kernel, kernel), (stride, stride, stride))
 
 
 class Separable(TemporalPart, nn.Sequential):
-    """In space, 1×k×k, then in time, k×1×1."""
+    """1×k×k in space, then k×1×1 in time."""
 
     temporal = ("1",)
 
@@ -133,7 +119,7 @@ class Separable(TemporalPart, nn.Sequential):
 
 
 class Spatial(Unit):
-    """In space, 1×k×k; a stride skips frames too."""
+    """1×k×k in space; its stride also skips frames."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, (1, kernel, kernel), (stride, stride, stride))
@@ -148,9 +134,9 @@ class Mixed(nn.Module):
     """Inception block: 1×1×1, 1×1×1 → 3×3×3, 1×1×1 → 3×3×3 and pool → 1×1×1, concatenated.
 
     Args:
-        conv3: what does the two 3×3×3.
-        in_channels: of what comes in.
-        b0, b1a, b1b, b2a, b2b, b3b: channels that the convolutions put out.
+        conv3: the form of the two 3×3×3.
+        in_channels: of the input.
+        b0, b1a, b1b, b2a, b2b, b3b: output channels of the convolutions.
     """
 
     def __init__(
@@ -168,15 +154,15 @@ class Mixed(nn.Module):
 
 
 class S3D(Stepwise):
-    """The network of the table above.
+    """S3D (Xie et al. 2018), or one of the paper's other forms.
 
     Args:
         in_channels: 3 for rgb, 2 for flow.
         num_classes: K.
-        width: multiplies every number of channels, which is then rounded to a multiple of 8, at least 8.
-        momentum: of batch norm, in training; the published networks' is so small for their long training.
-        bottom: form of the stages below the split.
-        top: form of the others.
+        width: multiplies every number of channels; the product is rounded to a multiple of 8, at least 8.
+        momentum: of batch norm, in training; the default is that of the published networks.
+        bottom: form of the stages before the split.
+        top: form of the stages after it.
         split: the first stage of the top, one of `STAGES`.
     """
 
@@ -228,13 +214,13 @@ class S3D(Stepwise):
                 module.momentum = momentum
 
     def maps(self, clips: Tensor) -> Tensor:
-        """Normalised clips → the output of mixed 5c.
+        """Return the output of mixed 5c for normalised clips.
 
         Args:
             clips: (N, C, T, H, W), T at least 5, H and W at least 17.
 
         Raises:
-            ShapeError: a clip so short or small that nothing is left to pool.
+            ShapeError: clips are so short or small that nothing is left to pool.
         """
         num_frames, height, width = clips.shape[2:]
         if num_frames < MIN_FRAMES or min(height, width) < MIN_SIDE_PX:
@@ -251,76 +237,3 @@ class S3D(Stepwise):
         # The classifier is linear, so the mean of the logits over time is the logits of the mean.
         features = x.mean((2, 3, 4), keepdim=True)
         return BackboneOutput(features.flatten(1).float(), self.classifier(features).flatten(1).float())
-
-
-def build(stream: str, num_classes: int, bottom: Form = "separable", top: Form = "separable", split: str = "4b") -> S3D:
-    """S3D, or one of the paper's other forms, for one stream, untrained."""
-    return S3D(IN_CHANNELS[stream], num_classes, bottom=bottom, top=top, split=split)
-
-
-def build_mini(stream: str, num_classes: int) -> S3D:
-    """S3D of a quarter of the channels for one stream, untrained; its momentum suits training from scratch."""
-    return S3D(IN_CHANNELS[stream], num_classes, width=0.25, momentum=0.1)
-
-
-GOOGLENET = [  # torchvision's names; of a separable convolution the one in space
-    (r"^aux.*", ""),
-    (r"^conv1\.", "features.0.0."),
-    (r"^conv2\.", "features.2."),
-    (r"^conv3\.", "features.3.0."),
-    *((f"^inception{theirs}", LAYERS[f"Mixed_{ours}"]) for theirs, ours in GOOGLENET_BLOCKS.items()),
-    (r"\.branch1\.", ".branch0."),
-    (r"\.branch2\.0\.", ".branch1.0."),
-    (r"\.branch2\.1\.", ".branch1.1.0."),
-    (r"\.branch3\.0\.", ".branch2.0."),
-    (r"\.branch3\.1\.", ".branch2.1.0."),
-    (r"\.branch4\.", ".branch3."),
-    (r"\.conv\.", ".0."),
-    (r"\.bn\.", ".1."),
-    (r"^fc\.", "classifier.1."),
-]
-
-BACKBONES = {
-    "s3d": Backbone(
-        build,
-        clip=(64, 224),
-        feature_dim=1024,
-        layers=LAYERS,
-        steps=STEPS,
-        classifier="classifier.1.weight",
-        min_frames=MIN_FRAMES,
-        image_networks={"googlenet": GOOGLENET},
-        key_layouts={
-            "torchvision": [],  # whose names are ours
-            "kylemin": [
-                (r"^base\.", "features."),
-                (r"^fc\.0\.", "classifier.1."),
-                (r"\.branch0\.0\.", ".branch0."),
-                (r"\.conv_s\.", ".0.0."),
-                (r"\.bn_s\.", ".0.1."),
-                (r"\.conv_t\.", ".1.0."),
-                (r"\.bn_t\.", ".1.1."),
-                (r"\.conv\.", ".0."),
-                (r"\.bn\.", ".1."),
-            ],
-        },
-        variants={
-            "i3d": {"bottom": "3d", "top": "3d"},
-            "i2d": {"bottom": "2d", "top": "2d"},
-            "bottom_heavy_i3d": {"bottom": "3d", "top": "2d"},
-            "top_heavy_i3d": {"bottom": "2d", "top": "3d"},
-            "bottom_heavy_s3d": {"bottom": "separable", "top": "2d"},
-            "fast": {"bottom": "2d", "top": "separable"},
-        },
-    ),
-    "s3d_mini": Backbone(
-        build_mini,
-        clip=(16, 112),
-        feature_dim=256,
-        layers=LAYERS,
-        steps=STEPS,
-        classifier="classifier.1.weight",
-        min_frames=MIN_FRAMES,
-        key_layouts={},
-    ),
-}

@@ -15,12 +15,12 @@
     average                                         1024
     fc                                               512
 
-Gating weighs every channel by a sigmoid of a linear map of all channels' means; a mixed block gates each branch. The
-variant "paper" has the stem that the space-to-depth one stands in for, 3×7×7 with stride 2, on the pixels themselves.
+Gating multiplies every channel by a sigmoid of a linear map of all channels' means; a mixed block gates each branch.
+The variant "paper" has the paper's stem, a 3×7×7 convolution with stride 2, in place of space to depth and conv1.
 
 Source: Xie et al. 2018, arXiv:1712.04851; antoine77340/S3D_HowTo100M `s3dg.py`, the video half of the text-video model
-of Miech et al. 2020, arXiv:1912.06430, whose tensor names, batch-norm eps of 1e-5 and padding of pools these are. There
-`fc` puts out not class scores but the embedding that text is compared with.
+of Miech et al. 2020, arXiv:1912.06430. The tensor names, the batch-norm eps of 1e-5 and the padding of pools are from
+there. Its `fc` gives not class scores but the embedding that is compared with text.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ShapeError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput
-from .s3d import LAYERS as S3D_LAYERS
+from ._layers import BackboneOutput
 from .s3d import MIXED
 
 Size3 = tuple[int, int, int]
@@ -45,9 +44,6 @@ MODULES = (
 )
 """In the order in which they run."""
 # fmt: on
-
-# Conv_2c ends with its gating.
-LAYERS = dict(zip(S3D_LAYERS, (name for name in MODULES if name != "conv_2c"), strict=True)) | {"embedding": "fc"}
 
 
 class Unit(nn.Module):
@@ -84,25 +80,25 @@ class Separable(Unit):
 
 
 class SpaceToDepthStem(Unit):
-    """2×4×4 on cubes of 2×2×2 pixels, whose pixels became channels; sees 4×8×8 pixels, 2 apart."""
+    """2×4×4 convolution after space to depth: it sees 4×8×8 pixels, with stride 2."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(8 * in_channels, out_channels, (2, 4, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        # TensorFlow's SAME padding. The original pads both sides alike and cuts the first row of what comes out.
+        # TensorFlow's SAME padding. The original pads both sides alike and cuts the first row of the output.
         return super().forward(F.pad(space_to_depth(x), (1, 2, 1, 2, 0, 1)))
 
 
 def space_to_depth(x: Tensor) -> Tensor:
-    """(N, C, T, H, W) → (N, 8 C, T/2, H/2, W/2), the channels in the order (t, h, w, c)."""
+    """Return clips (N, C, T, H, W) as (N, 8 C, T/2, H/2, W/2), with the channels in the order (t, h, w, c)."""
     n, c, t, h, w = x.shape
     cubes = x.reshape(n, c, t // 2, 2, h // 2, 2, w // 2, 2)
     return cubes.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(n, 8 * c, t // 2, h // 2, w // 2)
 
 
 class SelfGating(nn.Module):
-    """Weighs the channels by what all of them are on average."""
+    """Multiplies the channels by weights computed from the means of all channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -114,12 +110,12 @@ class SelfGating(nn.Module):
 
 
 class MaxPool(nn.Sequential):
-    """Max pooling, padded after the end alone: as TensorFlow pads even sizes, and the original every size."""
+    """Max pooling, padded after the end only, as TensorFlow pads even sizes and the original all sizes."""
 
     def __init__(self, kernel: Size3, stride: Size3) -> None:
         t, h, w = (k - s for k, s in zip(kernel, stride, strict=True))
         super().__init__(
-            nn.ConstantPad3d((0, w, 0, h, 0, t), 0.0),  # as good as -inf: every window holds an output of ReLU
+            nn.ConstantPad3d((0, w, 0, h, 0, t), 0.0),  # the same as -inf: every window holds an output of a ReLU
             nn.MaxPool3d(kernel, stride, ceil_mode=True),
         )
 
@@ -153,17 +149,17 @@ class Mixed(nn.Module):
 
 
 class S3DG(nn.Module):
-    """The network of the table above.
+    """S3D-G (Xie et al. 2018), as in HowTo100M's text-video model.
 
     Args:
         in_channels: 3 for rgb, 2 for flow.
-        num_classes: K, what `fc` puts out: classes, or an embedding's numbers.
-        space_to_depth: whether the stem is the table's or the paper's.
+        num_classes: K, the width of `fc`: classes, or the size of an embedding.
+        space_to_depth: whether the stem is space to depth and 2×4×4, or the paper's 3×7×7.
     """
 
     def __init__(self, in_channels: int, num_classes: int, space_to_depth: bool = True) -> None:
         super().__init__()
-        self._grain = 2 if space_to_depth else 1  # of which the sizes of a clip are multiples
+        self._grain = 2 if space_to_depth else 1  # the sizes of a clip must be multiples of this
         self.conv1 = (
             SpaceToDepthStem(in_channels, 64)
             if space_to_depth
@@ -184,13 +180,13 @@ class S3DG(nn.Module):
         self.fc = nn.Linear(FEATURE_DIM, num_classes)
 
     def forward(self, clips: Tensor) -> BackboneOutput:
-        """Normalised clips → features and logits.
+        """Return the features and logits of normalised clips.
 
         Args:
-            clips: (N, C, T, H, W); T, H and W are even where the stem turns space to depth.
+            clips: (N, C, T, H, W); T, H and W must be even if the stem is space to depth.
 
         Raises:
-            ShapeError: a clip that is empty or, for that stem, odd.
+            ShapeError: clips are empty or, with that stem, have an odd size.
         """
         sizes = tuple(clips.shape[2:])
         if min(sizes) < 1 or any(size % self._grain for size in sizes):
@@ -202,23 +198,3 @@ class S3DG(nn.Module):
             x = getattr(self, name)(x)  # (N, 1024, T/8, H/32, W/32)
         features = x.mean((2, 3, 4))
         return BackboneOutput(features.float(), self.fc(features).float())
-
-
-def build(stream: str, num_classes: int, space_to_depth: bool = True) -> S3DG:
-    """S3D-G for one stream, untrained."""
-    return S3DG(IN_CHANNELS[stream], num_classes, space_to_depth)
-
-
-BACKBONES = {
-    "s3d_g": Backbone(
-        build,
-        clip=(32, 224),
-        feature_dim=FEATURE_DIM,
-        layers=LAYERS,
-        classifier="fc.weight",
-        min_frames=2,
-        frame_multiple=2,  # space to depth takes frames by two; without it any number will do
-        key_layouts={"howto100m": [(r"^text_module\..*", "")]},  # whose names are ours, less the half that reads text
-        variants={"paper": {"space_to_depth": False}},
-    )
-}

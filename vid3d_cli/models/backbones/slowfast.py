@@ -11,16 +11,16 @@
     pool        8×7×7, stride 1           2048 × 1 × 2²          32×7×7, stride 1      256 × 1 × 2²
     classifier  of both, concatenated; mean over positions
 
-After max pool 1, res2, res3 and res4 the fast maps go to the slow pathway as well: 7×1×1 with stride α in time to twice
-the channels, concatenated. Nothing goes the other way.
+After max pool 1, res2, res3 and res4 a lateral connection adds the fast maps to the slow pathway: a 7×1×1 convolution
+with stride α in time gives twice the channels, which are concatenated. Nothing goes the other way.
 
-Both pathways take their frames from one clip. The published network exists for 32 frames alone: its average pool spans
-just them. Here the pool spans all the frames there are, and the slow pathway has ⌈T / α⌉ of them, as many as the stride
-leaves of the fast maps, so that T need be no multiple of α.
+Both pathways take their frames from one clip. The published network accepts 32 frames only, the span of its average
+pool. Here the pool spans all frames. The slow pathway has ⌈T / α⌉ frames, as many as the stride leaves of the fast
+maps, so T need not be a multiple of α.
 
 Source: Feichtenhofer et al. 2019, arXiv:1812.03982, table 1 (of R-50 4×16, β = 1/8); pytorchvideo `models/slowfast.py`
-and `models/hub/slowfast.py`, whose tensor names these are and whose 7×1×1 lateral convolutions (5×1×1 in the paper)
-the published 8×8 checkpoint has; it ends, as here, before the softmax.
+and `models/hub/slowfast.py`, from which the tensor names and the 7×1×1 lateral convolutions (5×1×1 in the paper) of the
+published 8×8 checkpoint are. It ends, as here, before the softmax.
 """
 
 from __future__ import annotations
@@ -32,28 +32,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ShapeError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput
+from ._layers import BackboneOutput
 
 ALPHA = 4
-"""Frames of the fast pathway for one of the slow one."""
+"""Frames of the fast pathway for each frame of the slow one."""
 BETA_INVERSE = 8
-"""Channels of the slow pathway for one of the fast one."""
+"""Channels of the slow pathway for each channel of the fast one."""
 LATERAL_RATIO = 2
-"""Channels that a lateral connection makes of one of the fast pathway."""
+"""Channels of a lateral connection for each channel of the fast pathway."""
 
 STEM_CHANNELS = 64
 FEATURE_DIM = 2048 + 2048 // BETA_INVERSE
 
 SLOW_KERNELS = {"res2": 1, "res3": 1, "res4": 3, "res5": 3}
-"""Frames that the first convolution of a block spans; in the fast pathway it is always 3."""
+"""Frames that the first convolution of a block in the slow pathway spans; in the fast one always 3."""
 DEPTHS = {"res2": 3, "res3": 4, "res4": 6, "res5": 3}
 """Blocks of each stage of ResNet-50."""
-
-LAYERS = {
-    f"{pathway}.{stage}": f"blocks.{i}.multipathway_blocks.{j}"
-    for i, stage in enumerate(("pool1", *DEPTHS))
-    for j, pathway in enumerate(("slow", "fast"))
-}
 
 POOL_SIDE = 7
 
@@ -69,7 +63,7 @@ class Stem(nn.Sequential):
 
 
 class Bottleneck(nn.Sequential):
-    """Convolution of `frames`×1×1 to a quarter of the channels, of 1×3×3, and of 1×1×1 to all of them."""
+    """Convolutions: `frames`×1×1 to a quarter of the channels, 1×3×3, and 1×1×1 to all channels."""
 
     def __init__(self, in_channels: int, out_channels: int, frames: int, stride: int) -> None:
         inner = out_channels // 4
@@ -88,7 +82,7 @@ class Bottleneck(nn.Sequential):
 
 
 class ResBlock(nn.Module):
-    """Bottleneck beside its input; where they differ in shape, 1×1×1 brings the input to the bottleneck's."""
+    """Bottleneck plus its input; a 1×1×1 convolution changes the shape of the input if the two differ."""
 
     def __init__(self, in_channels: int, out_channels: int, frames: int, stride: int) -> None:
         super().__init__()
@@ -104,7 +98,7 @@ class ResBlock(nn.Module):
 
 
 class ResStage(nn.Sequential):
-    """Blocks, of which the first changes the channels and strides."""
+    """Blocks; the first one changes the number of channels and has the stride."""
 
     def __init__(self, in_channels: int, out_channels: int, frames: int, stride: int, depth: int) -> None:
         first = ResBlock(in_channels, out_channels, frames, stride)
@@ -113,7 +107,7 @@ class ResStage(nn.Sequential):
 
 
 class Lateral(nn.Sequential):
-    """What the slow pathway gets of the fast one: as many frames as its own, in twice the fast channels."""
+    """Lateral connection: the fast maps with the slow pathway's number of frames and twice the channels."""
 
     def __init__(self, in_channels: int) -> None:
         out_channels = LATERAL_RATIO * in_channels
@@ -123,7 +117,7 @@ class Lateral(nn.Sequential):
 
 
 class PathwayPair(nn.Module):
-    """The same stage of both pathways, then the lateral connection, if there is one."""
+    """One stage of both pathways, then the lateral connection if there is one."""
 
     def __init__(self, slow: nn.Module, fast: nn.Module, lateral: Lateral | None) -> None:
         super().__init__()
@@ -138,10 +132,10 @@ class PathwayPair(nn.Module):
 
 
 class PoolConcat(nn.Module):
-    """Mean of each pathway over every window of all its frames and 7² positions, and over the windows; concatenated.
+    """Mean of each pathway over windows of all frames and 7² positions, then over the windows; concatenated.
 
-    The published head classifies each window and averages the scores. The classifier is linear, so the mean of the
-    scores is the score of the mean. A map smaller than the window is averaged whole.
+    The published head classifies each window and averages the scores; the classifier is linear, so that is the same. A
+    map smaller than the window has one window.
     """
 
     def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
@@ -149,16 +143,16 @@ class PoolConcat(nn.Module):
 
     @staticmethod
     def pool(maps: Tensor) -> Tensor:
-        """(N, C, T, H, W) → (N, C)."""
+        """Return the means (N, C) of maps (N, C, T, H, W)."""
         num_frames, height, width = maps.shape[2:]
         kernel = num_frames, min(POOL_SIDE, height), min(POOL_SIDE, width)
         return F.avg_pool3d(maps, kernel, stride=1).mean((2, 3, 4))
 
 
 def slow_frames(num_frames: int) -> Tensor:
-    """Indices of the frames that the slow pathway takes: spread evenly from the first to the last.
+    """Return the indices of the slow pathway's frames: spread evenly from the first frame to the last.
 
-    Computed on the CPU, so that a time that float32 just misses is cut down to the same frame on every device.
+    They are computed on the CPU, so that float32 rounds down to the same frame on every device.
 
     Source: `PackPathway` in pytorch/hub `facebookresearch_pytorchvideo_slowfast.md`.
     """
@@ -166,7 +160,7 @@ def slow_frames(num_frames: int) -> Tensor:
 
 
 class SlowFast(nn.Module):
-    """The network of the table above.
+    """SlowFast R-50 8×8 (Feichtenhofer et al. 2019).
 
     Args:
         in_channels: 3 for rgb, 2 for flow.
@@ -191,13 +185,13 @@ class SlowFast(nn.Module):
         self.blocks = nn.ModuleList([*blocks, PoolConcat(), head])
 
     def forward(self, clips: Tensor) -> BackboneOutput:
-        """Normalised clips → features and logits.
+        """Return the features and logits of normalised clips.
 
         Args:
             clips: (N, C, T, H, W), T at least 4.
 
         Raises:
-            ShapeError: a clip of fewer than α frames, of which the slow pathway would get none, or without pixels.
+            ShapeError: clips have fewer than α frames, which leaves the slow pathway none, or no pixels.
         """
         num_frames, height, width = clips.shape[2:]
         if num_frames < ALPHA or min(height, width) < 1:
@@ -210,21 +204,3 @@ class SlowFast(nn.Module):
             slow, fast = pair(slow, fast)  # (N, 2048, T/4, H/32, W/32), (N, 256, T, H/32, W/32)
         features = pool(slow, fast)
         return BackboneOutput(features.float(), head(features).float())
-
-
-def build(stream: str, num_classes: int) -> SlowFast:
-    """SlowFast R-50 8×8 for one stream, untrained."""
-    return SlowFast(IN_CHANNELS[stream], num_classes)
-
-
-BACKBONES = {
-    "slowfast_r50": Backbone(
-        build,
-        clip=(32, 256),
-        feature_dim=FEATURE_DIM,
-        classifier="blocks.6.proj.weight",
-        min_frames=ALPHA,
-        layers=LAYERS,
-        key_layouts={"pytorchvideo": []},  # whose names are ours
-    )
-}

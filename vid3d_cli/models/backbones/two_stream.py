@@ -4,7 +4,7 @@
     input                      3 or 20 × 224²
     conv1   7×7, 2            96 × 109²         norm1 (both streams)
     pool1   3×3, 2            96 × 54²
-    conv2   5×5, 2           256 × 26²          norm2 (rgb only: the paper spares the flow stream's memory)
+    conv2   5×5, 2           256 × 26²          norm2 (rgb only: in the paper, to save the flow stream's memory)
     pool2   3×3, 2           256 × 13²
     conv3   3×3              512 × 13²
     conv4   3×3              512 × 13²
@@ -14,14 +14,15 @@
     full7                   2048                dropout
     softmax
 
-The convolutions and full6, full7 end in a ReLU. Of a clip, the rgb stream sees the first frame, at which the flow stack
-starts: channel 2k - 1 is the horizontal and 2k the vertical displacement from frame k to k + 1 (the paper's eq. 1), and
-each has its mean subtracted (section 3.1), here that of the clip as it is cropped. Maps keep a time axis, of length 1.
+The convolutions and full6, full7 end in a ReLU. The rgb stream sees the first frame of a clip, at which the flow stack
+starts. Channel 2k - 1 of the stack is the horizontal and 2k the vertical displacement from frame k to k + 1 (the
+paper's eq. 1). Each channel has its mean subtracted (section 3.1), here the mean of the cropped clip. Maps keep a time
+axis of length 1.
 
-Source: Simonyan & Zisserman 2014, arXiv:1406.2199, fig. 1 and section 5, which leave the paddings to CNN-M-2048 of
-Chatfield et al. 2014, arXiv:1405.3531: by its Caffe definition (`VGG_CNN_M_2048_deploy.prototxt`) conv1 has none, conv2
-to conv5 have 1, and a pool's last window may reach over the edge, as Caffe's do. Fig. 1 writes the pools as 2×2, the
-factor by which they shrink a map; section 5 says that their windows are 3×3. No weights of this network are public.
+Source: Simonyan & Zisserman 2014, arXiv:1406.2199, fig. 1 and section 5. The paddings are those of CNN-M-2048
+(Chatfield et al. 2014, arXiv:1405.3531) in its Caffe definition (`VGG_CNN_M_2048_deploy.prototxt`): conv1 has none,
+conv2 to conv5 have 1, and a pool's last window may extend past the edge, as in Caffe. Fig. 1 gives the pools as 2×2,
+the factor by which they shrink a map; section 5 gives their windows as 3×3. No weights of this network are public.
 """
 
 from __future__ import annotations
@@ -31,29 +32,16 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from ...errors import ShapeError
-from ._layers import IN_CHANNELS, Backbone, BackboneOutput
+from ._layers import BackboneOutput
 
 STACK_LENGTH = 10
-"""L, the flow fields that the flow stream sees at once."""
+"""L, the flow fields in a stack."""
 SIDE_PX = 224
 
 FEATURE_DIM = 2048
 
-DROPOUT = {"rgb": 0.5, "flow": 0.9}
-"""The ratios of the paper's best networks of each stream: section 6, table 1."""
-
-LAYERS = {
-    "conv1": "features.conv1",
-    "pool1": "features.pool1",
-    "conv2": "features.conv2",
-    "pool2": "features.pool2",
-    "conv3": "features.conv3",
-    "conv4": "features.conv4",
-    "conv5": "features.conv5",
-    "pool5": "features.pool5",
-    "full6": "full6",
-    "full7": "full7",
-}
+DROPOUT = {3: 0.5, 2: 0.9}
+"""The ratios of the paper's best networks, by the channels of rgb and flow: section 6, table 1."""
 
 
 class Conv(nn.Sequential):
@@ -74,7 +62,7 @@ class Pool(nn.MaxPool3d):
 
 
 class Norm(nn.LocalResponseNorm):
-    """Across five neighbouring channels: x / (2 + 10⁻⁴ · the sum of their squares)^0.75.
+    """Local response normalisation over five neighbouring channels: x / (2 + 10⁻⁴ · the sum of their squares)^0.75.
 
     Source: Krizhevsky et al. 2012, section 3.3. PyTorch, like Caffe, divides alpha by the number of channels.
     """
@@ -91,7 +79,7 @@ class Full(nn.Sequential):
 
 
 def stack_flow(clips: Tensor) -> Tensor:
-    """Flow fields as the channels of one frame, each without its mean.
+    """Return flow fields as the channels of one frame, each without its mean.
 
     Args:
         clips: (N, 2, L, H, W); channel 0 is x (right), 1 is y (down).
@@ -106,19 +94,18 @@ def stack_flow(clips: Tensor) -> Tensor:
 
 
 class TwoStream(nn.Module):
-    """The network of the table above, for one of its streams.
+    """One stream of the two-stream network (Simonyan & Zisserman 2014).
 
     Args:
-        stream: "rgb" or "flow".
+        in_channels: 3 for rgb, 2 for flow.
         num_classes: K.
     """
 
-    def __init__(self, stream: str, num_classes: int) -> None:
+    def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.is_flow = stream == "flow"
-        in_channels = IN_CHANNELS[stream] * (STACK_LENGTH if self.is_flow else 1)
+        self.is_flow = in_channels == 2
         layers: OrderedDict[str, nn.Module] = OrderedDict(
-            conv1=Conv(in_channels, 96, 7, 2, 0),
+            conv1=Conv(in_channels * (STACK_LENGTH if self.is_flow else 1), 96, 7, 2, 0),
             norm1=Norm(),
             pool1=Pool(),
             conv2=Conv(96, 256, 5, 2, 1),
@@ -134,17 +121,17 @@ class TwoStream(nn.Module):
         self.features = nn.Sequential(layers)
         self.full6 = Full(512 * 6 * 6, 4096)
         self.full7 = Full(4096, FEATURE_DIM)
-        self.dropout = nn.Dropout(DROPOUT[stream])
+        self.dropout = nn.Dropout(DROPOUT[in_channels])
         self.classifier = nn.Linear(FEATURE_DIM, num_classes)
 
     def forward(self, clips: Tensor) -> BackboneOutput:
-        """Normalised clips → features and logits.
+        """Return the features and logits of normalised clips.
 
         Args:
             clips: (N, C, 10, 224, 224).
 
         Raises:
-            ShapeError: a clip of any other length or size.
+            ShapeError: clips have another length or size.
         """
         if clips.shape[2:] != (STACK_LENGTH, SIDE_PX, SIDE_PX):
             raise ShapeError(
@@ -155,22 +142,3 @@ class TwoStream(nn.Module):
         x = self.features(x).flatten(1)  # (N, 512 · 6 · 6)
         features = self.full7(self.dropout(self.full6(x)))
         return BackboneOutput(features.float(), self.classifier(self.dropout(features)).float())
-
-
-def build(stream: str, num_classes: int) -> TwoStream:
-    """The network of one stream, untrained."""
-    return TwoStream(stream, num_classes)
-
-
-BACKBONES = {
-    "two_stream": Backbone(
-        build,
-        clip=(STACK_LENGTH, SIDE_PX),
-        feature_dim=FEATURE_DIM,
-        classifier="classifier.weight",
-        min_frames=STACK_LENGTH,
-        layers=LAYERS,
-        key_layouts={},
-        is_fixed_size=True,
-    )
-}
