@@ -1,4 +1,4 @@
-"""A corpus of broken and odd videos, each with what is to be expected of it; generated, nothing is stored.
+"""A corpus of broken and odd videos, each with the expected result; all are generated.
 
 write_corpus(directory)      # → [(path, case), …]: every case as a file below the directory
 [case.name for case in CASES if case.error is None]
@@ -19,7 +19,7 @@ from pathlib import Path
 import av
 import av.error
 import numpy as np
-from videos import picture, write_audio, write_video
+from videos import draw_index, write_audio, write_video
 
 from vid3d_cli.errors import (
     EmptyFile,
@@ -33,29 +33,29 @@ from vid3d_cli.errors import (
 )
 
 NUM_FRAMES = 24
-"""Frames of a video where nothing else is said; two groups of pictures."""
+"""Frames of a video by default; two groups of pictures (GOPs)."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A file, and what becomes of it."""
+    """A file, and the result of reading it."""
 
     name: str
     """Name of the file; odd bytes as lone surrogates."""
     make: Callable[[Path], object]
     """Writes the file."""
     error: type[VideoError] | None = None
-    """What reading ends with, before the first frame."""
+    """The error that reading ends with, before the first frame."""
     num_frames: range = range(0)
-    """How many frames it may give at its own rate; one number where nothing is damaged."""
+    """How many frames it may have at its own rate; one number if nothing is damaged."""
     num_lost: range = range(1)
-    """How many frames may be counted as lost or damaged: 0 where nothing is damaged."""
+    """How many frames may be counted as lost or damaged; 0 if nothing is damaged."""
     shows: tuple[int, ...] | None = None
-    """The numbers that its frames show; None where they cannot be read (too small, damaged)."""
+    """The numbers that its frames show; None if they cannot be read (too small, damaged)."""
     encoder: str | None = None
-    """FFmpeg's encoder that generating it needs."""
+    """The FFmpeg encoder that writes it."""
     is_no_file: bool = False
-    """A directory: `vid3d extract` takes it for the videos in it."""
+    """A directory: `vid3d extract` searches it for videos."""
 
     def __str__(self) -> str:
         return ascii(self.name)
@@ -91,7 +91,7 @@ def _unusable(name: str, error: type[VideoError], data: bytes | Callable[[], byt
 
 
 def _whole(name: str, data: Callable[[], bytes], num_frames: int = NUM_FRAMES) -> Case:
-    """A video of which every picture must come, and none is counted as lost."""
+    """An intact video: every frame is read, and none is counted as lost."""
     return Case(
         name,
         lambda path: path.write_bytes(data()),
@@ -111,7 +111,7 @@ def _encoded(
     is_readable: bool = True,
     **options: str,
 ) -> Case:
-    """A whole video in another form; `is_readable` if its pictures are large enough to read their numbers."""
+    """An intact video in another format; `is_readable` if its frames are large enough to read their numbers."""
     return Case(
         name,
         lambda path: _encode(
@@ -124,7 +124,7 @@ def _encoded(
 
 
 def _written(name: str, shows: range | tuple[int, ...] = range(NUM_FRAMES), **options: object) -> Case:
-    """A whole video as `write_video` writes it."""
+    """An intact video as `write_video` writes it."""
     return Case(
         name,
         lambda path: write_video(path, **({"num_frames": NUM_FRAMES} | options)),  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def _damaged(name: str, data: Callable[[], bytes], *, frames: range, lost: range
 
 @functools.cache
 def video_bytes(suffix: str, *, is_index_first: bool = False, **options: object) -> bytes:
-    """A video of 24 frames without B-frames, in two groups of pictures; MP4's index is at its end if not asked for."""
+    """Return a video of 24 frames without B-frames, in two GOPs; by default, MP4's index is at its end."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / f"a{suffix}"
         flags = {"movflags": "faststart"} if is_index_first and suffix in (".mp4", ".mov") else None
@@ -162,19 +162,19 @@ def _encoded_bytes(suffix: str, codec: str, pixel_format: str, width: int = 64, 
 def _audio_bytes(suffix: str, *, with_cover: bool = False) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / f"a{suffix}"
-        return write_audio(path, cover=picture(1) if with_cover else None).read_bytes()
+        return write_audio(path, cover=draw_index(1) if with_cover else None).read_bytes()
 
 
 def _encode(
     path: Path, codec: str, pixel_format: str, *, num_frames: int, width: int, height: int, options: dict[str, str]
 ) -> None:
-    """Encode pictures in any pixel format; the container follows from the suffix."""
+    """Encode frames in any pixel format; the suffix decides the container."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options={"threads": "1"} | options)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.codec_context.time_base = Fraction(1, 25)
         for index in range(num_frames):
-            shown = av.VideoFrame.from_ndarray(picture(index, width=width, height=height), format="rgb24")
+            shown = av.VideoFrame.from_ndarray(draw_index(index, width=width, height=height), format="rgb24")
             frame = shown.reformat(format=pixel_format)
             frame.pts, frame.time_base = index, Fraction(1, 25)
             container.mux(stream.encode(frame))
@@ -182,7 +182,7 @@ def _encode(
 
 
 def _position(data: bytes, mark: bytes, occurrence: int = 0) -> int:
-    """Where a mark stands, counted from 0."""
+    """Return the position of a mark; occurrences count from 0."""
     position = -1
     for _ in range(occurrence + 1):
         position = data.index(mark, position + 1)
@@ -190,12 +190,12 @@ def _position(data: bytes, mark: bytes, occurrence: int = 0) -> int:
 
 
 def _cut_after(data: bytes, mark: bytes, extra: int = 0, occurrence: int = 0) -> bytes:
-    """What is left of a file that ends `extra` bytes after a mark."""
+    """Cut a file `extra` bytes after a mark."""
     return data[: _position(data, mark, occurrence) + len(mark) + extra]
 
 
 def packets(data: bytes) -> list[tuple[int, int]]:
-    """Position and size of every packet of the video stream."""
+    """Return position and size of every packet of the video stream."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
@@ -205,13 +205,13 @@ def packets(data: bytes) -> list[tuple[int, int]]:
 
 
 def _cut_in_packet(data: bytes, number: int) -> bytes:
-    """A file that ends in the middle of a packet of its video."""
+    """Cut a file in the middle of a video packet."""
     position, size = packets(data)[number]
     return data[: position + size // 2]
 
 
 def flip(data: bytes, seed: int, *, num_bytes: int = 1, start: int = 0, stop: int | None = None) -> bytes:
-    """Change some bytes of a part of a file to others."""
+    """Change some bytes in a part of a file."""
     rng = np.random.default_rng(seed)
     flipped = bytearray(data)
     for position in rng.integers(start, len(data) if stop is None else stop, num_bytes):
@@ -219,8 +219,8 @@ def flip(data: bytes, seed: int, *, num_bytes: int = 1, start: int = 0, stop: in
     return bytes(flipped)
 
 
-def _flipped_pictures(suffix: str, seed: int) -> bytes:
-    """Flips in what comes after the first packet, and never in the index behind the last one."""
+def _flipped_frames(suffix: str, seed: int) -> bytes:
+    """Flip bytes between the first packet and the index after the last one."""
     data = video_bytes(suffix, is_index_first=True)
     found = packets(data)
     return flip(data, seed, num_bytes=12, start=sum(found[0]), stop=sum(found[-1]))
@@ -228,7 +228,7 @@ def _flipped_pictures(suffix: str, seed: int) -> bytes:
 
 @functools.cache
 def _fragmented() -> bytes:
-    """An MP4 of two fragments, one for each group of pictures."""
+    """Return an MP4 of two fragments, one for each GOP."""
     with tempfile.TemporaryDirectory() as directory:
         flags = {"movflags": "frag_keyframe+empty_moov"}
         path = write_video(Path(directory) / "a.mp4", num_frames=NUM_FRAMES, num_b_frames=0, options=flags)
@@ -236,7 +236,7 @@ def _fragmented() -> bytes:
 
 
 def _with_edit_list(*, first_frame: int, num_frames: int) -> bytes:
-    """An MP4, index first, whose edit list shows some of its frames only."""
+    """Return an MP4, index first, whose edit list shows only some of its frames."""
     data = bytearray(video_bytes(".mp4", is_index_first=True))
     position = _position(data, b"elst") + 8  # version, flags
     num_edits, _, _ = struct.unpack_from(">III", data, position)
@@ -248,7 +248,7 @@ def _with_edit_list(*, first_frame: int, num_frames: int) -> bytes:
 
 
 def _avi_with_empty_places(places: tuple[int, ...]) -> bytes:
-    """An AVI of which some frames were dropped when it was recorded: chunks without a byte, as its index says too."""
+    """Return an AVI with frames dropped at recording: empty chunks, also in its index."""
     data = video_bytes(".avi", gop=1)
     start = _position(data, b"movi") + 4
     head, chunks, position = data[:start], [], start
@@ -267,7 +267,7 @@ def _avi_with_empty_places(places: tuple[int, ...]) -> bytes:
 
 
 def _png(width: int, height: int) -> bytes:
-    """A grey PNG that announces a size; its pixels are missing."""
+    """Return a grey PNG that announces a size but has no pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -279,7 +279,7 @@ def _png(width: int, height: int) -> bytes:
 
 
 def _with_avi_size(width: int, height: int) -> bytes:
-    """A raw AVI whose header announces another size."""
+    """Return a raw AVI whose header announces another size."""
     data = bytearray(_encoded_bytes(".avi", "rawvideo", "bgr24"))
     struct.pack_into("<ii", data, _position(data, b"strf") + 12, width, height)
     return bytes(data)
@@ -341,7 +341,7 @@ def _truncated() -> Iterator[Case]:
     yield _unusable("mov cut in mdat.mov", TruncatedVideo, lambda: _cut_in_packet(video_bytes(".mov"), 12))
     yield _unusable("mkv cut in the EBML header.mkv", NotAVideo, mkv[:20])
     yield _unusable("mkv cut in the tracks.mkv", NotAVideo, _cut_after(mkv, b"\x16\x54\xae\x6b", 20))
-    yield _unusable("mkv cut before the first picture.mkv", NoFrames, _cut_after(mkv, b"\x1f\x43\xb6\x75", 8))
+    yield _unusable("mkv cut before the first frame.mkv", NoFrames, _cut_after(mkv, b"\x1f\x43\xb6\x75", 8))
     for suffix in (".mkv", ".webm"):
         yield _damaged(
             f"{suffix[1:]} cut in a cluster{suffix}",
@@ -352,7 +352,7 @@ def _truncated() -> Iterator[Case]:
     yield _unusable("webm cut in the EBML header.webm", NotAVideo, video_bytes(".webm")[:12])
     yield _unusable("avi cut in RIFF.avi", NotAVideo, avi[:10])
     yield _unusable("avi cut in hdrl.avi", NotAVideo, _cut_after(avi, b"strh", 20))
-    yield _unusable("avi cut before the first picture.avi", NoFrames, _cut_after(avi, b"movi"))
+    yield _unusable("avi cut before the first frame.avi", NoFrames, _cut_after(avi, b"movi"))
     yield _damaged("avi cut in movi.avi", lambda: _cut_in_packet(avi, 15), frames=range(15, 17), lost=range(8, 10))
     yield _whole("avi without idx1.avi", lambda: avi[: _position(avi, b"idx1")])
     yield _damaged(
@@ -361,7 +361,7 @@ def _truncated() -> Iterator[Case]:
         frames=range(10, 20),
         lost=range(3),
     )
-    yield _unusable("ts cut before the first picture.ts", NoFrames, lambda: video_bytes(".ts")[: 188 * 3])
+    yield _unusable("ts cut before the first frame.ts", NoFrames, lambda: video_bytes(".ts")[: 188 * 3])
     yield _unusable("flv cut in the header.flv", NotAVideo, flv[:7])
     yield _damaged("flv cut in a tag.flv", lambda: _cut_in_packet(flv, 15), frames=range(14, 17), lost=range(2))
     yield _damaged(
@@ -382,8 +382,8 @@ def _truncated() -> Iterator[Case]:
 def _flipped() -> Iterator[Case]:
     for suffix in (".mp4", ".mkv", ".webm", ".avi", ".ts", ".flv"):
         yield _damaged(
-            f"flipped bytes in the pictures{suffix}",
-            functools.partial(_flipped_pictures, suffix, 6),
+            f"flipped bytes in the frames{suffix}",
+            functools.partial(_flipped_frames, suffix, 6),
             frames=range(1, NUM_FRAMES + 1),
             lost=range(NUM_FRAMES + 1),
         )
@@ -414,10 +414,10 @@ def _not_what_they_say() -> Iterator[Case]:
 
 
 def _still(codec: str, pixel_format: str) -> bytes:
-    """A picture file that shows 0."""
+    """Return an image file that shows 0."""
     encoder = av.CodecContext.create(codec, "w")
     encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 64, 48, pixel_format, Fraction(1, 25)
-    frame = av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format=pixel_format)
+    frame = av.VideoFrame.from_ndarray(draw_index(0), format="rgb24").reformat(format=pixel_format)
     return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode()])
 
 
@@ -504,7 +504,7 @@ def _times() -> Iterator[Case]:
         )
 
 
-def _pictures() -> Iterator[Case]:
+def _layouts() -> Iterator[Case]:
     yield _written("on its side.mp4", rotation_degrees=90)
     yield _written("mirrored.mp4", is_mirrored=True)
     yield _encoded("interlaced.mp4", "libx264", "yuv420p", **{"x264-params": "tff=1"})
@@ -546,6 +546,6 @@ CASES = [
     *_pixel_formats(),
     *_sizes(),
     *_times(),
-    *_pictures(),
+    *_layouts(),
     *_names(),
 ]

@@ -1,4 +1,4 @@
-"""Small videos for tests, written with PyAV on the fly. Every picture shows its number: `read_index` reads it back.
+"""Small videos for tests, written with PyAV. Every frame shows its number, which `read_index` reads back.
 
 path = write_video(tmp_path / "a.mp4", num_frames=30, fps=25)
 [read_index(frame.rgb) for frame in VideoReader(str(path))]    # 0 1 2 … 29
@@ -16,8 +16,8 @@ _ROWS, _COLUMNS = 2, 4  # an index is 8 bits: 2 rows of 4 blocks, the highest bi
 _DARK, _BRIGHT = 40, 210  # far enough apart to survive any compression
 
 
-def picture(index: int, *, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
-    """An RGB picture that shows an index (modulo 256) as dark and bright blocks."""
+def draw_index(index: int, *, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
+    """Return an RGB image that shows an index (modulo 256) as dark and bright blocks."""
     bits = [(index >> bit) & 1 for bit in reversed(range(_ROWS * _COLUMNS))]
     blocks = np.where(np.reshape(bits, (_ROWS, _COLUMNS)), _BRIGHT, _DARK).astype(np.uint8)
     rows = np.arange(height) * _ROWS // height
@@ -26,7 +26,7 @@ def picture(index: int, *, width: int = 64, height: int = 48) -> NDArray[np.uint
 
 
 def read_index(rgb: NDArray[np.uint8]) -> int:
-    """The index that an upright picture of any size shows."""
+    """Return the index that an upright image of any size shows."""
     grey = rgb.mean(axis=2)
     height, width = grey.shape
     index = 0
@@ -59,16 +59,16 @@ def write_video(
 
     Args:
         path: file to write.
-        num_frames: how many pictures; picture i shows i modulo 256.
+        num_frames: how many frames; frame i shows i modulo 256.
         fps: frames per second.
-        times_seconds: when each picture appears, for variable frame rates and offset starts; replaces `num_frames`.
-        width: pixels of the picture as shown.
-        height: pixels of the picture as shown.
+        times_seconds: when each frame appears, for variable frame rates and offset starts; replaces `num_frames`.
+        width: pixels of the upright frame.
+        height: pixels of the upright frame.
         codec: FFmpeg's encoder; None for VP8 in .webm, MPEG-4 in .avi, else H.264, or MPEG-4 where the wheel lacks it.
         num_b_frames: B-frames between two others (H.264 and MPEG-4).
-        gop: pictures from one keyframe to the next.
-        rotation_degrees: clockwise turn that makes the stored picture upright; a quarter turn stores it on its side.
-        is_mirrored: after the turn, the picture is still to be mirrored (left and right) to be as shown.
+        gop: frames from one keyframe to the next.
+        rotation_degrees: clockwise turn that makes the stored frame upright; a quarter turn stores it on its side.
+        is_mirrored: after the turn, the frame must also be mirrored (left and right).
         with_audio: add a tone.
         options: of the container, such as {"movflags": "faststart"}.
         metadata: of the container, such as {"title": "Test"}.
@@ -76,7 +76,7 @@ def write_video(
     codec = codec or _default_codec(path)
     fps = Fraction(fps)
     times = [Fraction(i) / fps for i in range(num_frames)] if times_seconds is None else times_seconds
-    is_counted = times_seconds is None or path.suffix == ".avi"  # AVI knows no other times than multiples of 1/fps
+    is_counted = times_seconds is None or path.suffix == ".avi"  # AVI has only multiples of 1/fps as times
     time_base = 1 / fps if is_counted else Fraction(1, 60000)
     with av.open(str(path), "w", options=options or {}) as container:
         container.metadata.update(metadata or {})
@@ -94,7 +94,7 @@ def write_video(
         if with_audio:
             _add_tone(container, float(times[-1]) + 1 / float(fps))
         for index, seconds in enumerate(times):
-            shown = picture(index, width=width, height=height)
+            shown = draw_index(index, width=width, height=height)
             stored = np.rot90(shown[:, ::-1] if is_mirrored else shown, k=rotation_degrees // 90)
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), format="rgb24")
             frame.pts, frame.time_base = round(Fraction(seconds) / time_base), time_base
@@ -104,7 +104,7 @@ def write_video(
 
 
 def write_audio(path: Path, *, cover: NDArray[np.uint8] | None = None) -> Path:
-    """Write half a second of sound, with a cover picture if one is given (in .mp3: an attached picture)."""
+    """Write half a second of sound, with a cover image if one is given (in .mp3: an attached picture)."""
     with av.open(str(path), "w") as container:
         if cover is not None:
             stream = container.add_stream("mjpeg", rate=25)
@@ -119,7 +119,7 @@ def write_audio(path: Path, *, cover: NDArray[np.uint8] | None = None) -> Path:
 
 
 def cut(path: Path, *, keep: float) -> Path:
-    """Cut a file off after a part of its bytes, as a broken download does."""
+    """Cut a file after a part of its bytes, like a broken download."""
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     return path
@@ -145,7 +145,7 @@ def _default_codec(path: Path) -> str:
 
 
 def _add_tone(container: av.container.OutputContainer, seconds: float) -> None:
-    """A sine, encoded as whatever the container takes by default."""
+    """Add a sine, in the default codec of the container."""
     rate = 48000
     stream = container.add_stream(container.default_audio_codec, rate=rate)
     stream.layout = "mono"

@@ -15,7 +15,7 @@ from vid3d_cli.video.sources import Source, find_sources
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A working directory with videos, and what is not to be found among them."""
+    """A working directory with videos and other files."""
     monkeypatch.chdir(tmp_path)
     for name in [
         "videos/b.mp4",
@@ -49,7 +49,7 @@ def listed(data: bytes, **options) -> list[str]:
     return videos("-", stdin=io.BytesIO(data), **options)
 
 
-# What is found -------------------------------------------------------------------------------------------------------
+# Arguments -----------------------------------------------------------------------------------------------------------
 
 
 def test_files_as_written_in_the_order_given(tree):
@@ -64,7 +64,7 @@ def test_a_directory_is_searched_sorted_without_hidden_names(tree):
     assert videos("videos") == videos("videos/") == ["videos/a.AVI", "videos/b.mp4", "videos/deep/er/c.webm"]
 
 
-def test_a_file_is_taken_whatever_its_suffix(tree):
+def test_a_named_file_may_have_any_suffix(tree):
     assert videos("videos/notes.txt", "videos/.hidden.mp4") == ["videos/notes.txt", "videos/.hidden.mp4"]
 
 
@@ -92,7 +92,7 @@ def test_a_file_whose_name_looks_like_a_glob(tree):
     assert videos("clip[1].mp4", "what?.mp4") == ["clip[1].mp4", "what?.mp4"]
 
 
-def test_the_same_video_is_taken_once(tree):
+def test_a_video_is_listed_once(tree):
     assert videos("videos/b.mp4", "videos", "./videos/../videos/a.AVI", str(tree / "top.mp4"), "top.mp4") == [
         "videos/b.mp4",
         "videos/a.AVI",
@@ -116,17 +116,17 @@ def test_urls(url):
 # Lists ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_list_by_lines():
+def test_a_list_of_lines():
     assert listed(b"a.mp4\n\n  \nb b.mp4\r\n./c.mp4") == ["a.mp4", "b b.mp4", "./c.mp4"]
 
 
-def test_a_list_by_zero_bytes():
+def test_a_list_with_zero_bytes():
     names = [b"a.mp4", b"new\nline.mp4", b" led.mp4"]
     assert listed(b"\0".join(names), nul_separated=True) == [name.decode() for name in names]
     assert listed(b"\0".join(names)) == [name.decode() for name in names]  # recognised without being told
 
 
-def test_bytes_that_are_no_utf8_survive():
+def test_names_that_are_not_utf8():
     (name,) = listed(b"\xff\xfe\xe9.mp4\n")
     assert os.fsencode(name) == b"\xff\xfe\xe9.mp4"
 
@@ -159,7 +159,7 @@ def test_a_failures_file_feeds_back_in():
     assert listed(json.dumps({"video": odd}).encode()) == [odd]
 
 
-def test_braces_that_are_no_record_are_a_name():
+def test_a_name_with_braces():
     assert listed(b'{a}.mp4\n{"clip": 1}\n') == ["{a}.mp4", '{"clip": 1}']
 
 
@@ -168,7 +168,7 @@ def test_a_file_called_at_something(tree):
     assert videos("@home.mp4") == ["@home.mp4"]
 
 
-# What cannot be used -------------------------------------------------------------------------------------------------
+# Usage errors -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

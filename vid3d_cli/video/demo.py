@@ -1,4 +1,4 @@
-"""A film with known camera motions, for `vid3d demo`: nothing but noise, shapes and a virtual camera."""
+"""Renders a video with known camera motions, for `vid3d demo`: noise, shapes and a virtual camera."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .writer import Film
+from .writer import write_video
 
 FPS = 25
 WIDTH_PX, HEIGHT_PX = 320, 240
 SEGMENT_SECONDS = 2.56
 
 MOTIONS = ("static", "pan-right", "tilt-up", "zoom-in", "roll-clockwise", "shake", "pan-left", "zoom-out")
-"""What the camera does, in this order, a segment each. Named by the camera: pan-right moves the picture left."""
+"""What the camera does, one segment each, in this order. In pan-right, the camera moves right and the image left."""
 
 PAN_PX, TILT_PX, ZOOM, ROLL_DEGREES, SHAKE_PX = 1.6, 1.4, 1.007, 0.6, 3.0
-"""Per frame, at the film's size."""
+"""Per frame, at the size of the video."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of the film in which the camera does one thing."""
+    """A part of the video with one camera motion."""
 
     label: str
     start_seconds: float
@@ -35,7 +35,7 @@ class Segment:
 
 @dataclass
 class _Camera:
-    """Where the virtual camera is: the centre of its picture in the scene, its magnification, its roll."""
+    """The virtual camera: centre of its view in the scene, magnification, roll."""
 
     x_px: float
     y_px: float
@@ -43,15 +43,15 @@ class _Camera:
     clockwise_degrees: float = 0.0
 
     def move(self, motion: str) -> None:
-        """Go on by one frame."""
+        """Move by one frame."""
         self.x_px += {"pan-right": PAN_PX, "pan-left": -PAN_PX}.get(motion, 0.0) / self.zoom
         self.y_px += {"tilt-down": TILT_PX, "tilt-up": -TILT_PX}.get(motion, 0.0) / self.zoom
         self.zoom *= {"zoom-in": ZOOM, "zoom-out": 1 / ZOOM}.get(motion, 1.0)
         turn = {"roll-clockwise": ROLL_DEGREES, "roll-counterclockwise": -ROLL_DEGREES}
         self.clockwise_degrees += turn.get(motion, 0.0)
 
-    def picture(self, scene: NDArray[np.uint8], jitter_px: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """What it sees: the scene turns the other way than the camera."""
+    def view(self, scene: NDArray[np.uint8], jitter_px: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Return what the camera sees, (H, W, 3); the scene turns the other way."""
         angle = np.deg2rad(self.clockwise_degrees)
         turn = self.zoom * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         centre = np.array([self.x_px, self.y_px]) + jitter_px
@@ -62,50 +62,43 @@ class _Camera:
 
 
 def render(path: Path, seed: int = 0) -> list[Segment]:
-    """Write the film.
+    """Write the video.
 
     Args:
-        path: of the film, .mp4 or another suffix of `outputs.film.FILM_CODECS`.
-        seed: of scene and shake.
+        path: .mp4, or another suffix of `writer.VIDEO_CODECS`.
+        seed: random seed of the scene and the shake.
 
     Returns:
-        What the camera truly does, in the order of time.
+        The true camera motions, in the order of time.
     """
-    film = Film(path, fps=Fraction(FPS))
-    film.open()
-    try:
-        for picture in _pictures(np.random.default_rng(seed)):
-            film.write(picture)
-        film.finish()
-    finally:
-        film.close()
+    write_video(path, _frames(np.random.default_rng(seed)), fps=Fraction(FPS))
     return [Segment(label, i * SEGMENT_SECONDS, (i + 1) * SEGMENT_SECONDS) for i, label in enumerate(MOTIONS)]
 
 
-def _pictures(rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
+def _frames(rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
     scene = _make_scene(rng)
     camera = _Camera(scene.shape[1] / 2, scene.shape[0] / 2)
     for motion in MOTIONS:
         for _ in range(round(SEGMENT_SECONDS * FPS)):
             jitter_px = rng.normal(0, SHAKE_PX, 2) if motion == "shake" else np.zeros(2)
-            yield camera.picture(scene, jitter_px)
+            yield camera.view(scene, jitter_px)
             camera.move(motion)
 
 
 def _make_scene(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A landscape of noise at several scales, grey with a little colour, with discs and boxes strewn over it."""
+    """Return noise at several scales, grey with a little colour, with discs and boxes on it."""
     height, width = 3 * HEIGHT_PX, 3 * WIDTH_PX
     scene = np.full((height, width, 3), 128.0, np.float32)
     for cell_px, strength in ((160, 50), (40, 30), (10, 20), (3, 12)):
         cells = (height // cell_px + 2, width // cell_px + 2)
         noise = rng.normal(0, strength, (*cells, 1)) + rng.normal(0, strength / 3, (*cells, 3))
         scene += cv2.resize(noise.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-    picture = scene.clip(0, 255).astype(np.uint8)
+    image = scene.clip(0, 255).astype(np.uint8)
     for _ in range(90):
         x, y, size = int(rng.integers(width)), int(rng.integers(height)), int(rng.integers(6, 40))
         colour = tuple(int(c) for c in rng.integers(0, 256, 3))
         if rng.random() < 0.5:
-            cv2.circle(picture, (x, y), size, colour, -1, cv2.LINE_AA)
+            cv2.circle(image, (x, y), size, colour, -1, cv2.LINE_AA)
         else:
-            cv2.rectangle(picture, (x, y), (x + size, y + int(rng.integers(6, 40))), colour, -1)
-    return picture
+            cv2.rectangle(image, (x, y), (x + size, y + int(rng.integers(6, 40))), colour, -1)
+    return image

@@ -1,4 +1,4 @@
-"""Which file a video was: what is compared before its features are taken for done."""
+"""Fingerprints of video files: a job compares them before it skips a video as done."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any
 from .sources import is_url
 
 ENDS_BYTES = 64 * 1024
-"""How much of a file's head and of its tail goes into the digest: containers keep their indexes there."""
+"""This much of a file's head and of its tail goes into the digest: containers keep their indexes there."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells a file from another one, and from itself before it was changed, without reading all of it."""
+    """Identifies a file and its version without reading all of it."""
 
     size_bytes: int
     mtime_ns: int
-    """When it was last changed, in nanoseconds since 1970."""
+    """Time of the last change, in nanoseconds since 1970."""
     ends_sha256: str
     """Digest of its first and last `ENDS_BYTES`."""
 
     @classmethod
     def of(cls, video: str) -> Fingerprint | None:
-        """Read the fingerprint of a video; None for a URL, a pipe, and a file that is not there or not readable."""
+        """Return the fingerprint of a video; None for a URL, a pipe, and a missing or unreadable file."""
         status = _status(video)
         if status is None:
             return None
@@ -45,21 +45,21 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any] | None) -> Fingerprint | None:
-        """The inverse of `dataclasses.asdict`, which None survives too."""
+        """Return the fingerprint that `dataclasses.asdict` wrote; None for None."""
         return None if fields is None else cls(**fields)
 
     def may_be(self, video: str) -> bool:
-        """Whether size and time of change are still these: asked after reading, where the digest would cost time."""
+        """Whether size and time of change are the same; quicker than `is_of`, for a check after reading."""
         status = _status(video)
         return status is not None and (status.st_size, status.st_mtime_ns) == (self.size_bytes, self.mtime_ns)
 
     def is_of(self, video: str) -> bool:
-        """Whether the file at hand has this fingerprint; it is read only where size and time agree."""
+        """Whether the file has this fingerprint; reads it only if size and time are the same."""
         return self.may_be(video) and Fingerprint.of(video) == self
 
 
 def is_same_file(before: Fingerprint | None, video: str) -> bool:
-    """Whether a video is still what it was; without a fingerprint (a URL, no file): whether it still has none."""
+    """Whether a video has not changed; one without a fingerprint (a URL, no file) must still have none."""
     if before is not None:
         return before.is_of(video)
     return is_url(video) or Fingerprint.of(video) is None

@@ -1,8 +1,8 @@
-"""What the user names on the command line → the list of videos, and where each one's outputs go.
+"""Turns command line arguments into the list of videos, with an output path for each.
 
     videos/  "raw/**/*.mp4"  -  @list.txt  https://…  → Source, Source, …
 
-Only names are looked at here: a video that is missing or broken is still a source, and fails later as one video.
+No video is opened here: a missing or broken one is still a source, and fails later.
 """
 
 from __future__ import annotations
@@ -31,53 +31,53 @@ VIDEO_EXTENSIONS = frozenset({
     ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 })
 # fmt: on
-"""Suffixes, in lower case, by which videos are found in directories."""
+"""Suffixes, in lower case, of the videos in a directory."""
 
 MAX_NAME_BYTES = 8192
-"""An entry of a list that is longer is no name: the "list" is something else, such as a video."""
+"""Maximum length of a name in a list; a longer one means that the file is no list, such as a video."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One video to work on."""
+    """A video, and the path of its outputs."""
 
     video: str
     """Path or URL to open, as the user wrote it."""
     output_stem: PurePosixPath
-    """Where its outputs go below an output directory, without suffix: relative, no "..", unique among the sources."""
+    """Path of its outputs in an output directory, without suffix: relative, no "..", unique among the sources."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A video before it is known which directory holds them all."""
+    """A video before the common directory of all videos is known."""
 
     video: str
     base: Path | None
-    """The directory from which its argument looked for it, absolute; None for a URL."""
+    """The directory that its argument searched, absolute; None for a URL."""
 
     @property
     def key(self) -> str:
-        """The same for every way to write the same path."""
+        """Equal for all spellings of the same path."""
         return self.video if self.base is None else str(_absolute(self.video))
 
 
 def find_sources(
     arguments: Sequence[str], *, stdin: BinaryIO | None = None, nul_separated: bool = False
 ) -> list[Source]:
-    """Find the videos that arguments stand for, each once, in the order in which they are first named.
+    """Return the videos that the arguments name, each once, in the order of their first mention.
 
         clip.mp4 https://…   itself, whether it exists or not
         videos/              every video below it, sorted; hidden ones are skipped
         "raw/**/*.mp4"       every match; without a suffix in its last part, only videos (`VIDEO_EXTENSIONS`)
-        - @list.txt          a list: one file, directory or URL a line, or a JSON object with a "video" key
+        - @list.txt          a list: one file, directory or URL per line, or a JSON object with a "video" key
 
     Args:
-        arguments: what the user typed.
-        stdin: what `-` reads; None for the process's own.
-        nul_separated: names on stdin end with a zero byte, not with a newline, as `find -print0` writes them.
+        arguments: as the user typed them.
+        stdin: read for `-`; None for that of the process.
+        nul_separated: names on stdin end with a zero byte, as `find -print0` writes them, and not with a newline.
 
     Raises:
-        UsageError: nothing to work on: a directory or pattern without a video, a list that cannot be read.
+        UsageError: no videos: a directory or pattern without a video, a list that cannot be read.
     """
     found: dict[str, _Found] = {}
     for argument in arguments:
@@ -90,12 +90,12 @@ def find_sources(
 
 
 def _absolute(name: str | Path) -> Path:
-    """The absolute path without "..", by its text alone: a link is not its target, and gets outputs of its own."""
+    """Return the absolute path without "..", without resolving links: a link gets its own outputs."""
     return Path(os.path.abspath(name))  # noqa: PTH100
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is an address with a scheme, rather than a path."""
+    """Whether a name is a URL with a scheme, not a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
 
 
@@ -132,7 +132,7 @@ def _find_literal(name: str) -> Iterator[_Found]:
 
 
 def _find_matches(pattern: str) -> Iterator[_Found]:
-    """The matches of a glob pattern, as a shell with `**` would expand it."""
+    """Yield the matches of a glob pattern, expanded as by a shell with `**`."""
     fixed_parts = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
     base = _absolute(Path(*fixed_parts))
     names_suffix = "." in Path(pattern).name
@@ -149,11 +149,11 @@ def _find_matches(pattern: str) -> Iterator[_Found]:
 
 
 CONTROL_CHARACTERS = {chr(code) for code in range(32)} - {"\t", "\n", "\r"}
-"""What a list of names does not hold, and a video that was taken for one does."""
+"""A list of names never contains these; a video that is passed as a list does."""
 
 
 def _videos_below(directory: str) -> list[str]:
-    """Paths of all videos in a directory tree, sorted; linked directories are followed, each real one once."""
+    """Return the paths of all videos in a directory tree, sorted; links are followed, each real directory once."""
 
     def fail(error: OSError) -> None:
         raise UsageError(f"cannot list the directory {error.filename}: {error.strerror}; check its permissions")
@@ -173,7 +173,7 @@ def _videos_below(directory: str) -> list[str]:
 
 
 def _is_special(path: str) -> bool:
-    """Whether it is a pipe, a socket or a device, on which reading would wait; broken links are not, and fail later."""
+    """Whether the path is a pipe, a socket or a device, where reading would block. Broken links fail later."""
     try:
         mode = Path(path).stat().st_mode
     except OSError:
@@ -199,13 +199,13 @@ def _read_list(argument: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"cannot read the list {argument[1:] or '@'}: {reason}; after @ give a text file with one video a line"
+            f"cannot read the list {argument[1:] or '@'}: {reason}; after @ give a text file with one video per line"
         ) from error
 
 
 def _find_listed(data: bytes, origin: str, nul_separated: bool) -> Iterator[_Found]:
-    """The videos of a list. Entries are taken literally: a list was not typed in a shell, so nothing is expanded."""
-    # No name contains a zero byte, so one is proof enough.
+    """Yield the videos of a list. Entries are literal: nothing is expanded, as a list is not typed in a shell."""
+    # No name contains a zero byte, so a single one shows how names are separated.
     is_nul_separated = nul_separated or b"\0" in data
     for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\0" if is_nul_separated else b"\n"):
         entry = line if is_nul_separated else line.removesuffix(b"\r")
@@ -213,10 +213,10 @@ def _find_listed(data: bytes, origin: str, nul_separated: bool) -> Iterator[_Fou
             continue
         name = _listed_name(entry)
         if len(os.fsencode(name)) > MAX_NAME_BYTES or set(name) & CONTROL_CHARACTERS:
-            raise UsageError(f"{origin} is not a list of videos: give one name a line, or name a video without @")
+            raise UsageError(f"{origin} is not a list of videos: give one name per line, or name a video without @")
         try:
             yield from _find_literal(name)
-        except UsageError:  # a directory without a video, as find -name '*.mp4' may list: one failure, not the end
+        except UsageError:  # a directory without a video, as find -name '*.mp4' may list: it fails later, alone
             yield _Found(name, base=_absolute(name).parent)
 
 
@@ -236,7 +236,7 @@ def _listed_name(entry: bytes) -> str:
 
 
 def _output_stems(found: Sequence[_Found]) -> list[PurePosixPath]:
-    """A relative path for each video, mirroring the tree below the deepest directory that all arguments share.
+    """Return a relative path for each video: its place below the deepest directory that all arguments share.
 
     a/x.mp4 and a/x.avi would share the stem a/x: they keep their full names.
     """
@@ -245,7 +245,7 @@ def _output_stems(found: Sequence[_Found]) -> list[PurePosixPath]:
     full_names = [_below(root, one) for one in found]
     stems = [_without_suffix(name) for name in full_names]
     while True:
-        # Again, because a full name may be another one's stem: x.mp4, x.avi, x.mp4.mkv.
+        # Repeated, because a full name may be the stem of another video: x.mp4, x.avi, x.mp4.mkv.
         counts = Counter(stems)
         clashing = [i for i, stem in enumerate(stems) if counts[stem] > 1 and stem != full_names[i]]
         if not clashing:
@@ -255,7 +255,7 @@ def _output_stems(found: Sequence[_Found]) -> list[PurePosixPath]:
 
 
 def _numbered(stems: Sequence[PurePosixPath]) -> list[PurePosixPath]:
-    """Number what is still not unique: URLs of which only unsafe characters differ."""
+    """Number stems that are not unique yet: URLs that differ only in unsafe characters."""
     taken = set(stems)
     seen: set[PurePosixPath] = set()
     unique = []
@@ -276,19 +276,19 @@ def _below(root: Path, one: _Found) -> PurePosixPath:
 
 
 def _url_path(url: str) -> PurePosixPath:
-    """host/path?query of a URL as a safe path; user name and password stay out of it."""
+    """Return host/path?query of a URL as a safe path, without user name and password."""
     try:
         parts = urlsplit(url)
         host = f"{parts.hostname or ''}{f'_{parts.port}' if parts.port else ''}"
         path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-    except ValueError:  # not a valid address; opening it will say so
+    except ValueError:  # not a valid URL; opening it fails with the reason
         host, path = "url", url.partition("://")[2].rpartition("@")[2]
     segments = (re.sub(r"[^\w.-]+", "_", segment) for segment in (host, *path.split("/")))
     return PurePosixPath(*([s for s in segments if s.strip(".")] or ["url"]))
 
 
 def _without_suffix(path: PurePosixPath) -> PurePosixPath:
-    """Drop the suffix, unless it is only a number ("take 1.5") or nothing would be left ("..mp4")."""
+    """Drop the suffix, unless it is a number ("take 1.5") or nothing would be left ("..mp4")."""
     suffix = path.suffix
     stem = path.name.removesuffix(suffix)
     if suffix[1:].isdigit() or not stem.strip("."):

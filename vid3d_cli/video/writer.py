@@ -1,7 +1,8 @@
-"""Pictures → a film that common players show."""
+"""Writes frames to a video file that common players can show."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -15,29 +16,29 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 
-FILM_CODECS = {
+VIDEO_CODECS = {
     ".mp4": ("libx264", "mpeg4"),
     ".mov": ("libx264", "mpeg4"),
     ".mkv": ("libx264", "mpeg4"),
     ".avi": ("mpeg4",),
     ".webm": ("libvpx-vp9", "libvpx"),
 }
-"""Per container, the encoders to try; which of them exist is decided when FFmpeg is built."""
+"""The encoders to try for each suffix; which of them exist depends on how FFmpeg was built."""
 
-ENCODER_OPTIONS = {
+_ENCODER_OPTIONS = {
     "libx264": {"crf": "18"},  # the defaults are made for camera noise and smear edges of motion
     "libvpx-vp9": {"crf": "24", "b": "0"},
     "libvpx": {"crf": "10", "b": "4M"},
-    "mpeg4": {},  # see `Film._add_stream`
+    "mpeg4": {},  # see `VideoWriter._add_stream`
 }
 
 
-class Film:
-    """A film that is written picture by picture; the container follows from the suffix.
+class VideoWriter:
+    """Writes a video frame by frame; the suffix decides the container.
 
     Args:
-        path: of the file, with one of the suffixes of `FILM_CODECS`.
-        fps: pictures per second.
+        path: the file, with one of the suffixes of `VIDEO_CODECS`.
+        fps: frames per second.
 
     Raises:
         UsageError: this PyAV has no encoder for the suffix.
@@ -55,7 +56,7 @@ class Film:
         self._container = av.open(str(self._path), "w")
 
     def write(self, rgb: NDArray[np.uint8]) -> None:
-        """Append a picture (H, W, 3), of the same size as those before; an odd side gets one more pixel."""
+        """Append a frame (H, W, 3), of the same size as the others; an odd side gets one more pixel."""
         # 4:2:0 shares each colour among 2×2 pixels; players and x264 refuse odd sizes.
         rgb = np.pad(rgb, [(0, rgb.shape[0] % 2), (0, rgb.shape[1] % 2), (0, 0)], mode="edge")
         if self._stream is None:
@@ -64,10 +65,10 @@ class Film:
 
     def _add_stream(self, height_px: int, width_px: int) -> Any:
         assert self._container is not None  # opened
-        stream: Any = self._container.add_stream(self._codec, rate=self._rate, options=ENCODER_OPTIONS[self._codec])
+        stream: Any = self._container.add_stream(self._codec, rate=self._rate, options=_ENCODER_OPTIONS[self._codec])
         stream.height, stream.width, stream.pix_fmt = height_px, width_px, "yuv420p"
         if self._codec == "mpeg4":
-            stream.bit_rate = 8 * height_px * width_px  # by default it is fixed, which leaves blocks
+            stream.bit_rate = 8 * height_px * width_px  # the default does not depend on the size and leaves blocks
         return stream
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
@@ -75,7 +76,7 @@ class Film:
         self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
-        """Write what the encoder still holds, and close."""
+        """Write the frames that the encoder still holds, and close."""
         self._mux(None)
         self.close()
 
@@ -86,10 +87,20 @@ class Film:
             self._container = None
 
 
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], *, fps: Fraction) -> None:
+    """Write frames (H, W, 3) to a video; see `VideoWriter`."""
+    writer = VideoWriter(path, fps=fps)
+    writer.open()
+    try:
+        for frame in frames:
+            writer.write(frame)
+        writer.finish()
+    finally:
+        writer.close()
+
+
 def _find_encoder(suffix: str) -> str:
-    for name in FILM_CODECS[suffix]:
+    for name in VIDEO_CODECS[suffix]:
         with suppress(ValueError):
             return str(av.codec.Codec(name, "w").name)
-    raise UsageError(
-        f"this PyAV has no encoder for {suffix} ({', '.join(FILM_CODECS[suffix])}): use another suffix or form"
-    )
+    raise UsageError(f"this PyAV has no encoder for {suffix} ({', '.join(VIDEO_CODECS[suffix])}): use another suffix")

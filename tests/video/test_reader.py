@@ -1,20 +1,21 @@
-"""Frames and times of videos, whole and damaged, against pictures that show their own number, PyAV and OpenCV."""
+"""Frames and times of videos, whole and damaged, against frames that show their own number, PyAV and OpenCV.
+
+Tests that take `way` hold for the reader in this process and for the decoder process.
+"""
 
 import math
 import os
 import subprocess
 import sys
 from fractions import Fraction
-from itertools import accumulate, count
+from itertools import accumulate
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from videos import cut, damage, picture, read_index, write_audio, write_video
+from videos import cut, damage, draw_index, read_index, write_audio, write_video
 
 from vid3d_cli.errors import (
     EmptyFile,
@@ -28,15 +29,50 @@ from vid3d_cli.errors import (
 )
 from vid3d_cli.records import Frame
 from vid3d_cli.video import reader as video_module
-from vid3d_cli.video.reader import Timed, VideoReader, at_ticks, parse_fps, probe, until_next
+from vid3d_cli.video.process import Decoders, probe
+from vid3d_cli.video.reader import VideoReader
 
 SHARED_VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
 CONTAINERS = ["mp4", "mov", "mkv", "avi", "ts", "webm", "flv"]
 
 
-def read(path: Path, **options) -> list[Frame]:
-    with VideoReader(str(path), **options) as reader:
-        return list(reader)
+class InThisProcess:
+    """Reads with VideoReader."""
+
+    open = VideoReader
+
+    def probe(self, video, *, decode=True):
+        with VideoReader(video) as reader:
+            return reader.count_frames() if decode else reader.info
+
+    def read(self, path, **options):
+        """All frames of a video."""
+        with self.open(str(path), **options) as frames:
+            return list(frames)
+
+
+class InDecoderProcess(InThisProcess):
+    """Reads through decoder processes."""
+
+    def __init__(self, decoders):
+        self.decoders = decoders
+        self.open = decoders.open
+
+    def probe(self, video, *, decode=True):
+        return probe(video, decode=decode, decoders=self.decoders)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Decoders for tests that do not harm them."""
+    with Decoders(timeout=30) as decoders:
+        yield decoders
+
+
+@pytest.fixture(params=["in this process", "decoder process"])
+def way(request, pool):
+    """One way into a video, then the other: way.open, way.read, way.probe."""
+    return InThisProcess() if request.param == "in this process" else InDecoderProcess(pool)
 
 
 def indices(frames: list[Frame]) -> list[int]:
@@ -51,9 +87,9 @@ def times(frames: list[Frame]) -> list[float]:
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_every_frame_of_every_container_in_order_with_its_time(tmp_path, suffix):
+def test_every_frame_in_order_with_its_time(way, tmp_path, suffix):
     path = write_video(tmp_path / f"a.{suffix}", num_frames=40)
-    frames = read(path)
+    frames = way.read(path)
     assert indices(frames) == list(range(40))
     assert [frame.index for frame in frames] == list(range(40))
     assert times(frames) == pytest.approx([i / 25 for i in range(40)])
@@ -64,104 +100,104 @@ def test_every_frame_of_every_container_in_order_with_its_time(tmp_path, suffix)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (66, 50), (340, 256), (34, 18)])
-def test_pixels_are_those_of_pyav(tmp_path, size):
+def test_pixels_are_those_of_pyav(way, tmp_path, size):
     path = write_video(tmp_path / "a.mp4", num_frames=5, width=size[0], height=size[1])
     with av.open(str(path)) as container:
         expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert np.array_equal([frame.rgb for frame in read(path)], expected)
+    assert np.array_equal([frame.rgb for frame in way.read(path)], expected)
 
 
-def test_odd_size(tmp_path):
+def test_odd_size(way, tmp_path):
     path = write_video(tmp_path / "a.mkv", num_frames=5, width=63, height=47, codec="ffv1")
-    frames = read(path)
+    frames = way.read(path)
     assert frames[0].rgb.shape == (47, 63, 3)
     assert indices(frames) == list(range(5))
 
 
-def test_variable_frame_rate(tmp_path):
+def test_variable_frame_rate(way, tmp_path):
     steps = [0, 1, 1, 3, 7, 2, 1, 10, 1]
     shown = [i / 50 for i in accumulate(steps)]
-    frames = read(write_video(tmp_path / "a.mp4", times_seconds=shown))
+    frames = way.read(write_video(tmp_path / "a.mp4", times_seconds=shown))
     assert times(frames) == pytest.approx(shown)
     assert [f.end_seconds for f in frames[:-1]] == times(frames[1:])
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
-def test_times_are_relative_to_the_first_frame(tmp_path, suffix):
+def test_times_are_relative_to_the_first_frame(way, tmp_path, suffix):
     path = write_video(tmp_path / f"a.{suffix}", times_seconds=[7 + Fraction(i, 25) for i in range(10)])
-    assert times(read(path)) == pytest.approx([i / 25 for i in range(10)], abs=1e-6)
+    assert times(way.read(path)) == pytest.approx([i / 25 for i in range(10)], abs=1e-6)
 
 
-def test_one_frame(tmp_path):
-    (frame,) = read(write_video(tmp_path / "a.mp4", num_frames=1))
+def test_one_frame(way, tmp_path):
+    (frame,) = way.read(write_video(tmp_path / "a.mp4", num_frames=1))
     assert (frame.seconds, frame.end_seconds) == pytest.approx((0, 0.04))
-    assert indices(read(tmp_path / "a.mp4", fps=Fraction(100))) == [0] * 4
+    assert indices(way.read(tmp_path / "a.mp4", fps=Fraction(100))) == [0] * 4
 
 
-def test_still_picture_is_a_video_of_one_frame(tmp_path):
+def test_an_image_is_a_video_of_one_frame(way, tmp_path):
     path = tmp_path / "still.png"
-    cv2.imwrite(str(path), picture(77))
-    assert indices(read(path)) == [77]
+    cv2.imwrite(str(path), draw_index(77))
+    assert indices(way.read(path)) == [77]
 
 
 @pytest.mark.parametrize("rotation_degrees", [0, 90, 180, 270])
-def test_rotation_as_opencv_applies_it(tmp_path, rotation_degrees):
+def test_rotation_as_opencv_applies_it(way, tmp_path, rotation_degrees):
     path = write_video(tmp_path / "a.mp4", num_frames=6, rotation_degrees=rotation_degrees)
     capture = cv2.VideoCapture(str(path))
-    for frame in read(path):
+    for frame in way.read(path):
         _, bgr = capture.read()
         assert read_index(frame.rgb) == read_index(bgr) == frame.index
         assert frame.rgb.shape == bgr.shape == (48, 64, 3)
         assert frame.rgb.flags.c_contiguous
-    info = probe(str(path))
+    info = way.probe(str(path))
     assert (info.rotation_degrees, info.width, info.height) == (rotation_degrees, 64, 48)
 
 
 @pytest.mark.parametrize("rotation_degrees", [0, 90, 180, 270])
-def test_mirrored(tmp_path, rotation_degrees):
+def test_mirrored(way, tmp_path, rotation_degrees):
     path = write_video(tmp_path / "a.mp4", num_frames=6, rotation_degrees=rotation_degrees, is_mirrored=True)
-    assert indices(read(path)) == list(range(6))
+    assert indices(way.read(path)) == list(range(6))
 
 
-def test_a_later_size_becomes_the_first_one(tmp_path):
+def test_later_sizes_are_scaled_to_the_first(way, tmp_path):
     small = write_video(tmp_path / "a.ts", num_frames=5)
     large = write_video(tmp_path / "b.ts", num_frames=5, width=128, height=96)
     small.write_bytes(small.read_bytes() + large.read_bytes())
-    frames = read(small)
+    frames = way.read(small)
     assert {frame.rgb.shape for frame in frames} == {(48, 64, 3)}
     assert indices(frames) == [*range(5), *range(5)]
     assert np.all(np.diff(times(frames)) > 0)  # the second part's clock starts again
 
 
 @pytest.mark.parametrize("num_b_frames", [0, 1, 2])
-def test_avi_times_are_regular(tmp_path, num_b_frames):
+def test_avi_times_are_regular(way, tmp_path, num_b_frames):
     path = write_video(tmp_path / "a.avi", num_frames=20, num_b_frames=num_b_frames)
-    assert times(read(path)) == pytest.approx([i / 25 for i in range(20)])
+    assert times(way.read(path)) == pytest.approx([i / 25 for i in range(20)])
 
 
 # Info ----------------------------------------------------------------------------------------------------------------
 
 
-def test_probe(tmp_path):
+def test_probe(way, tmp_path):
     path = write_video(tmp_path / "a.mp4", num_frames=40, with_audio=True)
-    info = probe(str(path))
+    info = way.probe(str(path))
     assert info.video == str(path)
     assert (info.width, info.height, info.fps, info.pixel_format) == (64, 48, 25, "yuv420p")
-    assert (info.num_frames_declared, info.num_frames_decoded, info.num_decode_failures) == (40, 40, 0)
+    assert (info.num_frames_declared, info.num_frames_decoded, info.num_lost_frames) == (40, 40, 0)
     assert info.duration_seconds == pytest.approx(1.6)
     assert info.size_bytes == path.stat().st_size
     assert "mp4" in info.container
-    header = probe(str(path), decode=False)
-    assert (header.num_frames_declared, header.num_frames_decoded, header.num_decode_failures) == (40, None, None)
+    header = way.probe(str(path), decode=False)
+    assert (header.num_frames_declared, header.num_frames_decoded, header.num_lost_frames) == (40, None, None)
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("fps", [None, Fraction(10)])
-def test_expected_frames(tmp_path, suffix, fps):
+def test_expected_frames(way, tmp_path, suffix, fps):
     path = write_video(tmp_path / f"a.{suffix}", num_frames=50)
-    with VideoReader(str(path), fps=fps) as reader:
+    with way.open(str(path), fps=fps) as reader:
         assert reader.num_expected_frames == pytest.approx(len(list(reader)), abs=2)
-    with VideoReader(str(path), fps=fps, start_seconds=0.5, end_seconds=1.5) as reader:
+    with way.open(str(path), fps=fps, start_seconds=0.5, end_seconds=1.5) as reader:
         assert reader.num_expected_frames == pytest.approx(len(list(reader)), abs=2)
 
 
@@ -172,7 +208,7 @@ def test_counts_while_iterating(tmp_path):
         assert reader.info.width == 64
         for _ in reader:
             pass
-        assert (reader.num_frames_decoded, reader.num_decode_failures) == (20, 0)
+        assert (reader.num_frames_decoded, reader.num_lost_frames) == (20, 0)
 
 
 def test_every_iteration_starts_anew_and_close_ends_it(tmp_path):
@@ -195,115 +231,47 @@ def test_files_are_closed(tmp_path):
     def num_open() -> int:
         return sum(str(path) in os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir())
 
-    probe(str(path))
-    read(path)
+    VideoReader(str(path)).count_frames()
     list(VideoReader(str(path)))  # no context manager: the end of the iteration closes
     for _ in VideoReader(str(path)):
         break
     with VideoReader(str(path)) as reader:
         next(iter(reader))
     with pytest.raises(NoFrames):
-        read(path, start_seconds=100)
+        list(VideoReader(str(path), start_seconds=100))
     assert num_open() == 0
 
 
 # Resampling ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "fps"),
-    [
-        ("native", None),
-        ("Native", None),
-        ("25", 25),
-        (" 12.5 ", Fraction(25, 2)),
-        ("29.97", Fraction(2997, 100)),
-        ("30000/1001", Fraction(30000, 1001)),
-    ],
-)
-def test_parse_fps(text, fps):
-    assert parse_fps(text) == fps
-
-
-@pytest.mark.parametrize("text", ["", "fast", "0", "-25", "1/0", "25 fps", "nan", "inf"])
-def test_parse_fps_refuses(text):
-    with pytest.raises(UsageError, match="frames per second"):
-        parse_fps(text)
-
-
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("rate", [Fraction(30), Fraction(30000, 1001), Fraction(24), Fraction(16)])
-def test_resampling_to_its_own_rate_gives_every_frame_once(tmp_path, suffix, rate):
+def test_resampling_to_its_own_rate_gives_every_frame_once(way, tmp_path, suffix, rate):
     path = write_video(tmp_path / f"a.{suffix}", num_frames=60, fps=rate)
-    frames = read(path, fps=rate)
+    frames = way.read(path, fps=rate)
     assert indices(frames) == list(range(60))
     assert times(frames) == [float(i / rate) for i in range(60)]
 
 
 @pytest.mark.parametrize("fps", [Fraction(10), Fraction(50), Fraction(24000, 1001), Fraction(1), Fraction(1, 2)])
-def test_resampling_shows_the_last_frame_at_each_tick(tmp_path, fps):
+def test_resampling_shows_the_last_frame_at_each_tick(way, tmp_path, fps):
     path = write_video(tmp_path / "a.mp4", num_frames=60)
-    frames = read(path, fps=fps)
+    frames = way.read(path, fps=fps)
     assert len(frames) == math.ceil(Fraction(60, 25) * fps)
     assert indices(frames) == [math.floor(k / fps * 25) for k in range(len(frames))]
     assert [f.end_seconds for f in frames] == [float((k + 1) / fps) for k in range(len(frames))]
 
 
-def test_repeated_pictures_share_their_array(tmp_path):
-    frames = read(write_video(tmp_path / "a.mp4", num_frames=3), fps=Fraction(50))
+def test_repeated_frames_share_their_array(way, tmp_path):
+    frames = way.read(write_video(tmp_path / "a.mp4", num_frames=3), fps=Fraction(50))
     assert frames[0].rgb is frames[1].rgb
     assert frames[1].rgb is not frames[2].rgb
 
 
-def test_resampling_a_variable_rate(tmp_path):
+def test_resampling_a_variable_rate(way, tmp_path):
     path = write_video(tmp_path / "a.mp4", times_seconds=[0, 0.1, 0.5, 0.52, 0.54, 1.0])
-    assert indices(read(path, fps=Fraction(10), end_seconds=1.05)) == [0, 1, 1, 1, 1, 2, 4, 4, 4, 4, 5]
-
-
-durations = st.lists(st.integers(1, 30), min_size=1, max_size=12)
-
-
-@settings(deadline=None)
-@given(durations, st.fractions(min_value=Fraction(1, 2), max_value=120, max_denominator=1001), st.integers(10, 2000))
-def test_ticks_are_the_brute_force_ones(steps, fps, units_per_second):
-    unit = Fraction(1, units_per_second)
-    starts = [0, *accumulate(steps[:-1])]
-    frames = [Timed(starts[i] * unit, steps[i] * unit, i) for i in range(len(steps))]
-    tolerance = min(unit / 2, Fraction(1, 1000))
-    *_, last = frames
-    num_ticks = next(
-        k for k in count() if k / fps > last.start and k / fps >= last.start + last.duration - 2 * tolerance
-    )
-    expected = [max(f.item for f in frames if f.start - tolerance <= k / fps) for k in range(num_ticks)]
-    shown = list(at_ticks(frames, fps=fps, clock_unit=unit))
-    assert [s.item for s in shown] == expected
-    assert [(s.start, s.end) for s in shown] == [(k / fps, (k + 1) / fps) for k in range(len(shown))]
-
-
-@given(
-    st.fractions(min_value=1, max_value=240, max_denominator=1001),
-    st.integers(1, 50),
-    st.sampled_from([math.floor, round, math.ceil]),
-)
-def test_rounded_clocks_keep_every_frame(fps, num_frames, rounding):
-    """Whichever way a container rounds to its milliseconds, by up to half of one."""
-    unit = Fraction(1, 1000)
-
-    def rounded(seconds: Fraction) -> Fraction:
-        below, half = math.floor(seconds / unit), seconds / unit % 1 == Fraction(1, 2)
-        return unit * (below + (rounding is math.ceil) if half else round(seconds / unit))
-
-    frames = [Timed(rounded(i / fps), rounded(1 / fps), i) for i in range(num_frames)]
-    assert [s.item for s in at_ticks(frames, fps=fps, clock_unit=unit)] == list(range(num_frames))
-
-
-@given(durations)
-def test_until_next_leaves_no_gap(steps):
-    starts = [0, *accumulate(steps[:-1])]
-    frames = [Timed(Fraction(starts[i]), Fraction(steps[i]), i) for i in range(len(steps))]
-    shown = list(until_next(frames))
-    assert [s.end for s in shown] == [*starts[1:], sum(steps)]
-    assert [s.item for s in shown] == list(range(len(steps)))
+    assert indices(way.read(path, fps=Fraction(10), end_seconds=1.05)) == [0, 1, 1, 1, 1, 2, 4, 4, 4, 4, 5]
 
 
 # Spans ---------------------------------------------------------------------------------------------------------------
@@ -312,28 +280,28 @@ def test_until_next_leaves_no_gap(steps):
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("fps", [None, Fraction(10), Fraction(30)])
 @pytest.mark.parametrize("is_offset", [False, True])
-def test_a_span_is_a_part_of_the_whole(tmp_path, suffix, fps, is_offset):
+def test_a_span_is_a_part_of_the_whole(way, tmp_path, suffix, fps, is_offset):
     first = Fraction(3) if is_offset and suffix != "avi" else Fraction(0)
     path = write_video(tmp_path / f"a.{suffix}", times_seconds=[first + Fraction(i, 25) for i in range(225)])
-    whole = read(path, fps=fps)
+    whole = way.read(path, fps=fps)
     for start, end in [(0.2, 0.6), (5.0, None), (6.28, 7.0), (8.5, 20.0)]:
         expected = [f for f in whole if start <= f.seconds < (end or math.inf)]
-        frames = read(path, fps=fps, start_seconds=start, end_seconds=end)
+        frames = way.read(path, fps=fps, start_seconds=start, end_seconds=end)
         assert [f.index for f in frames] == list(range(len(expected)))
         assert [(f.seconds, f.end_seconds) for f in frames] == [(f.seconds, f.end_seconds) for f in expected]
         assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, expected, strict=True))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts"])
-def test_a_late_start_is_sought(tmp_path, suffix):
+def test_a_late_start_seeks(tmp_path, suffix):
     path = write_video(tmp_path / f"a.{suffix}", num_frames=225)
     with VideoReader(str(path), start_seconds=7) as reader:
         assert len(list(reader)) == 50
         assert reader.num_frames_decoded < 120
 
 
-def test_an_inexact_seek_is_made_good(tmp_path, monkeypatch):
-    """Whatever a container seeks to, the frames are those of decoding from the start."""
+def test_an_inexact_seek_falls_back_to_the_beginning(tmp_path, monkeypatch):
+    """Wherever a container seeks to, the frames are the same."""
     path = write_video(tmp_path / "a.mkv", num_frames=225)
     monkeypatch.setattr(video_module, "SEEK_MARGIN_SECONDS", -1.5)
     with VideoReader(str(path), start_seconds=7) as reader:
@@ -341,24 +309,24 @@ def test_an_inexact_seek_is_made_good(tmp_path, monkeypatch):
         assert reader.num_frames_decoded == 225
 
 
-def test_a_reported_time_finds_its_frame_again(tmp_path):
+def test_a_reported_time_finds_its_frame_again(way, tmp_path):
     path = write_video(tmp_path / "a.mp4", num_frames=20, fps=30)
-    for frame in read(path):
-        again = read(path, start_seconds=frame.seconds, end_seconds=frame.end_seconds)
+    for frame in way.read(path):
+        again = way.read(path, start_seconds=frame.seconds, end_seconds=frame.end_seconds)
         assert indices(again) == [frame.index]
 
 
-def test_start_beyond_the_end(tmp_path):
+def test_start_beyond_the_end(way, tmp_path):
     path = write_video(tmp_path / "a.mp4", num_frames=25)
     for start in (1.0, 3.0, 60.0):
         with pytest.raises(NoFrames, match=r"1\.000 s long"):
-            read(path, start_seconds=start)
+            way.read(path, start_seconds=start)
 
 
-def test_span_between_two_frames(tmp_path):
+def test_span_between_two_frames(way, tmp_path):
     path = write_video(tmp_path / "a.mp4", num_frames=25)
     with pytest.raises(NoFrames, match=r"between 0\.01 s and 0\.02 s"):
-        read(path, start_seconds=0.01, end_seconds=0.02)
+        way.read(path, start_seconds=0.01, end_seconds=0.02)
 
 
 @pytest.mark.parametrize(
@@ -371,9 +339,9 @@ def test_span_between_two_frames(tmp_path):
         {"fps": Fraction(0)},
     ],
 )
-def test_senseless_spans(options):
+def test_impossible_spans(way, options):
     with pytest.raises(UsageError, match="give"):
-        VideoReader("a.mp4", **options)
+        way.open("a.mp4", **options)
 
 
 # Damage --------------------------------------------------------------------------------------------------------------
@@ -381,40 +349,40 @@ def test_senseless_spans(options):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 @pytest.mark.parametrize("packet", [25, 30, 47])
-def test_a_damaged_packet_is_counted_and_skipped(tmp_path, suffix, packet):
+def test_a_damaged_packet_is_counted_and_skipped(way, tmp_path, suffix, packet):
     path = damage(write_video(tmp_path / f"a.{suffix}", num_frames=48, num_b_frames=0), [packet])
-    frames = read(path)
+    frames = way.read(path)
     assert len(frames) == 47
     expected = [i / 25 for i in range(48) if i != packet]
     assert times(frames) == pytest.approx(expected)  # the others keep their times
     seen = dict(zip(expected, indices(frames), strict=True))
-    is_whole = [i < packet or i >= 36 for i in range(48)]  # from the next keyframe on, all is well again
+    is_whole = [i < packet or i >= 36 for i in range(48)]  # frames are intact from the next keyframe on
     assert all(seen[i / 25] == i for i in range(48) if is_whole[i] and i != packet)
-    info = probe(str(path))
-    assert (info.num_frames_decoded, info.num_decode_failures) == (47, 1)
+    info = way.probe(str(path))
+    assert (info.num_frames_decoded, info.num_lost_frames) == (47, 1)
 
 
 @pytest.mark.parametrize("packets", [[36], [39], [36, 37, 38]])
-def test_damage_at_the_end_takes_no_other_frame_along(tmp_path, packets):
+def test_damage_at_the_end_loses_no_other_frame(way, tmp_path, packets):
     path = damage(write_video(tmp_path / "a.avi", num_frames=40, num_b_frames=0), packets)
-    info = probe(str(path))
-    assert (info.num_frames_decoded, info.num_decode_failures) == (40 - len(packets), len(packets))
+    info = way.probe(str(path))
+    assert (info.num_frames_decoded, info.num_lost_frames) == (40 - len(packets), len(packets))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts"])
-def test_a_cut_end_yields_the_frames_there_are(tmp_path, suffix):
+def test_a_cut_video_yields_the_frames_before_the_cut(way, tmp_path, suffix):
     path = write_video(tmp_path / f"a.{suffix}", num_frames=100, options={"movflags": "faststart"}, gop=5)
     cut(path, keep=0.6)
-    frames = read(path)
+    frames = way.read(path)
     assert 20 < len(frames) < 80
     assert indices(frames)[:-3] == list(range(len(frames) - 3))
-    info = probe(str(path))
+    info = way.probe(str(path))
     assert info.num_frames_decoded == len(frames)
     if suffix in ("mp4", "avi"):
         assert info.num_frames_declared in (100, None)
 
 
-def test_a_damaged_time_does_not_make_a_video_of_days(tmp_path):
+def test_a_damaged_time_does_not_make_a_video_days_long(way, tmp_path):
     path = write_video(tmp_path / "a.flv", num_frames=20, num_b_frames=0)
     data = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
@@ -422,18 +390,18 @@ def test_a_damaged_time_does_not_make_a_video_of_days(tmp_path):
     assert data[position] == 9  # an FLV tag: type, 3 bytes of size, 3 of time in ms, 1 more (the highest) of time
     data[position + 7] = 0x10
     path.write_bytes(data)
-    frames = read(path, fps=Fraction(25))
+    frames = way.read(path, fps=Fraction(25))
     assert indices(frames) == list(range(20))
 
 
-def test_a_long_wait_within_the_declared_duration_is_believed(tmp_path):
+def test_a_long_wait_within_the_declared_duration_is_believed(way, tmp_path):
     path = write_video(tmp_path / "slides.mp4", times_seconds=[0, 100, 400, 401])
-    assert times(read(path)) == [0, 100, 400, 401]
+    assert times(way.read(path)) == [0, 100, 400, 401]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=pytest.mark.exhaustive) for s in range(2, 12))])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts", "webm"])
-def test_no_damage_escapes_as_anything_but_a_video_error(tmp_path, suffix, seed):
+def test_damage_raises_only_video_errors(way, tmp_path, suffix, seed):
     path = write_video(tmp_path / f"a.{suffix}", num_frames=20, with_audio=suffix == "mp4")
     rng = np.random.default_rng(seed)
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
@@ -441,7 +409,7 @@ def test_no_damage_escapes_as_anything_but_a_video_error(tmp_path, suffix, seed)
     data[spots] = rng.integers(0, 256, len(spots))
     path.write_bytes(data.tobytes())
     try:
-        frames = read(path, fps=[None, Fraction(10)][seed % 2])
+        frames = way.read(path, fps=[None, Fraction(10)][seed % 2])
     except VideoError as error:
         assert "\n" not in str(error)
     else:
@@ -453,9 +421,9 @@ def test_damage_leaves_stderr_clean(tmp_path):
     damage(tmp_path / "a.mp4", [5, 20])
     cut(write_video(tmp_path / "b.mp4"), keep=0.9)
     code = (
-        "import sys; from vid3d_cli import video, errors\n"
+        "import sys; from vid3d_cli import errors, probe; from vid3d_cli.video.reader import VideoReader\n"
         "for name in sys.argv[1:]:\n"
-        "    try: video.probe(name); list(video.VideoReader(name))\n"
+        "    try: probe(name, decode=True); list(VideoReader(name))\n"
         "    except errors.VideoError: pass\n"
     )
     done = subprocess.run(
@@ -486,7 +454,7 @@ UNUSABLE = {
     "zeros": (lambda d: write(d / "a.mp4", bytes(5000)), NotAVideo, "not a video"),
     "noise": (lambda d: write(d / "a.avi", np.random.default_rng(0).bytes(9999)), NotAVideo, "not a video"),
     "audio only": (lambda d: write_audio(d / "a.m4a"), NoVideoStream, "only audio"),
-    "cover picture": (lambda d: write_audio(d / "a.mp3", cover=picture(1)), NoVideoStream, "only a cover picture"),
+    "cover picture": (lambda d: write_audio(d / "a.mp3", cover=draw_index(1)), NoVideoStream, "only a cover image"),
     "no moov": (lambda d: cut(write_video(d / "a.mp4"), keep=0.7), TruncatedVideo, "cut off"),
     "cut in moov": (lambda d: cut(write_video(d / "a.mp4"), keep=0.95), TruncatedVideo, "cut off"),
     "only ftyp": (lambda d: cut(write_video(d / "a.mp4"), keep=0.01), TruncatedVideo, "cut off"),
@@ -499,10 +467,10 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_what_cannot_be_used_says_so(tmp_path, case):
+def test_unusable_files_name_the_reason(way, tmp_path, case):
     make, error_class, words = UNUSABLE[case]
     path = str(make(tmp_path))
-    for use in (VideoReader, probe):
+    for use in (way.open, way.probe):
         with pytest.raises(VideoError, match=words) as caught:
             use(path)
         assert type(caught.value) is error_class
@@ -529,36 +497,37 @@ def test_no_permission(tmp_path, monkeypatch):
         ("file:///none/none.mp4", VideoNotFound),
     ],
 )
-def test_urls_that_do_not_open(url, error_class):
+def test_urls_that_do_not_open(way, url, error_class):
     with pytest.raises(error_class) as caught:
-        VideoReader(url)
+        way.open(url)
     assert caught.value.video == url
 
 
-def test_file_url(tmp_path):
+def test_file_url(way, tmp_path):
     path = write_video(tmp_path / "a.mp4", num_frames=4)
-    with VideoReader(f"file://{path}") as reader:
+    with way.open(f"file://{path}") as reader:
         assert indices(list(reader)) == list(range(4))
 
 
-def test_metadata_that_is_not_utf8(tmp_path):
+def test_metadata_that_is_not_utf8(way, tmp_path):
     path = write_video(tmp_path / "a.mkv", num_frames=3, metadata={"title": "XXXXX"})
     assert b"XXXXX" in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(b"XXXXX", "élève".encode("latin-1")))
-    assert indices(read(path)) == [0, 1, 2]
+    assert indices(way.read(path)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["take:2.mp4", "a b'\"$.mp4", "100%d.mp4", "été-日本.mp4", b"\xff\xfe.mp4", "-x.mp4"])
-def test_odd_names(tmp_path, name):
+def test_odd_names(way, tmp_path, name):
     path = tmp_path / (os.fsdecode(name) if isinstance(name, bytes) else name)
     write_video(tmp_path / "a.mp4", num_frames=3).rename(path)
-    assert indices(read(path)) == [0, 1, 2]
+    assert indices(way.read(path)) == [0, 1, 2]
 
 
 def test_relative_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_video(Path("a.mp4"), num_frames=3).rename("x:y.mp4")
-    assert indices(read(Path("x:y.mp4"))) == [0, 1, 2]
+    assert indices(list(VideoReader("x:y.mp4"))) == [0, 1, 2]
+    assert probe("x:y.mp4", decode=True).num_frames_decoded == 3
 
 
 # Real videos ---------------------------------------------------------------------------------------------------------
@@ -568,9 +537,9 @@ needs_videos = pytest.mark.skipif(not SHARED_VIDEOS.exists(), reason="needs the 
 
 @needs_videos
 @pytest.mark.parametrize("name", ["short_32_frames.mp4", "ucf_mpeg4.avi"])
-def test_real_videos_as_opencv_reads_them(name):
+def test_real_videos_as_opencv_reads_them(way, name):
     capture = cv2.VideoCapture(str(SHARED_VIDEOS / name))
-    frames = read(SHARED_VIDEOS / name)
+    frames = way.read(SHARED_VIDEOS / name)
     for frame in frames:
         is_read, bgr = capture.read()
         assert is_read
@@ -580,8 +549,8 @@ def test_real_videos_as_opencv_reads_them(name):
 
 
 @needs_videos
-def test_packed_b_frames_of_ucf101_lie_on_a_regular_grid():
-    frames = read(SHARED_VIDEOS / "ucf_mpeg4.avi")
+def test_packed_b_frames_of_ucf101_lie_on_a_regular_grid(way):
+    frames = way.read(SHARED_VIDEOS / "ucf_mpeg4.avi")
     assert times(frames) == [i / 25 for i in range(164)]
-    resampled = read(SHARED_VIDEOS / "ucf_mpeg4.avi", fps=Fraction(25))
+    resampled = way.read(SHARED_VIDEOS / "ucf_mpeg4.avi", fps=Fraction(25))
     assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, resampled, strict=True))
