@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
 from unittest.mock import Mock
 
 import cv2
@@ -13,32 +14,21 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moving import DATA, REFERENCE, mean_end_point_error, shifted_pair, texture
 from videos import write_video
 
-from vid3d_cli import Options, Pipeline
+from vid3d_cli import make_plan
 from vid3d_cli.clips.preprocess import place_crops, resize
 from vid3d_cli.errors import ShapeError, UsageError
-from vid3d_cli.flow import methods as vflow
-from vid3d_cli.flow.methods import (
-    FLOW_METHODS,
-    create_flow,
-    dequantise_flow,
-    describe_flow,
-    flow_to_rgb,
-    mean_end_point_error,
-    optical_flow,
-    quantise_flow,
-    rescale_flow,
-    resize_flow,
-    to_grey,
-)
-from vid3d_cli.run import pipeline
-from vid3d_cli.run.pipeline import flow_device
+from vid3d_cli.flow.colour import flow_to_rgb
+from vid3d_cli.flow.fields import dequantise_flow, quantise_flow, resize_flow, to_grey
+from vid3d_cli.flow.methods import FLOW_METHODS, FlowMethod, PairByPair, create_flow, describe_flow, optical_flow
+from vid3d_cli.flow.opencv import DIS_PRESETS, DisParameters
+from vid3d_cli.run import reader as clip_reader
+from vid3d_cli.run.reader import ClipReader, flow_device
 from vid3d_cli.runtimes import torch as torch_runtime
+from vid3d_cli.video.process import Decoders
 from vid3d_cli.video.reader import VideoReader
-
-DATA = Path(__file__).parents[1] / "data"
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "flow"
 
 # Mean end-point error against TV-L1 as a share of TV-L1's mean motion, over the five reference pairs; measured
 # 0.18, 0.27, 0.17 and 0.49, plus a margin for other OpenCV versions.
@@ -52,18 +42,6 @@ MAX_SHARE_OF_MOTION = {
 }
 
 methods = pytest.mark.parametrize("method", FLOW_METHODS)
-
-
-def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth random picture with full contrast."""
-    noise = np.random.default_rng(seed).normal(size=(height, width)).astype(np.float32)
-    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2.5), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
-
-
-def shifted_pair(dx: int, dy: int, height: int = 120, width: int = 160) -> tuple[np.ndarray, np.ndarray]:
-    """Two frames whose content moves by dx to the right and dy down."""
-    big = texture(height + 40, width + 40)
-    return big[20 : 20 + height, 20 : 20 + width], big[20 - dy : 20 - dy + height, 20 - dx : 20 - dx + width]
 
 
 def flow_of(method: str, prev: np.ndarray, following: np.ndarray) -> np.ndarray:
@@ -98,7 +76,7 @@ def test_any_thread_may_call(method):
             np.testing.assert_array_equal(flow, expected)
 
 
-def test_how_many_pairs_a_call_each_method_wants():
+def test_only_tvl1_takes_several_pairs_at_once():
     assert {create_flow(method).pairs_per_call for method in FLOW_METHODS if method != "tvl1"} == {1}
     assert 1 < create_flow("tvl1").pairs_per_call < create_flow("tvl1", "cuda:1").pairs_per_call
 
@@ -133,10 +111,16 @@ def greys_of(video, short_side_px: int) -> np.ndarray:
         return np.stack([to_grey(resize(frame.rgb, short_side_px)) for frame in reader])
 
 
+@pytest.mark.parametrize("command", ["flow", "extract"])
+def test_the_help_names_every_method(vid3d, command):
+    words = vid3d(command, "--help").stdout.translate(str.maketrans(",.│", "   ")).split()
+    assert {method for method in FLOW_METHODS if method not in words} == set()
+
+
 def test_a_device_is_for_methods_that_can_use_one(vid3d, tmp_path):
     video = write_video(tmp_path / "a.mp4", num_frames=3)
     result = vid3d("flow", video, "--out", "flow.npz", "--device", "cuda")
-    assert (result.exit_code, "leave --device out, or take --flow tvl1" in result.stderr) == (2, True)
+    assert (result.exit_code, "leave out --device, or choose --flow tvl1" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("method", ["dis", "tvl1"])
@@ -147,6 +131,29 @@ def test_the_command_writes_the_flow_of_every_pair(vid3d, tmp_path, method):
     with np.load(tmp_path / "flow.npz") as arrays:
         np.testing.assert_array_equal(arrays["flow"], optical_flow(greys_of(video, 48), method))
         np.testing.assert_allclose(arrays["seconds"], np.arange(10) / 25)
+
+
+def test_the_command_fails_a_video_whose_decoder_hangs(vid3d, tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")  # opening it never returns
+    result = vid3d("flow", "a.mp4", "--out", "flow.npz", "--timeout", 1)
+    assert (result.exit_code, "a.mp4: its decoder" in result.stderr) == (1, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_the_command_leaves_nothing_of_a_video_whose_decoder_dies(vid3d, tmp_path, monkeypatch):
+    video = write_video(tmp_path / "a.mp4", num_frames=40)
+    open_video = Decoders.open
+
+    def open_and_kill(decoders, *args, **options):
+        frames = open_video(decoders, *args, **options)
+        frames._decoder.process.kill()
+        return frames
+
+    monkeypatch.setattr(Decoders, "open", open_and_kill)
+    for out in ("flow.npz", "flow.mp4", "flow/"):
+        result = vid3d("flow", video, "--out", out)
+        assert (result.exit_code, "a.mp4: its decoder" in result.stderr) == (1, True), result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_the_command_writes_nothing_for_one_frame(vid3d, tmp_path):
@@ -166,22 +173,23 @@ def test_the_pipeline_computes_flow_in_runs_on_its_device(monkeypatch, tmp_path,
         spy.pairs_per_call = 4
         return spy
 
-    monkeypatch.setattr(pipeline, "flow_device", lambda method, device: asked.append(device) or "cpu")
-    monkeypatch.setattr(pipeline, "create_flow", create_tvl1)
+    monkeypatch.setattr(clip_reader, "flow_device", lambda method, device: asked.append(device) or "cpu")
+    monkeypatch.setattr(clip_reader, "create_flow", create_tvl1)
     options = {"streams": "flow", "flow": "tvl1", "device": "cuda:1", "runtime": runtime}
-    made = Pipeline(Options(model="s3d_mini", fps="native", window=11, **options))
-    with made.open_clips(str(video)) as reader:
+    monkeypatch.setattr("vid3d_cli.plan.check_runtime_options", lambda *args, **others: None)
+    made = replace(make_plan(model="s3d_mini", fps="native", **options), window=11)
+    with ClipReader(made, str(video)) as reader:
         (clip,) = reader
     assert (asked, runs) == ([asked_for], [4, 4, 2])
-    expected = optical_flow(greys_of(video, made.size_px), "tvl1")
+    expected = optical_flow(greys_of(video, made.resize_px), "tvl1")
     (centre,) = place_crops(1, *expected.shape[1:3], made.crop_px)
     np.testing.assert_array_equal(clip.streams["flow"], centre.cut(expected)[[*range(10), 9]])
 
 
 @methods
-def test_a_still_picture_does_not_move(method):
-    picture = texture(100, 140)
-    flow = flow_of(method, picture, picture)
+def test_a_still_frame_does_not_move(method):
+    frame = texture(100, 140)
+    flow = flow_of(method, frame, frame)
     assert np.abs(flow[16:-16, 16:-16]).max() < 0.01
     assert np.abs(flow).max() < 0.2  # Farneback sees some at the edges
 
@@ -193,17 +201,25 @@ def test_uniform_frames_give_finite_flow(method, greys):
     assert np.isfinite(flow_of(method, *frames)).all()
 
 
+def check_sizes(method, sides):
+    compute = create_flow(method)
+    for height, width in itertools.product(sides, sides):
+        prev = texture(height, width) if min(height, width) > 8 else np.zeros((height, width), np.uint8)
+        flow = compute(np.stack([prev, np.roll(prev, 1, axis=1)]))
+        assert flow.shape == (1, height, width, 2)
+        assert np.isfinite(flow).all(), (height, width)
+
+
+@methods
+def test_unusual_sizes_work(method):
+    """OpenCV's DIS alone crashes on 8×64 and 12×400, and gives NaN on 16×400 (height×width)."""
+    check_sizes(method, [1, 8, 12, 16, 65, 400])
+
+
+@pytest.mark.exhaustive
 @methods
 def test_any_size_works(method):
-    """OpenCV's DIS alone crashes on 8×64 and 12×400, and gives NaN on 16×400 (height×width)."""
-    compute = create_flow(method)
-    sides = [1, 2, 7, 8, 9, 12, 16, 31, 32, 33, 64, 91, 401]
-    for height in sides:
-        for width in sides:
-            prev = texture(height, width) if min(height, width) > 8 else np.zeros((height, width), np.uint8)
-            flow = compute(np.stack([prev, np.roll(prev, 1, axis=1)]))
-            assert flow.shape == (1, height, width, 2)
-            assert np.isfinite(flow).all(), (height, width)
+    check_sizes(method, [1, 2, 3, 7, 8, 9, 12, 15, 16, 17, 19, 31, 32, 33, 64, 91, 401])
 
 
 @methods
@@ -213,7 +229,7 @@ def test_a_low_frame_still_moves(method):
 
 
 @methods
-def test_one_function_gives_the_same_flow_whatever_it_saw_before(method):
+def test_the_flow_does_not_depend_on_earlier_calls(method):
     pair = np.stack(shifted_pair(3, 1))
     fresh = create_flow(method)(pair)
     used = create_flow(method)
@@ -243,7 +259,7 @@ def test_the_layout_in_memory_does_not_matter(method):
         np.zeros((0, 40, 40), np.uint8),
     ],
 )
-def test_what_is_no_stack_of_grey_frames_is_refused(method, grey):
+def test_other_arrays_than_grey_frames_are_refused(method, grey):
     with pytest.raises(ShapeError, match="expected grey frames"):
         create_flow(method)(grey)
 
@@ -257,6 +273,7 @@ def test_near_tvl1_on_a_real_crop(method):
     assert mean_end_point_error(flow_of(method, prev, following)[inside], tvl1[inside]) < 0.2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference pairs are not beside this checkout")
 @methods
 def test_near_tvl1_on_the_reference_pairs(method):
@@ -281,28 +298,39 @@ def test_dis_is_dis_fast():
     assert len({describe_flow(method) for method in FLOW_METHODS}) == len(FLOW_METHODS) - 1
 
 
-@pytest.mark.parametrize("preset", vflow.DIS_PRESETS)
+@pytest.mark.parametrize("preset", DIS_PRESETS)
 def test_dis_parameters_are_those_of_opencv(preset):
     theirs = cv2.DISOpticalFlow.create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{preset.upper()}"))
-    expected = vflow.DisParameters(
+    expected = DisParameters(
         finest_scale=theirs.getFinestScale(),
         patch_stride_px=theirs.getPatchStride(),
         gradient_descent_iterations=theirs.getGradientDescentIterations(),
         variational_refinement_iterations=theirs.getVariationalRefinementIterations(),
         patch_size_px=theirs.getPatchSize(),
     )
-    assert vflow.DIS_PRESETS[preset] == expected
+    assert DIS_PRESETS[preset] == expected
     pair = shifted_pair(3, -2)
     np.testing.assert_array_equal(flow_of(f"dis-{preset}", *pair), theirs.calc(*map(np.copy, pair), None))
 
 
-def test_an_unknown_method_is_named_with_the_nearest():
+def test_the_error_of_an_unknown_method_suggests_the_nearest():
     with pytest.raises(
         UsageError, match=r"unknown flow method 'dis-fats': did you mean 'dis-fast'\? choose from dis, "
     ):
         create_flow("dis-fats")
     with pytest.raises(UsageError, match="'raft': choose from"):
         describe_flow("raft")
+
+
+def test_a_method_is_one_function_and_one_entry(monkeypatch):
+    def half_the_difference(prev, following):
+        return np.stack([following / 2 - prev / 2] * 2, axis=-1).astype(np.float32)
+
+    entry = FlowMethod("halves, no parameters", lambda device: PairByPair(lambda: half_the_difference))
+    monkeypatch.setitem(FLOW_METHODS, "halves", entry)
+    flow = optical_flow(np.array([[[0]], [[10]], [[4]]], np.uint8), "halves")
+    np.testing.assert_array_equal(flow[:, 0, 0], [[5, 5], [-3, -3]])
+    assert describe_flow("halves") == "halves, no parameters"
 
 
 def test_optical_flow_of_a_stack():
@@ -337,13 +365,6 @@ def test_to_grey_weighs_rgb_in_that_order():
 
 pixels = st.floats(-200, 200, width=32)
 bounds = st.sampled_from([1.0, 15.0, 20.0, 32.0])
-
-
-def test_rescale_clamps_and_divides():
-    flow = np.array([-50, -20, -5, 0, 10, 20, 21], np.float32)
-    np.testing.assert_array_equal(rescale_flow(flow), np.float32([-1, -1, -0.25, 0, 0.5, 1, 1]))
-    assert rescale_flow(flow).dtype == np.float32
-    assert rescale_flow(np.float32([16]), bound_px=32) == 0.5
 
 
 def test_the_ends_and_the_middle_of_the_quantised_range():
@@ -381,7 +402,7 @@ def test_quantising_is_monotone(values):
 
 
 @pytest.mark.parametrize("bound_px", [0, -20, math.nan, math.inf])
-@pytest.mark.parametrize("function", [rescale_flow, quantise_flow, dequantise_flow])
+@pytest.mark.parametrize("function", [quantise_flow, dequantise_flow])
 def test_a_bound_must_be_positive(function, bound_px):
     with pytest.raises(UsageError, match="positive"):
         function(np.zeros(2, np.uint8), bound_px)
@@ -405,20 +426,11 @@ def test_resizing_interpolates_between_pixel_centres():
     np.testing.assert_allclose(resize_flow(flow, 1, 4)[0, :, 1], [0, 1, 3, 4])
 
 
-def test_resizing_refuses_what_is_no_field():
+def test_resizing_refuses_other_arrays_than_fields():
     with pytest.raises(ShapeError):
         resize_flow(np.zeros((4, 4, 3), np.float32), 2, 2)
     with pytest.raises(ShapeError):
         resize_flow(np.zeros((4, 4, 2), np.float32), 0, 2)
-
-
-def test_mean_end_point_error():
-    flow = np.zeros((2, 2, 2), np.float32)
-    reference = flow.copy()
-    reference[0, 0] = 3, 4
-    assert mean_end_point_error(flow, reference) == 1.25
-    with pytest.raises(ShapeError, match="cannot compare"):
-        mean_end_point_error(flow, reference[:1])
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,6 +1,7 @@
-"""Ready-made flow of every naming and damage, and the writers whose output is read again."""
+"""Ready-made flow: every naming, every damage, and outputs that are read again."""
 
 import json
+import resource
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -9,12 +10,14 @@ import av
 import cv2
 import numpy as np
 import pytest
+from moving import mean_end_point_error
 
 from vid3d_cli.errors import FlowFilesError, OutputError, OutputExists, ShapeError, UsageError
+from vid3d_cli.flow.colour import flow_to_rgb
+from vid3d_cli.flow.fields import quantise_flow
 from vid3d_cli.flow.files import open_flow_files
-from vid3d_cli.flow.methods import flow_to_rgb, mean_end_point_error, quantise_flow
 from vid3d_cli.flow.writers import open_flow_output
-from vid3d_cli.video.writer import FILM_CODECS
+from vid3d_cli.video.writer import VIDEO_CODECS
 
 RECIPE = {"flow": "dis", "note": "élan"}
 
@@ -55,7 +58,7 @@ def test_images_of_every_naming_are_read(tmp_path, pattern, first):
 def test_jpeg_images_and_another_bound(tmp_path):
     flow = some_flow(2, longest_px=30)
     directory = write_images(tmp_path / "f", flow, "flow_{axis}_{number:05d}.jpg", bound_px=32)
-    (directory / "img_00001.jpg").write_bytes(b"denseflow's frames may lie there too")
+    (directory / "img_00001.jpg").write_bytes(b"denseflow's frames may be there too")
     files = open_flow_files(directory, "walk.mp4", bound_px=32)
     assert len(files) == 2
     assert np.abs(files[1] - flow[1]).max() < 32 / 255 + 1
@@ -120,14 +123,14 @@ def test_a_gap_is_an_error(tmp_path, missing, message):
 def test_two_images_of_one_frame_are_an_error(tmp_path):
     write_images(tmp_path, some_flow(2), "flow_{axis}_{number:05d}.png")
     write_images(tmp_path, some_flow(1), "{axis}_{number}.png")
-    with pytest.raises(FlowFilesError, match="the same frame"):
+    with pytest.raises(FlowFilesError, match="are both the x image of frame 1"):
         open_flow_files(tmp_path, "walk.mp4")
 
 
 def test_damaged_images_are_named(tmp_path):
     write_images(tmp_path, some_flow(3), "flow_{axis}_{number:05d}.png")
     (tmp_path / "flow_x_00001.png").write_bytes(b"")
-    (tmp_path / "flow_y_00002.png").write_bytes(b"no picture")
+    (tmp_path / "flow_y_00002.png").write_bytes(b"no image")
     cv2.imwrite(str(tmp_path / "flow_y_00003.png"), np.zeros((5, 5), np.uint8))
     files = open_flow_files(tmp_path, "walk.mp4")
     for index, message in enumerate(["flow_x_00001.png is not", "flow_y_00002.png is not", "differ in size"]):
@@ -186,13 +189,14 @@ def write_flow(
     path: Path | str, flow: Iterable[np.ndarray], *, overwrite: bool = False, fps: Fraction = Fraction(25), **options
 ):
     """Write all of `flow`."""
-    output = open_flow_output(path, fps=fps, bound_px=20, max_px=15, recipe=RECIPE, overwrite=overwrite, **options)
-    with output:
+    with open_flow_output(
+        path, fps=fps, bound_px=20, max_px=15, recipe=RECIPE, overwrite=overwrite, **options
+    ) as output:
         for index, field in enumerate(flow):
             output.write(field, index / float(fps))
 
 
-TARGETS = ["flow", "flow.npz", *(f"flow{suffix}" for suffix in FILM_CODECS)]
+TARGETS = ["flow", "flow.npz", *(f"flow{suffix}" for suffix in VIDEO_CODECS)]
 targets = pytest.mark.parametrize("name", TARGETS)
 
 
@@ -211,7 +215,7 @@ def test_images_can_be_read_again(tmp_path):
         "num_pairs": 3,
         "recipe": RECIPE,
     }
-    files = open_flow_files(tmp_path / "flow", "walk.mp4", bound_px=32)  # flow.json knows better
+    files = open_flow_files(tmp_path / "flow", "walk.mp4", bound_px=32)  # flow.json takes precedence
     assert len(files) == 3
     for index in (1, 2):
         assert np.abs(files[index] - flow[index]).max() <= 20 / 255 + 6 * 40 / 255  # JPEG: a few levels
@@ -237,18 +241,18 @@ def test_equal_flow_gives_equal_archives(tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-@pytest.mark.parametrize("suffix", FILM_CODECS)
+@pytest.mark.parametrize("suffix", VIDEO_CODECS)
 @pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001)])
-def test_films_decode_with_every_pair(tmp_path, suffix, fps):
+def test_videos_of_colours_decode_with_every_pair(tmp_path, suffix, fps):
     flow = some_flow(7)  # 51×37: both odd
-    write_flow(tmp_path / f"film{suffix}", flow, fps=fps)
-    with av.open(str(tmp_path / f"film{suffix}")) as container:
+    write_flow(tmp_path / f"colours{suffix}", flow, fps=fps)
+    with av.open(str(tmp_path / f"colours{suffix}")) as container:
         stream = container.streams.video[0]
-        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         assert float(stream.average_rate) == pytest.approx(float(fps), rel=1e-3)
-    assert len(pictures) == 7
-    assert pictures[0].shape == (38, 52, 3)
-    error = np.abs(pictures[3][:37, :51].astype(int) - flow_to_rgb(flow[3], 15)).mean()
+    assert len(frames) == 7
+    assert frames[0].shape == (38, 52, 3)
+    error = np.abs(frames[3][:37, :51].astype(int) - flow_to_rgb(flow[3], 15)).mean()
     assert error < 12, error
 
 
@@ -300,9 +304,9 @@ def test_a_video_of_one_frame_has_no_pairs(tmp_path, name):
     assert len(open_flow_files(tmp_path / name, "walk.mp4")) == 0
 
 
-def test_a_film_without_pairs_is_an_error(tmp_path):
-    with pytest.raises(OutputError, match="nothing to film"):
-        write_flow(tmp_path / "film.mp4", [])
+def test_a_video_of_colours_without_pairs_is_an_error(tmp_path):
+    with pytest.raises(OutputError, match="no pair of frames"):
+        write_flow(tmp_path / "colours.mp4", [])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -315,7 +319,7 @@ def test_tiny_fields_can_be_written(tmp_path, name):
 def test_parents_are_made_and_dots_in_a_directory_need_a_slash(tmp_path):
     write_flow(f"{tmp_path}/a/b/my.video/", some_flow(1))
     assert len(open_flow_files(tmp_path / "a" / "b" / "my.video", "my.video.mp4")) == 1
-    with pytest.raises(UsageError, match=r"cannot write flow as '\.gif'.*a directory, \.npz, or a film"):
+    with pytest.raises(UsageError, match=r"cannot write flow as '\.gif'.*a directory, \.npz, or a video"):
         write_flow(tmp_path / "x.gif", some_flow(1))
 
 
@@ -336,8 +340,21 @@ def test_an_empty_directory_is_filled(tmp_path):
 @targets
 def test_what_cannot_be_written_is_explained(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_flow(tmp_path / "file" / name, some_flow(1))
+
+
+@targets
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, name):
+    noise = np.random.default_rng(0).normal(0, 10, (200, 300, 2)).astype(np.float32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=f"{name}: cannot be written: "):
+            write_flow(tmp_path / name, [noise] * 60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_npz_holds_floats_only(tmp_path):

@@ -1,1 +1,1 @@
-"""Optical flow: the methods, ready-made files in and out, and the colours that show it."""
+"""Optical flow: methods, ready-made files in and out, colours."""

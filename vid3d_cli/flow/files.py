@@ -1,14 +1,14 @@
-"""Ready-made flow: reading what `vid3d flow` or other tools computed before.
+"""Reads ready-made flow, which `vid3d flow` (see `writers`) or another tool has computed.
 
+Example:
     with open_flow_files("flow/", "walk.mp4") as files:
         field = files[0]                                # (H, W, 2) float32, pixels per frame step
-
-`outputs/flow.py` writes what is read here.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
 import zlib
@@ -23,30 +23,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FlowFilesError, UsageError
-from .methods import DEFAULT_BOUND_PX, check_bound, dequantise_flow
+from .fields import DEFAULT_BOUND_PX, check_bound, dequantise_flow
 
 _IMAGE_NAME = re.compile(r"(?:flow_)?([xy])_?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 _LAYOUTS = "flow_x_00001.jpg and flow_y_00001.jpg, or x_00001.jpg and y_00001.jpg (.jpg, .jpeg or .png)"
 
 SIDECAR_NAME = "flow.json"
-"""What `vid3d flow` writes beside its images: bound, size and recipe."""
+"""The file beside the images of `vid3d flow` that holds their bound, size and recipe."""
 
 
 class FlowFiles(ABC):
-    """Flow of one video that was computed before: `len(files)` pairs, `files[i]` is (H, W, 2) float32 in pixels.
+    """The ready-made flow of one video: `files[i]` is pair i, (H, W, 2) float32 in pixels, `len(files)` their number.
 
-    One pair at a time is read, so memory does not grow with the video. Going forward is fast in every format; use it
-    in a `with` block, or close it.
+    One pair at a time is in memory. Reading forward is fast in every format. Use it in a `with` block, or close it.
 
     Args:
         video: whose flow it is, for error messages.
 
     Raises:
-        FlowFilesError: while reading: a field cannot be read, or has another size than the first that was read.
+        FlowFilesError: while reading: a field cannot be read, or has another size than the first one read.
     """
 
     description: str
-    """What the flow was read from, for the recipe; without paths."""
+    """The format, for the recipe; without paths."""
 
     def __init__(self, video: str) -> None:
         self._video = video
@@ -67,14 +66,16 @@ class FlowFiles(ABC):
         self._size = self._size or size
         if size != self._size:
             expected, found = (f"{width}×{height} px" for height, width in (self._size, size))
-            raise FlowFilesError(self._video, f"ready-made flow of two sizes: pair {index} is {found}, not {expected}")
+            raise FlowFilesError(
+                self._video, f"the ready-made flow has two sizes: pair {index} is {found}, not {expected}"
+            )
         return field
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         return (self[index] for index in range(len(self)))
 
-    def close(self) -> None:  # noqa: B027  (only archives stay open)
-        """Close what is open."""
+    def close(self) -> None:  # noqa: B027  (only an archive stays open)
+        """Close the files."""
 
     def __enter__(self) -> FlowFiles:
         return self
@@ -86,16 +87,18 @@ class FlowFiles(ABC):
 
 
 def open_flow_files(path: str | Path, video: str, bound_px: float = DEFAULT_BOUND_PX) -> FlowFiles:
-    """Find the ready-made flow of a video.
+    """Open the ready-made flow of a video.
 
     Args:
-        path: a directory of images (see `_LAYOUTS`), an .npz with the array "flow", or a directory that holds one of
-            the two per video, named by the video's name with or without its suffix.
-        video: path or URL of the video, to name it by.
-        bound_px: what the 8-bit images 0 and 255 stand for; a flow.json beside them knows better. Not used for .npz.
+        path: a directory of images (flow_x_00001.jpg and flow_y_00001.jpg, or x_00001.jpg and y_00001.jpg; .jpg, .jpeg
+            or .png), an .npz with the array "flow", or a directory that holds one of the two per video, under the name
+            of the video with or without its suffix.
+        video: path or URL of the video.
+        bound_px: what 0 and 255 stand for in images; a flow.json beside them takes precedence. Not used for .npz.
 
     Raises:
-        FlowFilesError: nothing there, a frame is missing, or it cannot be read.
+        FlowFilesError: there is no flow, an image is missing, or a file cannot be read.
+        UsageError: the bound is not a positive number.
     """
     check_bound(bound_px)
     path = Path(path)
@@ -115,7 +118,7 @@ def open_flow_files(path: str | Path, video: str, bound_px: float = DEFAULT_BOUN
 
 
 def is_of_one_video(path: Path) -> bool:
-    """Whether ready-made flow lies there itself, and not in files or directories named by videos."""
+    """Whether a path holds the flow of one video, not a file or directory per video."""
     return path.is_file() or (path.is_dir() and _is_image_directory(path))
 
 
@@ -124,7 +127,7 @@ def _is_image_directory(directory: Path) -> bool:
 
 
 def is_flow_image_name(name: str) -> bool:
-    """Whether a file of this name is an 8-bit image of x or y flow."""
+    """Return whether a file name is that of an 8-bit image of x or y flow."""
     return _IMAGE_NAME.fullmatch(name) is not None
 
 
@@ -134,10 +137,10 @@ class ImageFlow(FlowFiles):
     Args:
         directory: holds the images, numbered from 0 or 1 without gaps.
         video: whose flow it is, for error messages.
-        bound_px: what 0 and 255 stand for, where no flow.json says.
+        bound_px: what 0 and 255 stand for, if there is no flow.json.
 
     Raises:
-        FlowFilesError: the numbering has gaps, or x and y differ.
+        FlowFilesError: an image is missing or there twice, or flow.json is damaged.
     """
 
     def __init__(self, directory: Path, video: str, bound_px: float) -> None:
@@ -154,7 +157,7 @@ class ImageFlow(FlowFiles):
             check_bound(bound_px)
         except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
             raise FlowFilesError(
-                self._video, f"{sidecar} holds no usable bound_px: delete it or write it anew"
+                self._video, f"{sidecar} has no usable bound_px: delete or replace the file"
             ) from error
         return bound_px
 
@@ -166,7 +169,8 @@ class ImageFlow(FlowFiles):
                 continue
             axis, number = match[1].lower(), int(match[2])
             if number in images[axis]:
-                raise FlowFilesError(self._video, f"{images[axis][number]} and {path.name} are the same frame's {axis}")
+                both = f"{images[axis][number]} and {path.name}"
+                raise FlowFilesError(self._video, f"{both} are both the {axis} image of frame {number}")
             images[axis][number] = path
         self._check_numbers(directory, images)
         return [(images["x"][number], images["y"][number]) for number in sorted(images["x"])]
@@ -180,7 +184,7 @@ class ImageFlow(FlowFiles):
                     raise FlowFilesError(
                         self._video,
                         f"the {axis} image of frame {number} is missing in {directory} "
-                        f"(numbered {first} to {max(found)}; frames are named {_LAYOUTS})",
+                        f"(frames are numbered {first} to {max(found)} and named {_LAYOUTS})",
                     )
 
     def __len__(self) -> int:
@@ -194,7 +198,7 @@ class ImageFlow(FlowFiles):
 
     def _read_image(self, path: Path) -> NDArray[np.uint8]:
         try:
-            data = np.fromfile(path, np.uint8)  # imread itself cannot open every name on Windows
+            data = np.fromfile(path, np.uint8)  # imread prints a warning where this raises an error
         except OSError as error:
             raise FlowFilesError(self._video, f"cannot read {path}: {error.strerror}") from error
         image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
@@ -204,14 +208,16 @@ class ImageFlow(FlowFiles):
 
 
 class NpzFlow(FlowFiles):
-    """The array "flow" (T-1, H, W, 2) of an .npz, in pixels; read through the archive without unpacking it whole.
+    """The array "flow" (T-1, H, W, 2) of an .npz, in pixels.
+
+    The archive is read as a stream, pair by pair: its array may be compressed, and larger than the memory or the disk.
 
     Args:
         path: the archive, as `vid3d flow` or `np.savez` write it.
         video: whose flow it is, for error messages.
 
     Raises:
-        FlowFilesError: not an archive, no such array, or not flow.
+        FlowFilesError: the file is not an archive, has no such array, or the array is not flow.
     """
 
     description = "ready-made .npz"
@@ -219,8 +225,6 @@ class NpzFlow(FlowFiles):
     def __init__(self, path: Path, video: str) -> None:
         super().__init__(video)
         self._path = path
-        self._stream: IO[bytes] | None = None
-        self._next = 0  # index of the pair that the stream stands before
         try:
             self._archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
@@ -228,15 +232,14 @@ class NpzFlow(FlowFiles):
         try:
             self._rewind()
         except BaseException:
-            self.close()
+            self._archive.close()
             raise
 
     def _rewind(self) -> None:
-        if self._stream:
-            self._stream.close()
+        """Open the array at its start: a stream only goes forward."""
         try:
             self._stream = self._archive.open("flow.npy")
-            self._shape, self._dtype = self._read_header(self._stream)
+            self._shape, self._dtype = _read_header(self._stream)
         except KeyError as error:
             arrays = ", ".join(Path(name).stem for name in self._archive.namelist())
             raise FlowFilesError(
@@ -244,16 +247,7 @@ class NpzFlow(FlowFiles):
             ) from error
         except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise FlowFilesError(self._video, f"{self._path} is damaged or not flow: {error}") from error
-        self._next = 0
-
-    @staticmethod
-    def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(stream)
-        if len(shape) != 4 or shape[3] != 2 or dtype.kind != "f" or fortran_order:
-            raise ValueError(f"expected floats (T-1, H, W, 2) in C order, got {shape} {dtype}")
-        return shape, dtype
+        self._next = 0  # index of the pair that the stream gives next
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -261,26 +255,29 @@ class NpzFlow(FlowFiles):
     def _read(self, index: int) -> NDArray[np.float32]:
         if index < self._next:
             self._rewind()
-        while self._next < index:  # in a compressed archive there is no other way forward
-            self._read_next()
-        return np.frombuffer(self._read_next(), self._dtype).reshape(self._shape[1:]).astype(np.float32)
-
-    def _read_next(self) -> bytes:
-        if self._stream is None:
-            raise ValueError(f"{self._path} is closed")
-        num_bytes = int(np.prod(self._shape[1:])) * self._dtype.itemsize
-        try:
-            data = self._stream.read(num_bytes)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise FlowFilesError(self._video, f"{self._path} is damaged at pair {self._next}: {error}") from error
-        if len(data) < num_bytes:
-            raise FlowFilesError(self._video, f"{self._path} ends at pair {self._next} of {len(self)}")
-        self._next += 1
-        return data
+        num_bytes = math.prod(self._shape[1:]) * self._dtype.itemsize
+        data = b""
+        while self._next <= index:
+            try:
+                data = self._stream.read(num_bytes)
+            except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise FlowFilesError(self._video, f"{self._path} is damaged at pair {self._next}: {error}") from error
+            if len(data) < num_bytes:
+                raise FlowFilesError(self._video, f"{self._path} ends at pair {self._next} of {len(self)}")
+            self._next += 1
+        return np.frombuffer(data, self._dtype).reshape(self._shape[1:]).astype(np.float32)
 
     def close(self) -> None:
         """Close the archive."""
-        if self._stream:
-            self._stream.close()
-            self._stream = None
+        self._stream.close()
         self._archive.close()
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and dtype of a flow array; the stream then stands before its first pair."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(stream)
+    if len(shape) != 4 or shape[3] != 2 or dtype.kind != "f" or fortran_order:
+        raise ValueError(f"expected floats (T-1, H, W, 2) in C order, got {shape} {dtype}")
+    return shape, dtype
