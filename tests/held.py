@@ -1,26 +1,26 @@
-"""How many frames a generator holds while it goes through a video."""
+"""Counts how many frames a generator holds while it goes through a video."""
 
 import weakref
 
 
-class Picture:
-    """An object whose life can be watched."""
+class Image:
+    """An object that can be referenced weakly."""
 
 
 def count_held(cut, num_frames):
-    """The most frames that are alive while `cut` makes pieces of them, and how many are left afterwards."""
+    """Return the most frames that are alive while `cut` makes pieces of them, and how many are alive afterwards."""
     alive = weakref.WeakSet()
     num_held = [0]
 
-    def pictures():
+    def images():
         for _ in range(num_frames):
             num_held.append(len(alive))
-            picture = Picture()
-            alive.add(picture)
-            yield picture
-            del picture
+            image = Image()
+            alive.add(image)
+            yield image
+            del image
 
-    for piece in cut(pictures()):
+    for piece in cut(images()):
         num_held.append(len(alive))
         del piece
     return max(num_held), len(alive)

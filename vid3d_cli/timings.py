@@ -1,4 +1,4 @@
-"""Where the time of a run goes: seconds by stage, added up over all threads."""
+"""Seconds per stage of a run, added up over all threads."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ T = TypeVar("T")
 
 @dataclass
 class StageSeconds:
-    """Wall-clock seconds; stages of different threads overlap, so their sum may exceed the time of the run."""
+    """Wall-clock seconds per stage. Stages in different threads overlap, so the sum may exceed the run's time."""
 
     decode: float = 0.0
-    """Readers: decoding and conversion to RGB."""
+    """Decoding and conversion to RGB."""
     resize: float = 0.0
-    """Readers: resizing, and the grey pictures that flow is computed on."""
+    """Resizing, and conversion to grey for flow."""
     flow: float = 0.0
-    """Readers: optical flow."""
+    """Optical flow."""
     network: float = 0.0
-    """The networks, all streams."""
+    """The networks of all streams."""
     waited: float = 0.0
-    """The networks had no clips to work on."""
+    """Time that the networks waited for clips."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
-        """Add what the block takes to a stage; any thread may."""
+        """Add the time of a `with` block to a stage; thread-safe."""
         started = time.perf_counter()
         try:
             yield
@@ -39,12 +39,12 @@ class StageSeconds:
             self.add(stage, time.perf_counter() - started)
 
     def add(self, stage: str, seconds: float) -> None:
-        """Add time that was measured elsewhere."""
+        """Add seconds to a stage; thread-safe."""
         with self._lock:
             setattr(self, stage, getattr(self, stage) + seconds)
 
     def timed(self, stage: str, function: Callable[P, T]) -> Callable[P, T]:
-        """The function, its calls timed."""
+        """Return the function with every call timed."""
 
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
             with self.during(stage):
@@ -53,7 +53,7 @@ class StageSeconds:
         return wrapper
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items, the making of each timed."""
+        """Yield the items; the time to make each one is added to the stage."""
         iterator = iter(items)
         end = object()
         while True:
@@ -64,12 +64,12 @@ class StageSeconds:
             yield item  # type: ignore[misc]
 
     def by_stage(self) -> dict[str, float]:
-        """The seconds of every stage by its name."""
+        """Return the seconds of every stage by name, rounded to milliseconds."""
         return {name: round(getattr(self, name), 3) for name in ("decode", "resize", "flow", "network", "waited")}
 
     @property
     def share_waited(self) -> float:
-        """How much of its time the network waited, 0 to 1."""
+        """Share of the networks' time spent waiting, 0 to 1."""
         return self.waited / max(self.waited + self.network, 1e-9)
 
     def __str__(self) -> str:

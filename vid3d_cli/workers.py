@@ -1,4 +1,4 @@
-"""The threads that the readers of all videos share for resizing and flow."""
+"""Threads for resizing and flow, shared by the readers of all videos."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Workers:
-    """Does work for readers, and keeps the order that they hand it out in.
+    """A pool of threads.
 
     Args:
-        num_threads: that work at the same time; 0: whoever hands out work does it himself.
-        spent: where the time that each stage takes is added up.
+        num_threads: threads in the pool; 0 does the work in the calling thread.
+        spent: adds up the time of each stage.
     """
 
     def __init__(self, num_threads: int = 0, spent: StageSeconds | None = None) -> None:
@@ -29,16 +29,13 @@ class Workers:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="vid3d worker") if num_threads else None
 
     def start(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
-        """Hand out a call.
+        """Start a call and return a function that waits for its result.
 
         Args:
-            stage: of `StageSeconds`, to which its time counts.
-            function: what is called.
-            *args: with what.
-            **kwargs: with what.
-
-        Returns:
-            What waits for its result.
+            stage: the field of `StageSeconds` that its time is added to.
+            function: the function to call.
+            *args: its arguments.
+            **kwargs: its keyword arguments.
         """
         timed = self.spent.timed(stage, function)
         if self._pool is None:
@@ -47,7 +44,7 @@ class Workers:
         return self._pool.submit(timed, *args, **kwargs).result
 
     def ahead(self, items: Iterable[T], threads_per_item: int = 1) -> Iterator[T]:
-        """Draw items earlier than they are asked for, so that as many are in work as keep the threads busy."""
+        """Yield items, drawn far enough ahead to keep all threads busy."""
         num_items = math.ceil(self.num_threads / threads_per_item)
         drawn: deque[T] = deque()
         for item in items:
@@ -58,7 +55,7 @@ class Workers:
             yield drawn.popleft()
 
     def close(self) -> None:
-        """End the threads; work that has not begun is dropped."""
+        """Stop the threads and drop work that has not begun."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 

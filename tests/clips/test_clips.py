@@ -1,4 +1,4 @@
-"""Sliding clips against their definition, which looks at every frame and every clip at once."""
+"""Sliding clips against their definition, which looks at all frames at once."""
 
 import doctest
 import itertools
@@ -9,7 +9,7 @@ from held import count_held
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vid3d_cli.clips import windows as clips
+from vid3d_cli.clips import windows
 from vid3d_cli.clips.windows import TAILS, check_clip_options, count_clips, sliding_clips
 from vid3d_cli.errors import UsageError
 
@@ -68,7 +68,7 @@ def test_only_frames_in_gaps_are_in_no_clip(tail, num_frames, length, stride):
 
 
 @given(num_frames_drawn, length_drawn, stride_drawn, tail_drawn)
-def test_no_clip_shows_only_frames_that_were_shown_before(num_frames, length, stride, tail):
+def test_every_clip_shows_a_new_frame(num_frames, length, stride, tail):
     shown = set()
     for window in sliding_clips(range(num_frames), length=length, stride=stride, tail=tail):
         assert set(window.frames) - shown
@@ -76,7 +76,7 @@ def test_no_clip_shows_only_frames_that_were_shown_before(num_frames, length, st
 
 
 @given(num_frames_drawn, length_drawn, stride_drawn)
-def test_drop_makes_whole_clips_only_but_one_of_a_short_video(num_frames, length, stride):
+def test_drop_makes_only_whole_clips_except_for_a_short_video(num_frames, length, stride):
     cut = list(sliding_clips(range(num_frames), length=length, stride=stride, tail="drop"))
     if 0 < num_frames < length:
         assert [window.num_valid for window in cut] == [num_frames]
@@ -93,7 +93,7 @@ def test_at_most_one_clip_of_frames_is_held(tail, num_frames, length, stride):
 
 
 @given(num_frames_drawn, length_drawn, stride_drawn, tail_drawn)
-def test_a_whole_clip_comes_as_soon_as_its_last_frame_is_there(num_frames, length, stride, tail):
+def test_a_clip_is_yielded_as_soon_as_its_last_frame_is_read(num_frames, length, stride, tail):
     frames = iter(range(num_frames))
     for window in sliding_clips(frames, length=length, stride=stride, tail=tail):
         if window.num_valid == length:
@@ -111,7 +111,7 @@ def test_a_whole_clip_comes_as_soon_as_its_last_frame_is_there(num_frames, lengt
         ({"length": 1, "stride": 1, "tail": ""}, "''.*pad, drop, loop"),
     ],
 )
-def test_clips_that_cannot_be_cut_are_a_usage_error(options, named):
+def test_invalid_clip_options(options, named):
     with pytest.raises(UsageError, match=named):
         list(sliding_clips(range(3), **options))
     with pytest.raises(UsageError, match=named):
@@ -119,6 +119,6 @@ def test_clips_that_cannot_be_cut_are_a_usage_error(options, named):
 
 
 def test_the_examples_in_the_docstrings_are_right():
-    results = doctest.testmod(clips)
+    results = doctest.testmod(windows)
     assert results.attempted >= 1
     assert results.failed == 0

@@ -1,4 +1,4 @@
-"""Resize and crop against torchvision, which the networks were published with."""
+"""Resize and crop against torchvision, whose preprocessing the networks were trained with."""
 
 import contextlib
 
@@ -24,23 +24,23 @@ def noise(height, width, seed=0):
     [(240, 320, 256), (1080, 1920, 256), (131, 97, 64), (97, 131, 64), (100, 100, 30), (33, 500, 16), (7, 9, 40)],
 )
 def test_resize_gives_the_pixels_of_torchvision(height, width, short_side_px):
-    picture = noise(height, width)
-    resized = resize(picture, short_side_px)
+    image = noise(height, width)
+    resized = resize(image, short_side_px)
     assert resized.dtype == np.uint8
     assert resized.flags.c_contiguous
-    expected = tvf2.resize(torch.from_numpy(picture).permute(2, 0, 1), [short_side_px], antialias=True)
+    expected = tvf2.resize(torch.from_numpy(image).permute(2, 0, 1), [short_side_px], antialias=True)
     np.testing.assert_array_equal(resized, expected.permute(1, 2, 0))
-    of_pil = np.asarray(tvf.resize(Image.fromarray(picture), short_side_px)).astype(int)
+    of_pil = np.asarray(tvf.resize(Image.fromarray(image), short_side_px)).astype(int)
     assert np.abs(resized - of_pil).max() <= 1
     assert (resized != of_pil).mean() <= 0.005
 
 
-def test_a_turned_or_borrowed_picture_is_resized_alike():
-    picture = noise(60, 40)
-    turned, borrowed = np.rot90(np.rot90(picture, 2).copy(), 2), picture.copy()
+def test_rotated_and_read_only_frames_are_resized_alike():
+    image = noise(60, 40)
+    turned, borrowed = np.rot90(np.rot90(image, 2).copy(), 2), image.copy()
     borrowed.flags.writeable = False
     for other in (turned, borrowed):
-        np.testing.assert_array_equal(resize(other, 30), resize(picture, 30))
+        np.testing.assert_array_equal(resize(other, 30), resize(image, 30))
 
 
 @settings(max_examples=200)
@@ -52,28 +52,28 @@ def test_sizes_of_any_aspect_ratio_are_those_of_torchvision(height, width, short
 
 
 def test_a_frame_of_the_right_size_is_not_touched():
-    picture = noise(40, 60)
-    assert resize(picture, 40) is picture
+    image = noise(40, 60)
+    assert resize(image, 40) is image
 
 
 @pytest.mark.parametrize("size_px", [(128, 171), (182, 242), (256, 256), (300, 20)])
 def test_an_exact_size_does_not_keep_the_aspect_ratio(size_px):
-    picture = noise(240, 320)
-    expected = tvf2.resize(torch.from_numpy(picture).permute(2, 0, 1), list(size_px), antialias=True)
-    np.testing.assert_array_equal(resize(picture, size_px), expected.permute(1, 2, 0))
+    image = noise(240, 320)
+    expected = tvf2.resize(torch.from_numpy(image).permute(2, 0, 1), list(size_px), antialias=True)
+    np.testing.assert_array_equal(resize(image, size_px), expected.permute(1, 2, 0))
 
 
 @pytest.mark.parametrize(("height", "width", "size_px"), [(240, 320, (128, 171)), (360, 480, 256), (60, 40, (90, 100))])
 def test_without_antialiasing_it_is_torchvisions_without(height, width, size_px):
-    picture = noise(height, width)
-    tensor = torch.from_numpy(picture).permute(2, 0, 1)
+    image = noise(height, width)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
     size = list(resized_size(height, width, size_px))
     expected = tvf.resize(tensor, size, antialias=False).permute(1, 2, 0).numpy()
-    resized = resize(picture, size_px, antialias=False)
+    resized = resize(image, size_px, antialias=False)
     assert resized.dtype == np.uint8
     # OpenCV rounds its weights to 11 bits
     assert np.abs(resized.astype(int) - expected).max() <= 1
-    assert np.abs(resized.astype(int) - resize(picture, size_px)).max() > 10 or height < size[0]
+    assert np.abs(resized.astype(int) - resize(image, size_px)).max() > 10 or height < size[0]
 
 
 def cut(num_crops, image, size_px):
@@ -158,5 +158,5 @@ def test_other_numbers_of_crops_are_refused(num_crops):
     ],
 )
 def test_frames_that_no_resize_makes_small_are_refused(height, width, size_px, is_too_large):
-    with pytest.raises(TooLarge, match="crop them first") if is_too_large else contextlib.nullcontext():
+    with pytest.raises(TooLarge, match="crop the video first") if is_too_large else contextlib.nullcontext():
         check_resized_size("a.mp4", height, width, size_px)

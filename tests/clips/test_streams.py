@@ -1,4 +1,4 @@
-"""Frames to aligned streams, with pictures made by hand and a flow function that says what it was given."""
+"""Aligned streams, from synthetic frames and a flow function that records its arguments."""
 
 import itertools
 import threading
@@ -18,8 +18,8 @@ from vid3d_cli.workers import Workers
 HEIGHT, WIDTH, CROP = 12, 17, 8
 
 
-def frames_of(pictures):
-    return [Frame(i, i / 5, (i + 1) / 5, picture) for i, picture in enumerate(pictures)]
+def frames_of(images):
+    return [Frame(i, i / 5, (i + 1) / 5, image) for i, image in enumerate(images)]
 
 
 def flat(value, height=HEIGHT, width=WIDTH):
@@ -31,28 +31,28 @@ def noise(seed, height=HEIGHT, width=WIDTH):
 
 
 class FakeFlow:
-    """Records what it is called with; its flow is the same two numbers everywhere: the means of the two pictures."""
+    """Records its arguments. Its flow is constant: the mean grey of both images."""
 
     def __init__(self):
         self.calls = []
 
     def __call__(self, index, grey):
         assert grey.dtype == np.uint8
-        means = [float(picture.mean()) for picture in grey]
+        means = [float(image.mean()) for image in grey]
         self.calls.append((index, *means))
         pairs = np.float32(list(itertools.pairwise(means)))
         return np.broadcast_to(pairs[:, None, None], (len(pairs), *grey.shape[1:], 2))
 
     @property
     def pairs(self):
-        """Every pair it was given: the index of its first frame, the means of both."""
+        """Every pair: index of the first frame, mean of both."""
         runs = sorted(self.calls)
         return [(index + i, *pair) for index, *means in runs for i, pair in enumerate(itertools.pairwise(means))]
 
 
-def align(pictures, *, rgb=True, flow=None, short_side_px=HEIGHT, crop_px=CROP, **options):
+def align(images, *, rgb=True, flow=None, short_side_px=HEIGHT, crop_px=CROP, **options):
     options |= {"size_px": short_side_px, "crop_px": crop_px, "rgb": rgb, "flow": flow}
-    return list(align_streams(frames_of(pictures), **options))
+    return list(align_streams(frames_of(images), **options))
 
 
 @pytest.mark.parametrize("short_side_px", [HEIGHT, 9, 20])
@@ -71,7 +71,7 @@ def test_flow_t_is_from_frame_t_to_the_next_and_the_last_repeats(short_side_px, 
         assert (motion == np.float32(means)).all()
 
 
-def test_flow_is_told_the_index_that_the_frame_carries():
+def test_flow_gets_the_index_of_the_frame():
     flow = FakeFlow()
     later = [Frame(i, i / 5, (i + 1) / 5, flat(i)) for i in range(7, 10)]
     list(align_streams(later, size_px=HEIGHT, crop_px=CROP, rgb=False, flow=flow))
@@ -80,7 +80,7 @@ def test_flow_is_told_the_index_that_the_frame_carries():
 
 @st.composite
 def videos_of_changing_shape(draw):
-    """1 to 40 frames: their pictures, whose greys tell them apart, and the width of each."""
+    """1 to 40 frames, each of its own grey, and the width of each."""
     num_frames = draw(st.integers(1, 40))
     cuts = draw(st.lists(st.integers(1, num_frames), max_size=3).map(sorted))
     widths = [WIDTH + sum(cut <= i for cut in cuts) for i in range(num_frames)]
@@ -88,29 +88,29 @@ def videos_of_changing_shape(draw):
 
 
 def motion_of_each(widths):
-    """The greys of the two pictures between which each frame's motion lies, read off the definition."""
+    """For each frame, the greys of the two frames whose flow it gets, by definition."""
     motions = []
     for i, width in enumerate(widths):
         if widths[i + 1 : i + 2] == [width]:
             motions.append((5 * i, 5 * (i + 1)))
-        else:  # the last of its shape repeats the one before, if there is one
+        else:  # the last of its shape repeats the flow before, if there is one
             motions.append((5 * (i - 1), 5 * i) if i and widths[i - 1] == width else (0, 0))
     return motions
 
 
 @given(videos_of_changing_shape(), st.integers(1, 9), st.sampled_from([0, 1, 4]), st.sampled_from([CROP, None]))
 @settings(deadline=None)
-def test_however_pairs_are_grouped_each_is_computed_once(video, pairs_per_call, num_threads, crop_px):
-    pictures, widths = video
+def test_each_pair_is_computed_once_however_pairs_are_grouped(video, pairs_per_call, num_threads, crop_px):
+    images, widths = video
     flow = FakeFlow()
     with Workers(num_threads) as workers:
-        entries = align(pictures, flow=flow, crop_px=crop_px, pairs_per_call=pairs_per_call, workers=workers)
-    assert [entry.seconds for entry in entries] == [i / 5 for i in range(len(pictures))]
-    for entry, picture, width, means in zip(entries, pictures, widths, motion_of_each(widths), strict=True):
+        entries = align(images, flow=flow, crop_px=crop_px, pairs_per_call=pairs_per_call, workers=workers)
+    assert [entry.seconds for entry in entries] == [i / 5 for i in range(len(images))]
+    for entry, image, width, means in zip(entries, images, widths, motion_of_each(widths), strict=True):
         motion = entry.streams["flow"]
         assert motion.shape == ((CROP, CROP, 2) if crop_px else (HEIGHT, width, 2))
         assert (motion == np.float32(means)).all()
-        assert entry.streams["rgb"][0, 0, 0] == picture[0, 0, 0]
+        assert entry.streams["rgb"][0, 0, 0] == image[0, 0, 0]
 
     same_shape = [i for i in range(len(widths) - 1) if widths[i] == widths[i + 1]]
     assert flow.pairs == [(i, 5 * i, 5 * (i + 1)) for i in same_shape]
@@ -122,17 +122,17 @@ def test_however_pairs_are_grouped_each_is_computed_once(video, pairs_per_call, 
 
 @pytest.mark.parametrize("method", ["dis", "tvl1"])
 def test_flow_does_not_depend_on_how_pairs_are_grouped(method):
-    pictures = [noise(0, 40, 48 + 4 * t)[:, 4 * t :] for t in range(6)]  # the same size
+    images = [noise(0, 40, 48 + 4 * t)[:, 4 * t :] for t in range(6)]  # the same size
     compute = create_flow(method)
 
     def flows(**options):
-        entries = align(pictures, flow=lambda _, grey: compute(grey), short_side_px=40, crop_px=None, **options)
+        entries = align(images, flow=lambda _, grey: compute(grey), short_side_px=40, crop_px=None, **options)
         return np.stack([entry.streams["flow"] for entry in entries])
 
     expected = flows()
     assert np.abs(expected).max() > 0.5
     with Workers(2) as workers:
-        for pairs_per_call in (2, 3, 5, 64):
+        for pairs_per_call in (2, 64):
             np.testing.assert_array_equal(flows(pairs_per_call=pairs_per_call), expected)
             np.testing.assert_array_equal(flows(pairs_per_call=pairs_per_call, workers=workers), expected)
 
@@ -159,7 +159,7 @@ def test_nothing_is_read_further_ahead_than_needed(pairs_per_call, num_threads):
 
 
 def test_the_next_run_fills_while_one_is_computed():
-    """With a thread, and even if a run is more than the threads can take."""
+    """Even if a run has more pairs than there are threads."""
     next_run_is_there = threading.Event()
 
     def frames():
@@ -177,7 +177,7 @@ def test_the_next_run_fills_while_one_is_computed():
         assert len(list(align_streams(frames(), workers=workers, **options))) == 9
 
 
-def test_an_error_of_the_flow_comes_where_its_frames_are():
+def test_a_flow_error_is_raised_at_its_frames():
     def flow(index, grey):
         if index == 3:
             raise RuntimeError("no flow")
@@ -196,18 +196,18 @@ def test_times_are_those_of_the_frames():
     assert [(entry.seconds, entry.end_seconds) for entry in entries] == [(0 / 5, 1 / 5), (1 / 5, 2 / 5), (2 / 5, 3 / 5)]
 
 
-def test_both_streams_are_cut_from_the_same_place():
-    pictures = [noise(i) for i in range(3)]
+def test_both_streams_have_the_same_crop():
+    images = [noise(i) for i in range(3)]
     top, left = (HEIGHT - CROP) // 2, (WIDTH - CROP) // 2
     place = np.s_[top : top + CROP, left : left + CROP]
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
     coordinates = np.stack([x, y], axis=2)
-    for entry, picture in zip(align(pictures, flow=lambda *_: coordinates[None]), pictures, strict=True):
-        np.testing.assert_array_equal(entry.streams["rgb"], picture[place])
+    for entry, image in zip(align(images, flow=lambda *_: coordinates[None]), images, strict=True):
+        np.testing.assert_array_equal(entry.streams["rgb"], image[place])
         np.testing.assert_array_equal(entry.streams["flow"], coordinates[place])
 
 
-def test_flow_is_computed_on_whole_pictures_of_the_resized_size():
+def test_flow_is_computed_on_resized_uncropped_frames():
     shapes = []
 
     def flow(_, grey):
@@ -227,39 +227,39 @@ def test_without_a_crop_frames_and_flow_are_whole():
 
 
 @pytest.mark.parametrize(("rgb", "with_flow"), [(True, False), (False, True), (True, True)])
-def test_only_the_streams_that_were_asked_for_are_made(rgb, with_flow):
+def test_only_requested_streams_are_made(rgb, with_flow):
     entries = align([noise(0), noise(1)], rgb=rgb, flow=FakeFlow() if with_flow else None)
     assert [(("rgb" in entry.streams), ("flow" in entry.streams)) for entry in entries] == [(rgb, with_flow)] * 2
 
 
-def test_a_picture_shown_several_times_is_resized_once(monkeypatch):
+def test_an_image_that_is_shown_several_times_is_resized_once(monkeypatch):
     resize, resized = streams.resize, []
 
-    def counting(picture, size_px, *, antialias):
-        resized.append(id(picture))
-        return resize(picture, size_px, antialias=antialias)
+    def counting(image, size_px, *, antialias):
+        resized.append(id(image))
+        return resize(image, size_px, antialias=antialias)
 
     monkeypatch.setattr(streams, "resize", counting)
     first, second, third = noise(0), noise(1), noise(0)
     entries = align([first, first, first, second, second, third, first], flow=FakeFlow(), short_side_px=9)
     assert resized == [id(first), id(second), id(third), id(first)]
     shown = [entry.streams["rgb"] for entry in entries]
-    for other in (1, 2, 5, 6):  # also where an equal picture is another array
+    for other in (1, 2, 5, 6):  # also where an equal image is another array
         np.testing.assert_array_equal(shown[other], shown[0])
     np.testing.assert_array_equal(shown[4], shown[3])
     assert (shown[3] != shown[0]).any()
 
 
-def test_entries_do_not_hold_the_frames_they_were_cut_from():
+def test_entries_do_not_hold_their_frames():
     alive, num_held = [], []
 
     def frames():
         for i in range(6):
             num_held.append(sum(reference() is not None for reference in alive))
-            picture = noise(i)
-            alive.append(weakref.ref(picture))
-            yield Frame(i, i / 5, (i + 1) / 5, picture)
-            del picture
+            image = noise(i)
+            alive.append(weakref.ref(image))
+            yield Frame(i, i / 5, (i + 1) / 5, image)
+            del image
 
     entries = list(align_streams(frames(), size_px=HEIGHT, crop_px=CROP, rgb=True, flow=FakeFlow()))
     assert len(entries) == 6

@@ -1,4 +1,4 @@
-"""Metrics against brute-force definitions, and which label belongs to which video."""
+"""Metrics against brute-force definitions, and the labels of videos."""
 
 from pathlib import PurePosixPath
 
@@ -30,7 +30,7 @@ def scored_videos(draw):
 
 
 @given(scored_videos(), st.integers(1, 9))
-def test_top_k_is_being_among_the_k_best(videos, k):
+def test_top_k_counts_videos_whose_class_is_among_the_k_best(videos, k):
     logits, targets = videos
     hits = 0
     for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
@@ -41,7 +41,7 @@ def test_top_k_is_being_among_the_k_best(videos, k):
 
 @given(scored_videos())
 def test_average_precision_is_the_area_under_the_steps(videos):
-    """Every threshold is a score that occurs; precision there counts with the recall that it adds (scikit-learn)."""
+    """Every score that occurs is a threshold; its precision is weighted by the recall that it adds (scikit-learn)."""
     logits, targets = videos
     scores, is_positive = logits[:, 0].astype(float), targets == targets[0]
     area, recall_before = 0.0, 0.0
@@ -100,19 +100,19 @@ def test_label_tables(tmp_path):
     assert read_label_table(kinetics) == {"-3B32lodo2M_000059_000069": "abseiling"}
     for text in ("", "a.mp4,zumba\n"):
         (tmp_path / "bad.csv").write_text(text)
-        with pytest.raises(UsageError, match="must name the columns: video,label"):
+        with pytest.raises(UsageError, match="must name the columns video,label"):
             read_label_table(tmp_path / "bad.csv")
-    with pytest.raises(UsageError, match=r"gone\.csv: cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"cannot read --labels .*gone\.csv: No such file"):
         read_label_table(tmp_path / "gone.csv")
 
 
 @pytest.mark.parametrize("name", ["d/sub/a.mp4", "d/sub/a", "sub/a.mp4", "sub/a", "a.mp4", "a"])
-def test_a_video_is_found_by_any_of_its_names(name):
+def test_a_label_is_found_by_any_name_of_the_video(name):
     assert find_label({name: "zumba", "b": "yoga"}, "d/sub/a.mp4", PurePosixPath("sub/a")) == "zumba"
     assert find_label({"c": "zumba"}, "d/sub/a.mp4", PurePosixPath("sub/a")) is None
 
 
-def test_a_label_that_the_model_does_not_know():
+def test_a_label_that_is_not_a_class():
     np.testing.assert_array_equal(class_numbers(["b", "a", "b"], ["a", "b"]), [1, 0, 1])
     with pytest.raises(UsageError, match="no class 'zumbaa': did you mean 'zumba'"):
         class_numbers(["zumbaa"], ["yoga", "zumba"])

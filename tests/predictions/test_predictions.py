@@ -3,13 +3,15 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from vid3d_cli import Fusion
 from vid3d_cli.fusion import pool_video
-from vid3d_cli.predictions.files import CSV_COLUMNS, Csv, JsonArray, JsonLines, prediction_records, streams_of
+from vid3d_cli.predictions.files import CSV_COLUMNS, WRITERS, prediction_records, streams_of
 from vid3d_cli.recipe import Recipe
 from vid3d_cli.records import ClipOutput, ClipSpan, VideoResult
 
@@ -43,7 +45,7 @@ def named(predictions):
     return [(p["label"], p["logit"]) for p in predictions]
 
 
-def test_records_are_one_a_clip_then_the_videos():
+def test_records_are_one_per_clip_then_one_for_the_video():
     first, second, whole = prediction_records(make_result(), k=2)
     assert list(first) == ["video", "clip", "start_seconds", "end_seconds", "rgb", "flow", "fused"]
     assert [r["video"] for r in (first, second, whole)] == ["dir/cafe, ünïcode.mp4"] * 3
@@ -71,7 +73,7 @@ def test_scores_are_softmax_over_all_classes_not_over_the_top_k():
     assert best["score"] == pytest.approx(exp[0] / exp.sum(), abs=1e-6)
 
 
-def test_per_video_is_the_last_record_alone():
+def test_per_video_yields_only_the_last_record():
     *_, whole = prediction_records(make_result(), k=3)
     assert list(prediction_records(make_result(), k=3, per="video")) == [whole]
 
@@ -89,9 +91,9 @@ def test_one_stream_is_reported_with_the_fusion_and_without_the_other():
     assert whole["fused"] == whole["flow"]
 
 
-def test_json_lines_hold_one_record_a_line_in_plain_letters():
+def test_json_lines_hold_one_record_per_line_unescaped():
     text = io.StringIO()
-    writer = JsonLines(text)
+    writer = WRITERS["jsonl"](text)
     results = [make_result(), make_result(video="b.mp4")]
     for result in results:
         writer.write(prediction_records(result, k=2))
@@ -103,9 +105,9 @@ def test_json_lines_hold_one_record_a_line_in_plain_letters():
     assert "跳舞" in text.getvalue()
 
 
-def test_json_lines_can_be_read_at_the_other_end_of_a_pipe_while_the_job_goes_on():
+def test_json_lines_are_flushed_after_each_video():
     raw = io.BytesIO()
-    writer = JsonLines(io.TextIOWrapper(raw, encoding="utf-8"))
+    writer = WRITERS["jsonl"](io.TextIOWrapper(raw, encoding="utf-8"))
     writer.write(prediction_records(make_result(), k=2))
     assert len(raw.getvalue().splitlines()) == 3
 
@@ -113,7 +115,7 @@ def test_json_lines_can_be_read_at_the_other_end_of_a_pipe_while_the_job_goes_on
 @pytest.mark.parametrize("num_videos", [0, 1, 3])
 def test_a_json_array_is_valid_for_any_number_of_videos(num_videos):
     text = io.StringIO()
-    writer = JsonArray(text)
+    writer = WRITERS["json"](text)
     for _ in range(num_videos):
         writer.write(prediction_records(make_result(), k=2))
     writer.close()
@@ -122,10 +124,10 @@ def test_a_json_array_is_valid_for_any_number_of_videos(num_videos):
 
 
 @pytest.mark.parametrize("streams", [("rgb", "flow"), ("rgb",)])
-def test_csv_says_what_the_records_say(streams):
+def test_csv_equals_the_records(streams):
     text = io.StringIO(newline="")
     result = make_result(streams=streams)
-    writer = Csv(text)
+    writer = WRITERS["csv"](text)
     writer.write(prediction_records(result, k=3))
     writer.close()
     assert "\r" not in text.getvalue()
@@ -151,9 +153,9 @@ def test_csv_says_what_the_records_say(streams):
     assert len(lines) == 3 * (len(streams) + 1) * 3  # records × streams and fusion × ranks
 
 
-def test_csv_of_no_video_is_its_header():
+def test_csv_without_videos_is_its_header():
     text = io.StringIO()
-    Csv(text).close()
+    WRITERS["csv"](text).close()
     assert text.getvalue() == "video,clip,start_seconds,end_seconds,stream,rank,label,score,logit\n"
 
 
@@ -168,6 +170,12 @@ def test_confident_streams_fused_on_probabilities_are_still_json():
 
     logits = [{"rgb": np.float32([300, 0, 0, 0]), "flow": np.float32([300, 0, 0, 0])}]
     text = io.StringIO()
-    JsonLines(text).write(prediction_records(make_result(fuse_on="probs", logits=logits), k=4))
+    WRITERS["jsonl"](text).write(prediction_records(make_result(fuse_on="probs", logits=logits), k=4))
     for line in text.getvalue().splitlines():
         assert json.loads(line, parse_constant=refuse)["fused"][0]["score"] == 1
+
+
+def test_the_formats_are_known_without_numpy():
+    code = "import sys; from vid3d_cli.predictions.files import WRITERS; print('numpy' in sys.modules, *WRITERS)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "json", "jsonl", "csv"]

@@ -1,1 +1,1 @@
-"""From frames to clips: preprocessing, the streams side by side, sliding windows, dense stretches."""
+"""From frames to clips: resize and crop, aligned streams, sliding windows, dense runs."""

@@ -1,7 +1,9 @@
-"""Frames → aligned rgb and flow, one entry of each a frame, resized and cropped.
+"""Turns frames into aligned rgb and flow streams, one entry of each per frame, resized and cropped.
 
-frames → resized → runs of pictures of one shape → flow, a run a call → entries, one a frame
-                   0123  3456  6              3 pairs a call: a run ends with the picture that the next begins with
+    frames → resized → runs of frames of one shape → flow, one call per run → entries, one per frame
+                       0123  3456  6                 3 pairs per call: a run starts with the last frame of the previous
+
+Frames of different shapes are never in one run.
 """
 
 from __future__ import annotations
@@ -13,20 +15,20 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..flow.methods import to_grey
+from ..flow.fields import to_grey
 from ..records import Frame
 from ..workers import Workers
-from .preprocess import place_crops, resize
+from .preprocess import load_resampler, place_crops, resize
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 FlowOfRun = Callable[[int, NDArray[np.uint8]], NDArray[np.float32]]
-"""(index of the first frame, grey pictures (n+1, H, W) of frames in a row, n ≥ 1) → flow (n, H, W, 2) in pixels."""
+"""(index of the first frame, grey images (n+1, H, W) of consecutive frames, n ≥ 1) → flow (n, H, W, 2) in pixels."""
 
 
 @dataclass(frozen=True)
 class StreamFrame:
-    """What the streams hold for one frame."""
+    """The entries of all streams for one frame."""
 
     seconds: float
     end_seconds: float
@@ -34,31 +36,31 @@ class StreamFrame:
     """"rgb": (H, W, 3) uint8; "flow": (H, W, 2) float32, the motion from this frame to the next in pixels."""
 
 
-class _Picture(NamedTuple):
-    """What is made of a frame once, however often it is shown."""
+class _Prepared(NamedTuple):
+    """A frame's image, prepared once even if several frames show it."""
 
     rgb: NDArray[np.uint8]
     """Resized and cropped."""
     grey: NDArray[np.uint8]
-    """Resized whole, for flow; empty where none is computed."""
+    """Resized but not cropped, for flow; empty if flow is not computed."""
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """When a picture is shown, and what waits for it."""
+class _PendingFrame:
+    """A frame that a worker is preparing."""
 
     index: int
     seconds: float
     end_seconds: float
-    picture: Callable[[], _Picture]
+    wait: Callable[[], _Prepared]
 
 
 class _Run(NamedTuple):
-    """Pictures of one shape, shown one after the other."""
+    """Consecutive frames of one shape."""
 
-    shown: list[_Shown]
+    frames: list[_PendingFrame]
     is_last: bool
-    """No next run begins with the last picture: the video ends there, or goes on in another shape."""
+    """No other run starts with the last frame: the video ends there, or its frames change shape."""
 
 
 def align_streams(
@@ -72,86 +74,86 @@ def align_streams(
     antialias: bool = True,
     workers: Workers | None = None,
 ) -> Iterator[StreamFrame]:
-    """Resize every frame once, pair it with its flow, and crop both.
+    """Yield the entries of all streams for every frame: resized, paired with its flow, and cropped.
 
-    flow[t] is the motion from frame t to frame t+1; the last frame has no successor and repeats the flow before it
-    (a single frame: no motion), so both streams have as many entries as there are frames. So does the last frame
-    before one of another shape.
+    flow[t] is the motion from frame t to frame t+1. The last frame has no successor and repeats the flow before it (a
+    single frame has zero flow), so both streams have one entry per frame. The same holds for the last frame before a
+    change of shape.
 
-    Flow is computed run by run, of `pairs_per_call` pairs or of what is left where the video or a shape ends. Without
-    threads nothing is read beyond the run of the frame that is asked for, and two runs are held. Threads are kept
-    busy: they have so many more runs in work as have a pair for each of them, and a picture each to resize.
+    Flow is computed in runs of `pairs_per_call` pairs, or fewer where the video or a shape ends. Without threads, no
+    frame is read beyond the current run, and two runs are held in memory. With threads, enough runs and frames are
+    read ahead to give every thread a pair of frames and a frame to resize.
 
     Args:
-        frames: in the order of time.
+        frames: in time order.
         size_px: see `preprocess.resized_size`; flow is computed at this size.
-        crop_px: side of the central square that is kept; None keeps the whole frame.
-        rgb: whether to give the rgb stream.
+        crop_px: side of the centre crop in pixels; None keeps the whole frame.
+        rgb: whether to yield the rgb stream.
         flow: computes the flow of a run, in any thread; None leaves the flow stream out.
-        pairs_per_call: how many pairs `flow` is given at a time, at most.
+        pairs_per_call: largest number of pairs per call of `flow`.
         antialias: see `preprocess.resize`.
-        workers: resize and compute flow; None does so in this thread.
+        workers: threads that resize and compute flow; None uses this thread.
     """
     workers = Workers() if workers is None else workers
     if antialias:
-        from . import resampling  # noqa: F401  (it loads torch: not in the time of the first resize)
+        load_resampler()
 
-    def prepare(stored: NDArray[np.uint8]) -> _Picture:
+    def prepare(stored: NDArray[np.uint8]) -> _Prepared:
         resized = resize(stored, size_px, antialias=antialias)
-        return _Picture(_crop_centre(resized, crop_px), to_grey(resized) if flow else np.empty((0, 0), np.uint8))
+        return _Prepared(_crop_centre(resized, crop_px), to_grey(resized) if flow else np.empty((0, 0), np.uint8))
 
-    def show(shown: _Shown, motion: NDArray[np.float32] | None) -> StreamFrame:
-        streams: dict[str, NDArray[Any]] = {"rgb": shown.picture().rgb} if rgb else {}
+    def finish(frame: _PendingFrame, motion: NDArray[np.float32] | None) -> StreamFrame:
+        streams: dict[str, NDArray[Any]] = {"rgb": frame.wait().rgb} if rgb else {}
         if motion is not None:
             streams["flow"] = motion
-        return StreamFrame(shown.seconds, shown.end_seconds, streams)
+        return StreamFrame(frame.seconds, frame.end_seconds, streams)
 
-    pictures = workers.ahead(_prepare_each(frames, prepare, workers))
+    pending = workers.ahead(_prepare_each(frames, prepare, workers))
     if flow is None:
-        for shown in pictures:
-            yield show(shown, None)
+        for frame in pending:
+            yield finish(frame, None)
         return
 
-    def move(run: _Run) -> list[NDArray[np.float32]]:
-        if len(run.shown) == 1:
+    def compute_flow(run: _Run) -> list[NDArray[np.float32]]:
+        if len(run.frames) == 1:
             return []
-        grey = np.stack([shown.picture().grey for shown in run.shown])
-        return [_crop_centre(field, crop_px) for field in flow(run.shown[0].index, grey)]
+        grey = np.stack([frame.wait().grey for frame in run.frames])
+        return [_crop_centre(field, crop_px) for field in flow(run.frames[0].index, grey)]
 
-    moving = ((run, workers.start("flow", move, run)) for run in _cut_runs(pictures, pairs_per_call))
+    started = ((run, workers.start("flow", compute_flow, run)) for run in _cut_runs(pending, pairs_per_call))
     motion: NDArray[np.float32] | None = None
-    for run, wait_for_motion in workers.ahead(moving, threads_per_item=pairs_per_call):
-        for shown, motion in zip(run.shown[:-1], wait_for_motion(), strict=True):
-            yield show(shown, motion)
+    for run, wait_for_flow in workers.ahead(started, threads_per_item=pairs_per_call):
+        for frame, motion in zip(run.frames[:-1], wait_for_flow(), strict=True):
+            yield finish(frame, motion)
         if run.is_last:
-            last = run.shown[-1]
+            last = run.frames[-1]
             if motion is None:
-                motion = np.zeros((*last.picture().rgb.shape[:2], 2), np.float32)
-            yield show(last, motion)
+                motion = np.zeros((*last.wait().rgb.shape[:2], 2), np.float32)
+            yield finish(last, motion)
             motion = None
-        del run, wait_for_motion  # not while the next run fills
+        del run, wait_for_flow  # free them before the next run fills
 
 
 def _prepare_each(
-    frames: Iterable[Frame], prepare: Callable[[NDArray[np.uint8]], _Picture], workers: Workers
-) -> Iterator[_Shown]:
+    frames: Iterable[Frame], prepare: Callable[[NDArray[np.uint8]], _Prepared], workers: Workers
+) -> Iterator[_PendingFrame]:
     last: NDArray[np.uint8] | None = None
     for frame in frames:
-        # Resampling to a higher rate shows one picture several times: it is resized once.
+        # Resampling to a higher frame rate repeats images: each is resized once.
         if frame.rgb is not last:
-            picture = workers.start("resize", prepare, frame.rgb)
+            wait = workers.start("resize", prepare, frame.rgb)
             last = frame.rgb
-        yield _Shown(frame.index, frame.seconds, frame.end_seconds, picture)
+        yield _PendingFrame(frame.index, frame.seconds, frame.end_seconds, wait)
 
 
-def _cut_runs(pictures: Iterable[_Shown], pairs_per_call: int) -> Iterator[_Run]:
-    """Every run as soon as its last picture is there; only a last run may be of one picture."""
-    run: list[_Shown] = []
-    for shown in pictures:
-        if run and shown.picture().grey.shape != run[-1].picture().grey.shape:
+def _cut_runs(frames: Iterable[_PendingFrame], pairs_per_call: int) -> Iterator[_Run]:
+    """Yield each run as soon as its last frame is there; only a last run may have a single frame."""
+    run: list[_PendingFrame] = []
+    for frame in frames:
+        if run and frame.wait().grey.shape != run[-1].wait().grey.shape:
             yield _Run(run, is_last=True)
             run = []
-        run.append(shown)
+        run.append(frame)
         if len(run) > pairs_per_call:
             yield _Run(run, is_last=False)
             run = run[-1:]
@@ -163,4 +165,4 @@ def _crop_centre(image: NDArray[_Scalar], crop_px: int | None) -> NDArray[_Scala
     if crop_px is None:
         return image
     (centre,) = place_crops(1, image.shape[0], image.shape[1], crop_px)
-    return centre.cut(image)  # a copy: the frame around it can be freed
+    return centre.cut(image)  # a copy, so that the whole frame can be freed

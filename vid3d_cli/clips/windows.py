@@ -1,4 +1,4 @@
-"""Frames → sliding clips: index arithmetic and nothing else."""
+"""Cuts frames into sliding clips: index arithmetic only."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..errors import UsageError
 T = TypeVar("T")
 
 TAILS = ("pad", "drop", "loop")
-"""What becomes of the frames after the last whole clip: repeat the last frame, leave them out, repeat them in turn."""
+"""How the last frames fill a clip: repeat the last frame, drop them, or repeat them in turn."""
 
 
 @dataclass(frozen=True)
 class Window(Generic[T]):
-    """A run of frames and where it lies."""
+    """Consecutive frames and their position in the video."""
 
     start: int
     """Index of the first frame."""
     num_valid: int
-    """How many of `frames` are real."""
+    """Number of real frames."""
     frames: list[T]
     """`length` frames; those past `num_valid` repeat real ones."""
 
@@ -34,8 +34,8 @@ def sliding_clips(frames: Iterable[T], *, length: int, stride: int, tail: str = 
         tail="drop"                          →  0123  2345  4567
         tail="loop"                          →  0123  2345  4567  6786
 
-    A tail clip is made only when it shows a frame that no clip has shown. A stream shorter than one clip is one clip,
-    whatever the tail, so that a short video is never an empty result. At most `length` frames are held.
+    A tail clip is made only if it shows a frame that no clip has shown. A stream shorter than one clip is one clip,
+    whatever the tail, so that a short video always has a result. At most `length` frames are held in memory.
 
     >>> for tail in TAILS:
     ...     print(*("".join(w.frames) for w in sliding_clips("012345678", length=4, stride=2, tail=tail)))
@@ -44,13 +44,13 @@ def sliding_clips(frames: Iterable[T], *, length: int, stride: int, tail: str = 
     0123 2345 4567 6786
 
     Args:
-        frames: consumed once.
-        length: frames a clip, at least 1.
-        stride: frames from one clip's start to the next one's, at least 1; above `length` it leaves gaps.
+        frames: read once.
+        length: frames per clip, at least 1.
+        stride: frames from the start of one clip to the start of the next, at least 1; above `length` it leaves gaps.
         tail: one of `TAILS`.
 
     Raises:
-        UsageError: a length or stride below 1, or an unknown tail.
+        UsageError: the length or stride is below 1, or the tail is unknown.
     """
     check_clip_options(length, stride, tail)
     held: deque[T] = deque()  # frames from `start` on
@@ -77,7 +77,7 @@ def _fill(frames: list[T], length: int, tail: str) -> list[T]:
 
 
 def count_clips(num_frames: int, *, length: int, stride: int, tail: str = "pad") -> int:
-    """How many clips `sliding_clips` cuts from so many frames."""
+    """Return how many clips `sliding_clips` cuts from this many frames."""
     if num_frames <= length:
         return min(num_frames, 1)
     num_whole = (num_frames - length) // stride + 1
@@ -86,7 +86,7 @@ def count_clips(num_frames: int, *, length: int, stride: int, tail: str = "pad")
 
 
 def check_clip_options(length: int, stride: int, tail: str) -> None:
-    """Raise UsageError for clips that cannot be cut."""
+    """Raise UsageError if the length or stride is below 1, or the tail is unknown."""
     if length < 1 or stride < 1:
         raise UsageError(f"window and stride must be at least 1 frame, got window {length} and stride {stride}")
     if tail not in TAILS:

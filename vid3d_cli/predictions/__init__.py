@@ -1,1 +1,1 @@
-"""From scores to what people look at: files of predictions, and accuracy on labelled videos."""
+"""Uses of scores: files of predictions, and accuracy on labelled videos."""

@@ -1,13 +1,18 @@
-"""Class predictions as JSON, JSON lines and CSV."""
+"""Writes class predictions as JSON, JSON lines and CSV.
+
+To add a format, write a `Writer` and add it to `WRITERS`. The command line reads `WRITERS` for its help, so this module
+imports NumPy only when it is used.
+"""
 
 from __future__ import annotations
 
 import csv
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from ..fusion import top_k
-from ..records import FUSED, STREAMS, ClipOutput, Prediction, VideoResult, to_json
+if TYPE_CHECKING:
+    from ..records import ClipOutput, Prediction, VideoResult
 
 Record = dict[str, Any]
 
@@ -15,12 +20,12 @@ CSV_COLUMNS = ("video", "clip", "start_seconds", "end_seconds", "stream", "rank"
 
 
 def prediction_records(result: VideoResult, *, k: int, per: str = "clip") -> Iterator[Record]:
-    """What `vid3d classify` says of one video.
+    """Yield the predictions for one video as records.
 
     Args:
-        result: of one video.
-        k: how many classes of each stream.
-        per: "clip" (one record a clip, then one for the video, whose "clip" is None) or "video" (that one alone).
+        result: the result of one video.
+        k: number of classes per stream.
+        per: "clip" yields one record per clip, then one for the video, whose "clip" is None; "video" only the latter.
 
     Yields:
         video, clip, start_seconds, end_seconds, and for each stream and "fused" the top k as label, score, logit.
@@ -31,6 +36,8 @@ def prediction_records(result: VideoResult, *, k: int, per: str = "clip") -> Ite
 
 
 def _record(result: VideoResult, clip: ClipOutput | None, k: int) -> Record:
+    from ..fusion import top_k
+
     span = clip.span if clip else None
     logits = clip.logits if clip else result.logits
     return {
@@ -38,57 +45,77 @@ def _record(result: VideoResult, clip: ClipOutput | None, k: int) -> Record:
         "clip": span.index if span else None,
         "start_seconds": round(span.start_seconds if span else result.start_seconds, 6),
         "end_seconds": round(span.end_seconds if span else result.end_seconds, 6),
-        **{stream: [_plain(p) for p in top_k(values, result.labels, k)] for stream, values in logits.items()},
+        **{stream: [_to_dict(p) for p in top_k(values, result.labels, k)] for stream, values in logits.items()},
     }
 
 
-def _plain(prediction: Prediction) -> Record:
+def _to_dict(prediction: Prediction) -> Record:
     return {"label": prediction.label, "score": round(prediction.score, 6), "logit": round(prediction.logit, 6)}
 
 
-class JsonLines:
-    """One object a line, flushed: a reader at the other end of a pipe sees each video when it is done."""
+def streams_of(record: Record) -> dict[str, list[Record]]:
+    """Return the predictions of a record by stream, "fused" last."""
+    from ..records import FUSED, STREAMS
+
+    return {name: record[name] for name in (*STREAMS, FUSED) if name in record}
+
+
+class Writer(ABC):
+    """Writes records in one format.
+
+    Args:
+        stream: text stream that is written to; it is not closed.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
+    @abstractmethod
     def write(self, records: Iterable[Record]) -> None:
         """Append records."""
+
+    def close(self) -> None:  # noqa: B027  (most formats have no end)
+        """Write the end of the file, if the format has one."""
+
+
+class JsonLines(Writer):
+    """One JSON object per line, flushed after each video, so that a pipe's reader sees it at once."""
+
+    def write(self, records: Iterable[Record]) -> None:
+        from ..records import to_json
+
         for record in records:
             self._stream.write(to_json(record) + "\n")
         self._stream.flush()
 
-    def close(self) -> None:
-        """Nothing is left to write."""
 
-
-class JsonArray:
-    """All records as one JSON array, written as they come."""
+class JsonArray(Writer):
+    """One JSON array of all records, written as they come."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._separator = stream, "[\n"
+        super().__init__(stream)
+        self._separator = "[\n"
 
     def write(self, records: Iterable[Record]) -> None:
-        """Append records."""
+        from ..records import to_json
+
         for record in records:
             self._stream.write(self._separator + to_json(record))
             self._separator = ",\n"
 
     def close(self) -> None:
-        """End the array, also one without records."""
         self._stream.write("[]\n" if self._separator == "[\n" else "\n]\n")
 
 
-class Csv:
-    """One line a class, best first; the clip of a whole video is empty."""
+class Csv(Writer):
+    """One line per class, best first; the clip is empty in lines for the whole video."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._rows = csv.writer(stream, lineterminator="\n")
         self._rows.writerow(CSV_COLUMNS)
 
     def write(self, records: Iterable[Record]) -> None:
-        """Append records."""
         for record in records:
             where = [record[name] for name in CSV_COLUMNS[:4]]
             for stream, predictions in streams_of(record).items():
@@ -96,10 +123,6 @@ class Csv:
                     self._rows.writerow([*where, stream, rank, p["label"], p["score"], p["logit"]])
         self._stream.flush()
 
-    def close(self) -> None:
-        """Nothing is left to write."""
 
-
-def streams_of(record: Record) -> dict[str, list[Record]]:
-    """The predictions of a record by stream, "fused" last."""
-    return {name: record[name] for name in (*STREAMS, FUSED) if name in record}
+WRITERS: dict[str, type[Writer]] = {"json": JsonArray, "jsonl": JsonLines, "csv": Csv}
+"""The formats of predictions by name; `vid3d classify --format` offers them."""

@@ -1,27 +1,97 @@
-"""How clip models execute: one file a runtime, all with the contract of `base.Runtime`."""
+"""How clip models run: PyTorch or OpenVINO behind the contract `base.Runtime`.
+
+Importing this module imports no torch, so that wrong options fail at once.
+"""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..clips.preprocess import Views
 from ..errors import UsageError
-from ..models.weights import cache_dir as default_cache_dir
 
 if TYPE_CHECKING:
+    from ..clips.preprocess import Views
     from ..models.clip_model import ClipModel
     from .base import Runtime
 
 RUNTIMES = ("auto", "torch", "openvino")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+DEVICES = "auto, cpu, cuda, cuda:1, cuda:0,1, cuda:all, mps"
+FP16_NEEDS_GPU = "fp16 needs a GPU (a CPU takes minutes per clip): use --precision bf16 or fp32"
+
+_NUMBER = "(0|[1-9][0-9]*)"
+_DEVICE = re.compile(rf"auto|(cpu|mps)(:0)?|cuda(:all|:{_NUMBER}(,{_NUMBER})*)?")
 
 
 def has_openvino() -> bool:
-    """Whether OpenVINO is installed; it is not imported."""
+    """Return whether OpenVINO is installed, without importing it."""
     return importlib.util.find_spec("openvino") is not None
+
+
+def check_runtime_options(
+    runtime: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,  # noqa: A002  (torch's name)
+    num_threads: int | None = None,
+) -> None:
+    """Check everything about a choice of runtime that can be checked without torch.
+
+    Whether a GPU is present is checked by `select_runtime`, which imports torch.
+
+    Args:
+        runtime: one of `RUNTIMES`.
+        device: see `check_device`.
+        precision: one of `PRECISIONS`.
+        compile: compile the networks with torch.
+        num_threads: CPU threads; None is one per core.
+
+    Raises:
+        UsageError: an unknown name, options that contradict each other, or a missing package or compiler.
+    """
+    if runtime not in RUNTIMES:
+        raise UsageError(f"unknown runtime '{runtime}': choose one of {', '.join(RUNTIMES)}")
+    check_device(device)
+    check_precision(precision)
+    if num_threads is not None and num_threads < 1:
+        raise UsageError(f"at least 1 thread is needed, got {num_threads}")
+    if runtime == "openvino":
+        if device not in ("auto", "cpu", "cpu:0"):
+            raise UsageError(f"openvino runs on the CPU, not on '{device}': use --runtime torch or --device cpu")
+        if compile:
+            raise UsageError("openvino always compiles: use --compile with --runtime torch, or leave it out")
+        if not has_openvino():
+            raise UsageError("openvino is not installed: pip install 'vid3d[openvino]'")
+    if precision == "fp16" and (runtime == "openvino" or device.startswith("cpu")):
+        raise UsageError(FP16_NEEDS_GPU)
+    if compile:
+        compiler = os.environ.get("CXX", "g++")  # what TorchInductor looks for on Linux and macOS
+        if shutil.which(compiler) is None:
+            raise UsageError(
+                f"--compile needs a C++ compiler, and {compiler} was not found: install one, or set CXX to its path"
+            )
+
+
+def check_device(name: str) -> None:
+    """Raise UsageError unless a name has the form of one of `DEVICES` and names each GPU once."""
+    if not _DEVICE.fullmatch(name):
+        raise UsageError(f"unknown device '{name}': choose one of {DEVICES}")
+    indexes = name.partition(":")[2].split(",")
+    if len(set(indexes)) < len(indexes):
+        raise UsageError(f"device '{name}' names a GPU twice: name each one once")
+
+
+def check_precision(name: str) -> None:
+    """Raise UsageError unless a precision is one of `PRECISIONS`."""
+    if name not in PRECISIONS:
+        raise UsageError(f"unknown precision '{name}': choose one of {', '.join(PRECISIONS)}")
 
 
 def select_runtime(
@@ -29,40 +99,25 @@ def select_runtime(
     *,
     device: str = "auto",
     precision: str = "auto",
-    compile: bool = False,  # noqa: A002  (as torch calls it)
+    compile: bool = False,  # noqa: A002  (torch's name)
     num_threads: int | None = None,
 ) -> str:
-    """The runtime to use, "torch" or "openvino"; tells everything that is wrong with a choice before a model is loaded.
+    """Return the runtime to use, "torch" or "openvino", after checking all options. Imports torch.
 
-    "auto" is OpenVINO on a CPU where it is installed and nothing is to be compiled, else torch.
+    "auto" selects OpenVINO on a CPU if it is installed and `compile` is off, else torch.
 
     Raises:
-        UsageError: an unknown name, device or precision, or ones that are not here or do not fit each other.
+        UsageError: see `check_runtime_options`; or a GPU that is not present, or fp16 without one.
     """
-    from .torch import check_compiler, select_devices, select_precision
+    check_runtime_options(name, device, precision, compile, num_threads)
+    if name == "openvino":
+        return name
+    from .torch import select_devices, select_precision
 
-    if name not in RUNTIMES:
-        raise UsageError(f"unknown runtime '{name}': choose one of {', '.join(RUNTIMES)}")
-    if num_threads is not None and num_threads < 1:
-        raise UsageError(f"at least 1 thread is needed, got {num_threads}")
-    if name == "openvino" and device == "auto":
-        device = "cpu"
-    selected = select_devices(device)
-    select_precision(precision, *selected)
-    is_cpu = selected[0].type == "cpu"
-    is_installed = has_openvino()
-    if name == "auto":
-        name = "openvino" if is_cpu and is_installed and not compile else "torch"
-    elif name == "openvino":
-        if not is_cpu:
-            raise UsageError(f"openvino runs on a CPU, not on '{device}': use --runtime torch, or --device cpu")
-        if compile:
-            raise UsageError("openvino compiles its networks anyway: --compile is for --runtime torch")
-        if not is_installed:
-            raise UsageError("openvino is not installed: pip install 'vid3d[openvino]'")
-    if compile:
-        check_compiler()
-    return name
+    devices = select_devices(device)
+    select_precision(precision, *devices)
+    uses_openvino = name == "auto" and devices[0].type == "cpu" and not compile and has_openvino()
+    return "openvino" if uses_openvino else "torch"
 
 
 def create_runtime(
@@ -73,33 +128,32 @@ def create_runtime(
     precision: str = "auto",
     batch_size: int | None = None,
     views: Views | None = None,
-    compile: bool = False,  # noqa: A002  (as torch calls it)
+    compile: bool = False,  # noqa: A002  (torch's name)
     num_threads: int | None = None,
     identities: Mapping[str, str] | None = None,
     cache_dir: Path | None = None,
 ) -> Runtime:
-    """A runtime for the clip models of a two-stream model.
+    """Return a runtime that runs the clip models of a two-stream model.
 
     Args:
-        models: per stream; they are changed in place, into forms that run fast and answer the same.
+        models: by stream; changed in place into forms that run faster and give the same outputs.
         name: one of `RUNTIMES`; see `select_runtime`.
         device: "auto", "cpu", "cuda", "cuda:1", "mps"; "cuda:0,1" or "cuda:all" for several GPUs.
-        precision: "fp32", "bf16", "fp16" or "auto", which is fp32 on a CPU.
-        batch_size: clips at a time; None is 1 on a CPU and 8 elsewhere.
-        views: how many crops of each clip are run, and what becomes of their features; None runs clips as they are.
-        compile: have torch compile the networks, which takes a minute or so at the first clip.
-        num_threads: of a CPU; None is one a core.
-        identities: per stream, what tells its model from all others: the digest of the weights, the backbone, variant,
-            layer, pooling and normalisation. By it OpenVINO finds the network that was converted at an earlier start;
-            that of a stream without one is converted at every start.
-        cache_dir: where converted networks are kept; None is "openvino" beside the weights.
+        precision: "fp32", "bf16", "fp16", or "auto", which is fp32 on a CPU.
+        batch_size: clips per batch; None is 1 on a CPU and 8 on a GPU.
+        views: the crops to run of each clip; None runs clips as they are.
+        compile: compile the networks with torch, which takes about a minute at the first clip.
+        num_threads: CPU threads; None is one per core.
+        identities: by stream, a text that identifies the model: weights digest, backbone, variant, layer, pooling and
+            normalisation. OpenVINO finds a cached network by it. A stream without one is converted at every start.
+        cache_dir: where OpenVINO caches converted networks; None is "openvino" beside the weights.
 
     Raises:
         UsageError: see `select_runtime`.
     """
     name = select_runtime(name, device=device, precision=precision, compile=compile, num_threads=num_threads)
     if name == "torch":
-        from .several import SeveralRuntime
+        from .base import MultiDeviceRuntime
         from .torch import TorchRuntime, select_devices, select_precision
 
         devices = select_devices(device)
@@ -108,7 +162,7 @@ def create_runtime(
             TorchRuntime(
                 replica,
                 device=str(selected),
-                precision=select_precision(precision, *devices),  # one for all, of whatever age each is
+                precision=select_precision(precision, *devices),  # the same on all GPUs, even if they differ
                 batch_size=batch_size,
                 views=views,
                 compile=compile,
@@ -116,7 +170,8 @@ def create_runtime(
             )
             for replica, selected in zip(replicas, devices, strict=True)
         ]
-        return runtimes[0] if len(runtimes) == 1 else SeveralRuntime(runtimes)
+        return runtimes[0] if len(runtimes) == 1 else MultiDeviceRuntime(runtimes)
+    from ..models.weights import cache_dir as weights_dir
     from .cache import NetworkCache
     from .openvino import OpenVINORuntime
 
@@ -127,5 +182,5 @@ def create_runtime(
         views=views,
         num_threads=num_threads,
         identities=identities,
-        cache=NetworkCache(cache_dir or default_cache_dir() / "openvino"),
+        cache=NetworkCache(cache_dir or weights_dir() / "openvino"),
     )

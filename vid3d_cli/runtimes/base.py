@@ -1,10 +1,11 @@
-"""What every runtime does alike: clips → batches → streams and their views → the networks → `ClipOutput`.
+"""The contract `Runtime`, and what all runtimes share: clips → batches → streams and views → networks → `ClipOutput`.
 
-Work is started first and waited for later, so that a GPU has the next batch at hand when it is done with one.
+Work is started first and waited for later, so that a GPU always has the next batch at hand.
 """
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,31 +19,31 @@ from ..records import Clip, ClipOutput
 
 
 class Answer(NamedTuple):
-    """What a network says of N clips."""
+    """The outputs of one network for N clips."""
 
     features: NDArray[np.float32]
-    """(N, D), or what a layer's tap takes."""
+    """(N, D), or the shape that a layer's tap takes."""
     logits: NDArray[np.float32]
     """(N, K)."""
 
 
 class Runtime(ABC):
-    """Runs the clip models of a two-stream model; the contract of all runtimes.
+    """Runs the clip models of a two-stream model.
 
     Args:
         precision: "fp32", "bf16" or "fp16".
-        batch_size: clips at a time.
+        batch_size: clips per batch, at least 1.
 
     Raises:
-        UsageError: a batch of no clips.
+        UsageError: the batch size is below 1.
     """
 
     name: str
-    """As `--runtime` calls it."""
+    """The value of `--runtime`."""
     version: str
-    """Of the package that does the work."""
+    """Version of the package that runs the networks."""
     num_in_flight: int = 1
-    """Batches that are worth having started before the oldest is waited for; 1 where `start` does the work itself."""
+    """Batches to start before waiting for the oldest; 1 if `start` itself does the work."""
 
     def __init__(self, precision: str, batch_size: int) -> None:
         if batch_size < 1:
@@ -53,26 +54,26 @@ class Runtime(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """What runs where, for the recipe."""
+        """Runtime and device, for the recipe."""
 
     @abstractmethod
     def start(self, clips: Sequence[Clip]) -> Callable[[], list[ClipOutput]]:
-        """Give the networks work.
+        """Start the networks on some clips.
 
         Args:
-            clips: of equal shape; more than `batch_size` become several batches.
+            clips: of equal shape; more than `batch_size` clips become several batches.
 
         Returns:
-            What waits for the features and logits of every clip and stream. It holds no clip, and may be dropped.
+            A function that waits and returns the outputs, one per clip. It holds no clip and need not be called.
 
         Raises:
-            ShapeError: clips that a network cannot take.
-            CheckpointError: the streams' scores cannot be fused; when waiting.
-            Vid3dError: the machine cannot do it; the message says what to try.
+            ShapeError: a network cannot take clips of this shape.
+            CheckpointError: the streams have different numbers of classes; raised while waiting.
+            Vid3dError: out of memory, or the network cannot run here; the message says what to try.
         """
 
     def run(self, clips: Sequence[Clip]) -> list[ClipOutput]:
-        """Start and wait, a batch at a time; see `start`."""
+        """Return the outputs of some clips, computed one batch at a time; see `start`."""
         outputs: list[ClipOutput] = []
         while len(outputs) < len(clips):
             outputs += self.start(clips[len(outputs) : len(outputs) + self.batch_size])()
@@ -80,16 +81,16 @@ class Runtime(ABC):
 
 
 class DeviceRuntime(Runtime):
-    """A runtime of one device: batches → streams → their views.
+    """A runtime on one device. Subclasses implement `start_stream`.
 
     Args:
-        streams: that there is a model of.
+        streams: the streams that have a model.
         precision: "fp32", "bf16" or "fp16".
-        batch_size: clips at a time.
-        views: how many crops of each clip are run, and what becomes of their features; None runs clips as they are.
+        batch_size: clips per batch, at least 1.
+        views: the crops to run of each clip; None runs clips as they are.
 
     Raises:
-        UsageError: a batch of no clips.
+        UsageError: the batch size is below 1.
     """
 
     def __init__(self, streams: Iterable[str], precision: str, batch_size: int, views: Views | None) -> None:
@@ -99,14 +100,14 @@ class DeviceRuntime(Runtime):
 
     @abstractmethod
     def start_stream(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], Answer]:
-        """Give a network work.
+        """Start the network of one stream.
 
         Args:
-            stream: whose network.
-            clips: (T, H, W, C) uint8 or, of flow, float32 pixels; at least one, all of one shape and type.
+            stream: "rgb" or "flow".
+            clips: at least one (T, H, W, C) array of uint8, or float32 pixels for flow; all of one shape and type.
 
         Returns:
-            What waits for the answer.
+            A function that waits and returns the outputs.
         """
 
     def start(self, clips: Sequence[Clip]) -> Callable[[], list[ClipOutput]]:
@@ -123,7 +124,7 @@ class DeviceRuntime(Runtime):
         started = {stream: self._start_views(stream, [c.streams[stream] for c in clips]) for stream in self.streams}
 
         def wait() -> list[ClipOutput]:
-            answers = {stream: self._finish_views(waiting) for stream, waiting in started.items()}
+            answers = {stream: self._join_views([wait() for wait in views]) for stream, views in started.items()}
             check_classes({stream: answer.logits.shape[1] for stream, answer in answers.items()})
             return [
                 ClipOutput(
@@ -140,8 +141,7 @@ class DeviceRuntime(Runtime):
         views = [clips] if self.views is None else self.views.cut(clips, is_flow=stream == "flow")
         return [self.start_stream(stream, view) for view in views]
 
-    def _finish_views(self, waiting: Sequence[Callable[[], Answer]]) -> Answer:
-        answers = [wait() for wait in waiting]
+    def _join_views(self, answers: Sequence[Answer]) -> Answer:
         if self.views is None:
             return answers[0]
         features = np.stack([answer.features for answer in answers], 1)
@@ -149,8 +149,35 @@ class DeviceRuntime(Runtime):
         return Answer(features if self.views.are_kept else features.mean(1), logits.mean(0))
 
 
+class MultiDeviceRuntime(Runtime):
+    """Sends batches to several runtimes in turn. Wait for them in the order in which they were started.
+
+    Args:
+        runtimes: at least one, all of the same kind and precision, each with its own networks.
+    """
+
+    def __init__(self, runtimes: Sequence[Runtime]) -> None:
+        first = runtimes[0]
+        super().__init__(first.precision, first.batch_size)
+        self.name, self.version = first.name, first.version
+        self.num_in_flight = sum(runtime.num_in_flight for runtime in runtimes)
+        self._runtimes = runtimes
+        self._turns = itertools.cycle(runtimes)
+
+    @property
+    def description(self) -> str:
+        """The kinds of devices but not their number, which does not change results."""
+        return " and ".join(sorted({runtime.description for runtime in self._runtimes}))
+
+    def start(self, clips: Sequence[Clip]) -> Callable[[], list[ClipOutput]]:
+        wait = next(self._turns).start(clips)
+        # A device that ran out of memory has halved its batch size; the others would run out, too.
+        self.batch_size = min(runtime.batch_size for runtime in self._runtimes)
+        return wait
+
+
 def check_classes(num_classes: Mapping[str, int]) -> None:
-    """Raise CheckpointError for streams whose scores cannot be fused."""
+    """Raise CheckpointError if streams have different numbers of classes: their scores cannot be fused."""
     if len(set(num_classes.values())) > 1:
         counts = ", ".join(f"{stream} {count}" for stream, count in num_classes.items())
         raise CheckpointError(f"the streams have different numbers of classes ({counts}): run one with --streams")

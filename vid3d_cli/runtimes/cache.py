@@ -1,7 +1,7 @@
-"""Converted networks on disk: found again at the next start, written whole or not at all, and never trusted blindly.
+"""A cache of converted networks on disk.
 
-An entry is a zip file, whose checksums tell a damaged one. Its name is a digest of everything that decides what is in
-it, so nothing is ever overwritten by something else, and processes need not know of each other.
+An entry is a zip file, whose checksums reveal damage. Its name is a digest of everything that determines its contents,
+so entries never collide and processes need no lock.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 class NetworkCache:
-    """The files of converted networks in one directory.
+    """Converted networks in one directory.
 
     Args:
-        directory: made when it is needed.
-        max_bytes: how much is kept, apart from the entry that was written last; what was unused for longest goes.
+        directory: created on the first write.
+        max_bytes: size limit; the least recently used entries are deleted. The newest entry always stays.
     """
 
     def __init__(self, directory: Path, max_bytes: int = 2 << 30) -> None:
@@ -39,7 +39,7 @@ class NetworkCache:
         return self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.zip"
 
     def read(self, key: str) -> dict[str, bytes] | None:
-        """The files of an entry by name; None: there is none that is whole."""
+        """Return the files of an entry by name, or None if it is missing or damaged."""
         path = self._path(key)
         try:
             with zipfile.ZipFile(path) as archive:
@@ -47,14 +47,14 @@ class NetworkCache:
         except FileNotFoundError:
             return None
         except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-            _log.info("%s is not used, since it cannot be read: %s", path, error)
+            _log.info("ignored %s, which cannot be read: %s", path, error)
             return None
-        with contextlib.suppress(OSError):  # a cache that may only be read is a cache, too
+        with contextlib.suppress(OSError):  # a read-only cache is fine
             os.utime(path)
         return files
 
     def write(self, key: str, files: Sequence[Path]) -> None:
-        """Keep files; where the disk does not let us, nothing is kept."""
+        """Store files as an entry; a failure is logged, not raised."""
         path = self._path(key)
         try:
             with AtomicFile(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
@@ -62,7 +62,7 @@ class NetworkCache:
                     archive.write(file, file.name)
             self._prune(path)
         except (OutputError, OSError) as error:
-            _log.info("the converted network is not kept: %s", error)
+            _log.info("did not cache the converted network: %s", error)
 
     def _prune(self, newest: Path) -> None:
         entries = [(entry.stat(), entry) for entry in self._directory.glob("*.zip") if entry != newest]
@@ -75,10 +75,9 @@ class NetworkCache:
 
 @functools.cache
 def code_digest() -> str:
-    """Of the source that decides what network is built of given weights, and how it is converted."""
+    """Return a digest of the source files that build and convert networks."""
     digest = hashlib.sha256()
-    for path in sorted(
-        [_PACKAGE / "models/clip_model.py", *_PACKAGE.glob("models/backbones/*.py"), *_PACKAGE.glob("runtimes/*.py")]
-    ):
+    networks = ["models/registry.py", "models/checkpoint.py", "models/clip_model.py", "models/backbones/*.py"]
+    for path in sorted(path for pattern in (*networks, "runtimes/*.py") for path in _PACKAGE.glob(pattern)):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

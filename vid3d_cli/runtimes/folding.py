@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it: in inference both are one affine map."""
+"""Folds batch norm into the preceding convolution: in inference both are one affine map."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Convolution = nn.Conv2d | nn.Conv3d
 
 
 def fold_batch_norms(model: nn.Module, clips: Tensor) -> int:
-    """Fold batch norms into the convolutions before them, in place; what the network answers stays the same.
+    """Fold batch norms into the convolutions before them, in place. The network's outputs stay the same.
 
-    Which convolution a norm follows is seen in a pass over the clips, on a copy of the network that has shapes and no
-    numbers, so it does not matter how a network writes its layers down. A convolution whose output goes anywhere
-    else, to a layer's tap for example, stays as it is, and so does a norm that is tapped.
+    A forward pass on a copy of the network on the meta device shows which convolution each norm follows, so the names
+    and order of layers do not matter. A convolution whose output is also used elsewhere, such as by a layer's tap, is
+    not folded; nor is a norm that is tapped.
 
     Args:
         model: in eval mode.
-        clips: what it takes, of any numbers.
+        clips: (N, T, H, W, C), any input that the model takes; its values are not used.
 
     Returns:
-        How many were folded.
+        The number of folded norms.
     """
-    sketch = _without_numbers(model)
+    sketch = _copy_to_meta(model)
     convolutions = {name: m for name, m in sketch.named_modules() if isinstance(m, Convolution)}
     for convolution in convolutions.values():
-        if convolution.bias is None:  # so that it is seen whether the forward pass has a use for one
+        if convolution.bias is None:  # shows whether the forward pass uses a bias
             convolution.bias = nn.Parameter(torch.empty(convolution.out_channels, device="meta"), requires_grad=False)
     with torch.no_grad(), _Watch() as watch:
         sketch(clips[:1].to("meta"))
@@ -71,8 +71,8 @@ def _fold(convolution: nn.Module, norm: nn.Module) -> None:
     convolution.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
 
 
-def _without_numbers(model: nn.Module) -> nn.Module:
-    """A copy on the meta device; no tensor's memory is copied on the way."""
+def _copy_to_meta(model: nn.Module) -> nn.Module:
+    """Return a copy on the meta device, without copying any tensor's memory."""
     memo: dict[int, Any] = {id(t): torch.empty_like(t, device="meta") for t in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
@@ -80,11 +80,11 @@ def _without_numbers(model: nn.Module) -> nn.Module:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees every call that takes and gives tensors, and what each convolution's output was used for."""
+    """Records every call that returns tensors, to see what uses the output of each convolution."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: list[tuple[Any, tuple[Any, ...], Any]] = []  # the results, too: an id is reused after its end
+        self._calls: list[tuple[Any, tuple[Any, ...], Any]] = []  # results are kept alive, so that no id is reused
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -95,7 +95,7 @@ class _Watch(TorchFunctionMode):
         return result
 
     def pairs(self) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-        """(weight, bias, running mean) of the convolutions and norms that ran once and for each other alone."""
+        """Return (weight, bias, running mean) of each convolution that ran once and fed only a norm that ran once."""
         uses: Counter[int] = Counter()
         for _, args, _ in self._calls:
             uses.update(id(t) for arg in args for t in (arg if isinstance(arg, (tuple, list)) else (arg,)))

@@ -1,9 +1,8 @@
-"""OpenVINO, on a CPU: half the time of a plain PyTorch forward pass for the same numbers, a quarter of it in bf16.
+"""The OpenVINO runtime, for CPUs: twice as fast as a plain PyTorch forward pass in fp32, four times in bf16.
 
-    ClipModel → batch norms folded → traced without computing → OpenVINO's IR, kept on disk → compiled for this CPU
+    ClipModel → batch norms folded → traced on fake tensors → OpenVINO's IR, cached on disk → compiled for this CPU
 
-A compiled network takes one clip of one shape; several clips are several requests, so a result knows nothing of the
-clips that ran beside it.
+A compiled network takes one clip of one shape. A batch runs clip by clip, so results do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ _log = logging.getLogger("vid3d_cli")
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 _MAX_COMPILED = 4
-"""Networks that are held at a time; frames that are only resized give clips of as many shapes as there are videos."""
+"""Compiled networks to hold in memory, one per clip shape; with --resize-only every video may have its own shape."""
 
 
 def import_openvino() -> Any:
-    """The package, without its telemetry: of itself it tells a server of every import and every conversion.
+    """Import openvino without its telemetry, which would report every import and conversion to a server.
 
     Raises:
         UsageError: it is not installed.
     """
-    # Where openvino_telemetry cannot be imported, openvino uses a stub in its place.
+    # openvino uses a stub if it cannot import openvino_telemetry.
     is_hidden = "openvino_telemetry" not in sys.modules
     if is_hidden:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -61,20 +60,13 @@ def import_openvino() -> Any:
 
 
 class OpenVINORuntime(DeviceRuntime):
-    """Runs the clip models of a two-stream model.
+    """Runs the clip models of a two-stream model with OpenVINO on the CPU.
 
-    Args:
-        models: per stream; their batch norms may be folded in place, which does not change what they answer.
-        precision: "fp32", "bf16" or "auto", which is fp32.
-        batch_size: clips at a time; they run one after the other, and only what is read ahead depends on it.
-        views: how many crops of each clip are run, and what becomes of their features; None runs clips as they are.
-        num_threads: None is one a core.
-        identities: per stream, what tells its model from all others: the digest of the weights, the backbone, variant,
-            layer, pooling and normalisation. The converted network of a stream without one is not kept on disk.
-        cache: where they are kept.
+    The arguments are those of `create_runtime`; without a cache every start converts the networks. Clips run one by
+    one: the batch size only affects how many are read ahead.
 
     Raises:
-        UsageError: OpenVINO is not installed, or a precision that this CPU does not compute in.
+        UsageError: OpenVINO is not installed, or this CPU does not support the precision.
     """
 
     name = "openvino"
@@ -96,12 +88,12 @@ class OpenVINORuntime(DeviceRuntime):
         self.version = str(self._openvino.__version__).split("-")[0]
         self._core = self._openvino.Core()
         if self.precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise UsageError("this CPU does not compute in bf16: use fp32")
+            raise UsageError("this CPU does not support bf16: use --precision fp32")
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
-            # All cores work on one clip. Several clips, each with a share of the cores, gain 2 % and cost their memory.
+            # All cores work on one clip. Several clips at once would gain 2 % and cost the memory of each.
             "PERFORMANCE_HINT": "LATENCY",
-            # Pinned threads of several processes, of shards for example, would all sit on the same first cores.
+            # Several processes, such as shards, would all pin their threads to the same first cores.
             "ENABLE_CPU_PINNING": False,
         }
         if num_threads is not None:
@@ -127,7 +119,7 @@ class OpenVINORuntime(DeviceRuntime):
         return Answer(*(request.get_output_tensor(i).data.copy() for i in range(2)))
 
     def _request(self, stream: str, clip: NDArray[Any]) -> Any:
-        """The network, compiled for clips like this one."""
+        """Return the network compiled for clips of this shape and type."""
         key = (stream, clip.shape, clip.dtype.str)
         if key not in self._requests:
             while len(self._requests) >= _MAX_COMPILED:
@@ -138,7 +130,7 @@ class OpenVINORuntime(DeviceRuntime):
         return self._requests[key]
 
     def _find_or_convert(self, stream: str, clip: NDArray[Any]) -> Any:
-        """OpenVINO's model of a network, for clips like this one."""
+        """Return OpenVINO's model of a network for clips of this shape and type, from the cache if it is there."""
         cache = self._cache if stream in self._identities else None
         facts = (self._identities.get(stream), clip.shape, clip.dtype.str)
         key = repr((*facts, self.version, torch.__version__, __version__, code_digest()))
@@ -151,25 +143,25 @@ class OpenVINORuntime(DeviceRuntime):
                 self._openvino.save_model(network, path, compress_to_fp16=False)
                 if cache:
                     cache.write(key, [path, path.with_suffix(".bin")])
-                # Read back as at later starts: what was never written answers with other last bits.
+                # Read back, as later starts will: a model that was never written differs in the last bits.
                 return self._core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
         except (OSError, RuntimeError) as error:
             raise Vid3dError(
-                f"the converted network cannot be written to {tempfile.gettempdir()}: free some space there, "
+                f"cannot write the converted network to {tempfile.gettempdir()}: free some space there, "
                 "set TMPDIR to another directory, or try --runtime torch"
             ) from error
 
     def _convert(self, stream: str, clip: NDArray[Any]) -> Any:
         started = time.perf_counter()
         model, clips = self._models[stream], torch.from_numpy(np.zeros((1, *clip.shape), clip.dtype))
-        fold_batch_norms(model, clips)  # for the sake of time: tracing takes a tenth of it, conversion half
+        fold_batch_norms(model, clips)  # makes tracing ten times and conversion twice as fast
 
         def forward(clips: Tensor) -> tuple[Tensor, Tensor]:
             output = model(clips)
             return output.features, output.logits
 
         with torch.no_grad():
-            # Fake tensors have shapes and no numbers, so the true length of a clip costs nothing.
+            # Fake tensors have shapes but no values, so tracing a full-length clip computes nothing.
             trace = make_fx(torch.func.functionalize(forward), tracing_mode="fake", _allow_non_fake_inputs=True)
             graph = trace(clips)
             _compute_constants(graph)
@@ -177,20 +169,20 @@ class OpenVINORuntime(DeviceRuntime):
             fx_decoder: Any = importlib.import_module("openvino.frontend.pytorch.fx_decoder")
             decoder = fx_decoder.TorchFXPythonDecoder(graph, dynamic_shapes=False)
             network = self._openvino.convert_model(decoder)
-        except Exception as error:  # of several kinds, none of them public
+        except Exception as error:  # openvino raises several types, none of them public
             reason = " ".join(str(error).split("Summary:")[-1].split())
             raise Vid3dError(
                 f"openvino {self.version} cannot convert {type(model.backbone).__name__} ({reason}): "
                 "try --runtime torch"
             ) from error
-        _log.info("%s was converted to OpenVINO in %.1f s", stream, time.perf_counter() - started)
+        _log.info("converted the %s network to OpenVINO in %.1f s", stream, time.perf_counter() - started)
         return network
 
 
 def _compute_constants(graph: fx.GraphModule) -> None:
-    """Put numbers in the place of what depends on the shape of the clips alone, such as the frames that are picked.
+    """Compute with torch what depends only on the shape of the clips, such as the indices of sampled frames.
 
-    OpenVINO's float32 arithmetic need not round as PyTorch's does, and what is cut down to an index shows it.
+    OpenVINO may round float32 differently, which changes values that are then truncated to an index.
     """
     constants: dict[fx.Node, Any] = {}
     for node in graph.graph.nodes:

@@ -1,8 +1,10 @@
-"""Clips to where a network runs, and its answers back; with a GPU, beside the work on the batch before.
+"""Copies between host and device. With a GPU, copies of one batch overlap the network's work on the batch before.
 
-host      stack | stack |       | answers 1       | answers 2
-copies           clips 1 | clips 2 |
-network                  | batch 1     | batch 2     |
+    host      stack | stack |       | answers 1       | answers 2
+    copies           clips 1 | clips 2 |
+    network                  | batch 1     | batch 2     |
+
+`CudaTransfer` does this; `Transfer` copies synchronously.
 """
 
 from __future__ import annotations
@@ -19,39 +21,39 @@ Arrays = list[NDArray[Any]]
 
 
 class Transfer:
-    """Copies in step with the network, which then is as good as done when it has been called.
+    """Synchronous copies, for the CPU and MPS.
 
     Args:
-        device: where the network runs; the CPU itself, or a device without streams of copies.
+        device: where the network runs.
     """
 
     num_in_flight = 1
-    """Batches that are worth having in work at a time; see `base.Runtime`."""
+    """See `base.Runtime`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def stack(self, clips: Sequence[NDArray[Any]]) -> Tensor:
-        """N arrays of one shape and type → one tensor (N, …) of that type, in memory that `upload` likes."""
+        """Stack N arrays of one shape and type into one host tensor (N, …) of that type."""
         return torch.from_numpy(np.stack(clips))
 
     def upload(self, batch: Tensor) -> Tensor:
-        """The same on the device, for work that is started from now on."""
+        """Return a stacked batch on the device, for work that is started from now on."""
         return batch.to(self._device)
 
     def download(self, tensors: Sequence[Tensor]) -> Callable[[], Arrays]:
-        """Returns what waits for tensors of the device, and gives them as arrays that own their memory."""
+        """Return a function that waits for device tensors and returns them as arrays that own their memory."""
         return lambda: [tensor.cpu().numpy() for tensor in tensors]
 
     def drain(self) -> None:
-        """Wait for all that was started, and give back the memory that it used; needed before a smaller attempt."""
+        """Wait for all started work and free its memory, before a retry with a smaller batch."""
 
 
 class CudaTransfer(Transfer):
-    """Copies of a CUDA GPU: clips on a stream of their own, answers behind the work; the host waits for none.
+    """Asynchronous copies for a CUDA GPU: clips on a stream of their own, answers behind the network's work.
 
-    Page-locked memory is what `non_blocking` needs. PyTorch keeps what was used and gives it out again, once the copies
-    that it was used for are over, so a buffer may be let go of while it is still being read.
+    Asynchronous copies need page-locked memory. PyTorch reuses a page-locked buffer only when the copies from it are
+    over, so a buffer may be dropped while it is still being read.
 
     Args:
         device: of type "cuda".
@@ -59,7 +61,7 @@ class CudaTransfer(Transfer):
     Source: PyTorch, "CUDA semantics"; `at::cuda::CachingHostAllocator`.
     """
 
-    num_in_flight = 2  # one that is being computed, and one that lies ready behind it
+    num_in_flight = 2  # one batch runs, the next is ready
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -68,7 +70,7 @@ class CudaTransfer(Transfer):
     def stack(self, clips: Sequence[NDArray[Any]]) -> Tensor:
         dtype = torch.from_numpy(np.empty(0, clips[0].dtype)).dtype
         batch = torch.empty((len(clips), *clips[0].shape), dtype=dtype, pin_memory=True)
-        np.stack(clips, out=batch.numpy())  # no copy in between: a call of `pin_memory` would be one
+        np.stack(clips, out=batch.numpy())  # straight into page-locked memory: `pin_memory()` would copy again
         return batch
 
     def upload(self, batch: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ class CudaTransfer(Transfer):
         with torch.cuda.stream(self._copies):
             uploaded = batch.to(self._device, non_blocking=True)
         network.wait_stream(self._copies)
-        uploaded.record_stream(network)  # else the next clips might be copied over it before it was used
+        uploaded.record_stream(network)  # keeps the memory from being reused before the network has read it
         return uploaded
 
     def download(self, tensors: Sequence[Tensor]) -> Callable[[], Arrays]:
@@ -84,21 +86,15 @@ class CudaTransfer(Transfer):
             torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor.contiguous(), non_blocking=True)
             for tensor in tensors
         ]
-        # Whoever waits sleeps: the core is a reader's.
-        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # sleeps, and leaves the core to a reader
         done.record(torch.cuda.current_stream(self._device))
 
         def wait() -> Arrays:
             done.synchronize()
-            return [tensor.numpy().copy() for tensor in downloaded]  # page-locked memory is not for keeping
+            return [tensor.numpy().copy() for tensor in downloaded]  # results must not hold page-locked memory
 
         return wait
 
     def drain(self) -> None:
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
-
-
-def create_transfer(device: torch.device) -> Transfer:
-    """The way to a device and back that suits it."""
-    return CudaTransfer(device) if device.type == "cuda" else Transfer(device)
