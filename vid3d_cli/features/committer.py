@@ -1,4 +1,4 @@
-"""A thread that has the disk hold what is done, while the next video is worked on."""
+"""A thread that writes and syncs finished videos while the next one is computed."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from types import TracebackType
 from typing import TypeAlias
 
 from .entries import FailedVideo, VideoFeatures
-from .store import FeatureStore
+from .store import Store
 
 Item: TypeAlias = VideoFeatures | FailedVideo
 
 MAX_WAITING = 8
-"""Videos whose features wait for the disk, at most."""
+"""Maximum number of videos that wait for the disk."""
 
 
 class Committer:
-    """Writes to a store and commits: every video by itself, or several at once where the disk is slower than the job.
+    """Writes videos to a store and commits: one by one, or several at once if the disk is slower than the job.
 
-    An error of the disk is raised by the next `put`, or by `close`.
+    The next `put`, or `close`, raises an error of the disk.
 
     Args:
-        store: that has begun; no one else writes to it meanwhile.
-        on_commit: is told in the thread of what is safe now.
+        store: a store that has begun; no other thread may write to it.
+        on_commit: called in the committer's thread with the items that were committed.
     """
 
-    def __init__(self, store: FeatureStore, on_commit: Callable[[list[Item]], None] | None = None) -> None:
+    def __init__(self, store: Store, on_commit: Callable[[list[Item]], None] | None = None) -> None:
         self._store = store
         self._on_commit = on_commit
         self._waiting: queue.Queue[Item | None] = queue.Queue(MAX_WAITING)
@@ -37,12 +37,12 @@ class Committer:
         self._thread.start()
 
     def put(self, item: Item) -> None:
-        """Hand over what is known of a video."""
+        """Hand over a video."""
         self._raise_error()
         self._waiting.put(item)
 
     def close(self) -> None:
-        """Wait until all that was handed over is safe."""
+        """Wait until everything handed over is committed."""
         if self._thread.is_alive():
             self._waiting.put(None)
             self._thread.join()
@@ -54,25 +54,15 @@ class Committer:
             raise error
 
     def _work(self) -> None:
-        has_more = True
-        while has_more:
-            items = self._take_all()
-            has_more = None not in items
+        is_last = False
+        while not is_last:
+            waiting = [self._waiting.get(), *(self._waiting.get() for _ in range(self._waiting.qsize()))]
+            is_last = None in waiting
             if not self._has_failed:
                 try:
-                    self._commit([item for item in items if item is not None])
+                    self._commit([item for item in waiting if item is not None])
                 except BaseException as error:
                     self._error, self._has_failed = error, True
-
-    def _take_all(self) -> list[Item | None]:
-        """What waits, at least one item."""
-        items = [self._waiting.get()]
-        while items[-1] is not None:
-            try:
-                items.append(self._waiting.get_nowait())
-            except queue.Empty:
-                break
-        return items
 
     def _commit(self, items: list[Item]) -> None:
         for item in items:

@@ -1,14 +1,14 @@
-"""`--out dir/`: files of their own for every video, in a tree that mirrors the input's; several workers may share it.
+"""`--out feats/`: separate files for each video, in a tree that mirrors the input's; several workers may share it.
 
-recipe.json, videos.jsonl, failures.jsonl   of workers that share the work: .workers/NAME.videos.jsonl, …
-a/b.npz                                     "features" (or "rgb", "flow") and the seconds of every row
+    recipe.json, videos.jsonl, failures.jsonl   of workers that share the directory: .workers/NAME.videos.jsonl, …
+    a/b.npz                                     "features" (or "rgb", "flow"), the seconds of every row, the recipe
 
-`--layout video_features` has the file names of v-iashin/video_features, for programs that read its output:
+`--layout video_features` uses the file names of v-iashin/video_features, for programs that read its output:
 
-<stem>_rgb.npy, <stem>_flow.npy   (N, 1024)
-<stem>_fps.npy                    () frames per second read
-<stem>_timestamps_ms.npy          (N,) the END of each clip, as there
-<stem>_index.jsonl, <stem>_recipe.json
+    a/b_rgb.npy, a/b_flow.npy   (N, 1024)
+    a/b_fps.npy                 () frames per second after resampling
+    a/b_timestamps_ms.npy       (N,) the END of each clip, as in that project
+    a/b_index.jsonl, a/b_recipe.json
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..durable import AtomicFile, remove_abandoned
-from ..errors import OutputError, UsageError
-from .appending import AppendedFile, read_records, refuse_damaged
+from ..durable import AppendedFile, AtomicFile, read_records, remove_abandoned, remove_files
+from ..errors import OutputError
 from .entries import (
     SPAN_COLUMNS,
     VideoEntry,
     VideoFeatures,
     checksum,
     index_line,
+    json_lines,
+    parse_entries,
     span_arrays,
     span_of_line,
     spans_of,
     video_key,
 )
-from .format import FEATURES
-from .store import FeatureStore, Recipe, open_locked, read_recipe, remove_files, write_recipe
+from .store import Recipe, Store, read_recipe, refuse_damaged, write_recipe
+from .table import MATRICES
 
 WORKERS = ".workers"
-"""Folder of the journals of workers that share a directory: apart from the features, whose names may be any."""
+"""Directory of the workers' journals, separate from the features, which may have any name."""
 
 
-class TreeStore(FeatureStore):
-    """What the layouts of a directory share.
+class TreeStore(Store):
+    """Base class of the layouts of a directory.
 
     Args:
         path: the directory.
-        worker: name of the one of several that writes here; each has a journal of its own.
+        worker: name of this worker, if several share the directory; each has its own journal.
     """
 
-    layout: str
-    """See `FeatureFormat`."""
+    has_files_per_video = True
 
     def __init__(self, path: Path, worker: str | None = None) -> None:
         super().__init__(path)
@@ -69,76 +69,77 @@ class TreeStore(FeatureStore):
 
     @property
     def failures_path(self) -> Path:
-        """Of this worker."""
+        """The list of failures of this worker."""
         return self._own("failures.jsonl")
 
     @property
-    def journal_path(self) -> Path:
-        """Of this worker."""
+    def _journal_path(self) -> Path:
         return self._own("videos.jsonl")
 
     def _own(self, name: str) -> Path:
         return self.path / WORKERS / f"{self._worker}.{name}" if self._worker else self.path / name
+
+    def own_paths(self) -> list[Path]:
+        return [self._journal_path, self.path / "recipe.json"]
+
+    def journal_paths(self) -> list[Path]:
+        return paths_of_all(self.path, "videos.jsonl")
+
+    def _failures_paths(self) -> Iterable[Path]:
+        return paths_of_all(self.path, "failures.jsonl")
 
     def recipe(self) -> dict[str, Any] | None:
         self._recipe = self._recipe or read_recipe(self.path / "recipe.json")
         return self._recipe
 
     def entries(self) -> list[VideoEntry]:
-        """Of all workers; what two of them did stands once."""
-        return [entry for entry in self._journalled() if self.is_whole(entry)]
+        """Return the entries of all workers, each video once."""
+        entries = [entry for entry in self._journalled() if self.is_whole(entry)]
+        return sorted(entries, key=lambda entry: PurePosixPath(entry.stem).parts)
 
     def _journalled(self) -> list[VideoEntry]:
         found: dict[str, VideoEntry] = {}
         for path in self.journal_paths():
-            of_worker = {e.key: e for e in map(VideoEntry.from_json, read_records(path)[0])}
-            for key, entry in of_worker.items():
+            for key, entry in {e.key: e for e in parse_entries(read_records(path)[0], path)}.items():
                 if key not in found or not self._holds(found[key]):
                     found[key] = entry
         return list(found.values())
 
     def _holds(self, entry: VideoEntry) -> bool:
-        """Whether the files of a video are those that this entry tells of: another worker may have made them anew."""
+        """Whether the files of a video belong to this entry; another worker may have replaced them."""
         try:
             return checksum(self.read(entry).matrices) == entry.crc32
         except OutputError:
             return False
 
-    def journal_paths(self) -> list[Path]:
-        """Of all workers."""
-        return paths_of_all(self.path, "videos.jsonl")
-
-    def _failure_paths(self) -> Iterable[Path]:
-        return paths_of_all(self.path, "failures.jsonl")
-
     @abstractmethod
     def is_whole(self, entry: VideoEntry) -> bool:
-        """Whether the files of a video are there and can be read; their rows are not looked at."""
+        """Whether the files of a video exist and can be opened; their rows are not read."""
 
     @abstractmethod
     def files(self, stem: str, recipe: Recipe) -> list[Path]:
-        """The files of a video."""
+        """Return the files of a video."""
 
-    def beside(self, stem: str, what: str) -> Path:
-        """The path of a file of a video: the stem and an ending."""
+    def beside(self, stem: str, ending: str) -> Path:
+        """Return the path of a file of a video."""
         path = PurePosixPath(stem)
-        return self.path / path.with_name(path.name + what)
+        return self.path / path.with_name(path.name + ending)
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    def foreign(self, stems: Collection[str]) -> list[Path]:
-        recipe = {"layout": "vid3d", "streams": ("rgb", "flow")}
+    def conflicting_files(self, stems: Collection[str]) -> list[Path]:
+        recipe = {"streams": ("rgb", "flow")}
         return [path for stem in stems for path in self.files(stem, recipe) if path.exists()]
 
     def lock(self, *, anew: bool = False) -> None:
         if self._journal is not None:
             return
-        self._journal = open_locked(self.journal_path, self.path)
+        self._journal = AppendedFile.locked(self._journal_path, self.path)
         for directory, _, _ in os.walk(self.path):
             remove_abandoned(Path(directory))
         if not anew:
-            refuse_damaged(self.journal_path)
-            ends = read_records(self.journal_path)[1]
+            refuse_damaged(self._journal_path)
+            ends = read_records(self._journal_path)[1]
             self._journal.cut(ends[-1] if ends else 0)
 
     def begin(self, recipe: Recipe) -> None:
@@ -149,25 +150,25 @@ class TreeStore(FeatureStore):
     def write(self, features: VideoFeatures) -> None:
         recipe = self.recipe()
         assert recipe is not None and self._journal is not None
-        self._journal.check_name()  # else the files would go into a new directory, without all that was there
-        self._has_made_recipe = False  # it tells whose these files are
+        self._journal.check_name()  # else new files would go into a new directory, without the earlier ones
+        self._has_made_recipe = False  # from now on it stays, since it marks the files as an output
         self.write_files(features, recipe)
         self._pending.append(features.entry)
 
     @abstractmethod
     def write_files(self, features: VideoFeatures, recipe: Recipe) -> None:
-        """Write the files of a video, each whole or not at all."""
+        """Write the files of a video, each complete or not at all."""
 
     def commit(self) -> None:
         self._sync_failures()
         if self._pending:
             assert self._journal is not None
-            self._journal.append(b"".join(entry.to_json().encode() + b"\n" for entry in self._pending))
+            self._journal.append(json_lines(self._pending))
             self._journal.sync()
             self._pending.clear()
 
     def check(self, features: VideoFeatures) -> None:
-        """Every video has a matrix of its own, of any shape."""
+        """Accept any shape: each video has its own matrix."""
 
     def close(self) -> None:
         super().close()
@@ -175,8 +176,8 @@ class TreeStore(FeatureStore):
         if self._journal is None:
             return
         if not self._journal.size:
-            remove_files([self.journal_path])
-            if self._has_made_recipe and not self._worker:  # another worker may just be starting
+            remove_files([self._journal_path])
+            if self._has_made_recipe and not self._worker:  # another worker may be starting
                 remove_files([self.path / "recipe.json"])
         self._journal.close()
         self._journal = None
@@ -184,40 +185,21 @@ class TreeStore(FeatureStore):
             (self.path / WORKERS).rmdir()
 
     def clear(self) -> None:
-        """Remove what the journals name, in whatever layout, and no other file."""
+        """Delete the files that the journals name, in any layout, and no other file."""
         assert self._journal is not None
         recipe, entries = self.recipe(), self._journalled()
         self._journal.cut(0)
-        remove_files(path for path in self.journal_paths() if path != self.journal_path)
-        remove_files(self._failure_paths())
+        remove_files(path for path in self.journal_paths() if path != self._journal_path)
+        remove_files(self._failures_paths())
         if recipe is not None:
-            was = next(tree for tree in TreeStore.__subclasses__() if tree.layout == recipe["layout"])(self.path)
-            for entry in entries:
-                remove_files(was.files(entry.stem, recipe))
+            was = TREES[recipe["layout"]](self.path)
+            remove_files(path for entry in entries for path in was.files(entry.stem, recipe))
         remove_files([self.path / "recipe.json"])
         self._recipe = None
 
-    def own_paths(self) -> list[Path]:
-        return [self.journal_path, self.path / "recipe.json"]
-
-    def refuse_taken_stems(self, videos: Mapping[str, str]) -> None:
-        """Raise UsageError where a video would take the place of another one.
-
-        Args:
-            videos: keys of videos, by stem.
-        """
-        for entry in self.entries():
-            if videos.get(entry.stem, entry.key) != entry.key:
-                raise UsageError(
-                    f"{self.path / entry.stem} is of {entry.video}, and {videos[entry.stem]} would take its place: "
-                    "name the folder that holds both, or another --out"
-                )
-
 
 class DirectoryStore(TreeStore):
-    """One .npz a video."""
-
-    layout = "vid3d"
+    """One .npz per video."""
 
     def files(self, stem: str, recipe: Recipe) -> list[Path]:
         return [self.beside(stem, ".npz")]
@@ -229,32 +211,31 @@ class DirectoryStore(TreeStore):
         path = self.beside(entry.stem, ".npz")
         try:
             with np.load(path, allow_pickle=False) as stored:
-                names = [name for name in (FEATURES, "rgb", "flow") if name in stored]
                 spans = spans_of({name: stored[name] for name in SPAN_COLUMNS})
-                return VideoFeatures(entry, {name: stored[name] for name in names}, spans)
+                return VideoFeatures(entry, {name: stored[name] for name in MATRICES if name in stored}, spans)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
             raise OutputError(f"{path}: cannot be read: {error}") from None
 
     def write_files(self, features: VideoFeatures, recipe: Recipe) -> None:
+        arrays = {
+            **features.matrices,
+            **span_arrays(features.spans),
+            "num_lost_frames": np.array(features.entry.num_lost_frames),
+            "video": np.array(features.entry.video),
+            "recipe": np.array(json.dumps(recipe)),
+        }
         with AtomicFile(self.beside(features.entry.stem, ".npz")) as file:
-            arrays = {
-                **features.matrices,
-                **span_arrays(features.spans),
-                "num_lost_frames": np.array(features.entry.num_lost_frames),
-                "video": np.array(features.entry.video),
-                "recipe": np.array(json.dumps(recipe)),
-            }
-            save_npz(file, arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 class VideoFeaturesStore(TreeStore):
-    """The files of `--layout video_features`; see the head of this file."""
+    """The files of `--layout video_features`."""
 
     layout = "video_features"
 
     def files(self, stem: str, recipe: Recipe) -> list[Path]:
-        whats = [f"_{what}.npy" for what in (*recipe["streams"], "fps", "timestamps_ms")]
-        return [self.beside(stem, what) for what in (*whats, "_index.jsonl", "_recipe.json")]
+        arrays = [f"_{name}.npy" for name in (*recipe["streams"], "fps", "timestamps_ms")]
+        return [self.beside(stem, ending) for ending in (*arrays, "_index.jsonl", "_recipe.json")]
 
     def is_whole(self, entry: VideoEntry) -> bool:
         try:
@@ -277,27 +258,31 @@ class VideoFeaturesStore(TreeStore):
             raise OutputError(f"{path}: cannot be read: {error}") from None
 
     def write_files(self, features: VideoFeatures, recipe: Recipe) -> None:
-        stem, entry = features.entry.stem, features.entry
-        lines = [index_line(row, entry.video, span) for row, span in enumerate(features.spans)]
-        self._write_text(stem, "_recipe.json", json.dumps(recipe))
-        self._write_text(stem, "_index.jsonl", "\n".join(lines))
-        end_ms = np.array([span.end_seconds * 1000 for span in features.spans])
-        for what, array in {"fps": np.array(entry.fps), "timestamps_ms": end_ms, **features.matrices}.items():
-            with AtomicFile(self.beside(stem, f"_{what}.npy")) as file:
+        entry, spans = features.entry, features.spans
+        lines = [index_line(row, entry.video, span) for row, span in enumerate(spans)]
+        for ending, text in {"_recipe.json": json.dumps(recipe), "_index.jsonl": "\n".join(lines)}.items():
+            with AtomicFile(self.beside(entry.stem, ending)) as file:
+                file.write(text.encode() + b"\n")
+        end_ms = np.array([span.end_seconds * 1000 for span in spans])
+        for name, array in {"fps": np.array(entry.fps), "timestamps_ms": end_ms, **features.matrices}.items():
+            with AtomicFile(self.beside(entry.stem, f"_{name}.npy")) as file:
                 np.save(file, array)
 
-    def _write_text(self, stem: str, what: str, text: str) -> None:
-        with AtomicFile(self.beside(stem, what)) as file:
-            file.write(text.encode() + b"\n")
+
+TREES: dict[str, type[TreeStore]] = {tree.layout: tree for tree in (DirectoryStore, VideoFeaturesStore)}
+"""By `FeatureFormat.layout`."""
+
+
+# Several workers -----------------------------------------------------------------------------------------------------
 
 
 def paths_of_all(directory: Path, name: str) -> list[Path]:
-    """The journals of this name of all workers of a directory, those that are there."""
+    """Return the existing journals of this name of all workers of a directory."""
     return [path for path in (directory / name, *sorted((directory / WORKERS).glob(f"*.{name}"))) if path.exists()]
 
 
 class JournalTail:
-    """What the workers of a directory have settled since this was made: done or failed.
+    """Tracks which videos the workers of a directory settle (finish or fail) from now on.
 
     Args:
         directory: of the output.
@@ -309,19 +294,19 @@ class JournalTail:
         failures = paths_of_all(directory, "failures.jsonl")
         self._old = {line for path in failures for line in _whole_lines(path, 0)}
         self.keys: set[str] = set()
-        """Of these videos, see `entries.video_key`; as of the last `read`, and what was added."""
+        """Keys of the settled videos, see `entries.video_key`, as of the last `read`; the caller may add some."""
         self.key_of_stem: dict[str, str] = {}
-        """Whose file is which, of videos that were done since."""
+        """The finished videos among them, by the stem of their files."""
 
     def _paths(self) -> list[Path]:
         return paths_of_all(self._directory, "videos.jsonl") + paths_of_all(self._directory, "failures.jsonl")
 
     def read(self) -> None:
-        """Look what is new."""
+        """Read the new lines of all journals."""
         for path in self._paths():
             with suppress(FileNotFoundError):
                 start = self._ends.get(path, 0)
-                if path.stat().st_size < start:  # a worker that has ended has shortened its list
+                if path.stat().st_size < start:  # a worker that ended has shortened its list
                     start = 0
                 for line in _whole_lines(path, start):
                     start += len(line)
@@ -339,8 +324,3 @@ def _whole_lines(path: Path, start: int) -> list[bytes]:
     with path.open("rb") as file:
         file.seek(start)
         return [line for line in file if line.endswith(b"\n")]
-
-
-def save_npz(file: Any, arrays: Mapping[str, Any]) -> None:
-    """Write named arrays as .npz."""
-    np.savez(file, **dict(arrays))

@@ -1,18 +1,19 @@
-"""What an output of `vid3d extract` knows of each video: its rows and whence they are, or why there are none."""
+"""What an output records of each video: its rows and the file they are from, or why it has none."""
 
 from __future__ import annotations
 
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import OutputError
 from ..records import ClipSpan, VideoFailure, VideoResult, to_json
 from ..video.fingerprint import Fingerprint
 from ..video.sources import is_url
@@ -25,57 +26,43 @@ SPAN_COLUMNS = {
     "start_frame": np.int64,
     "num_valid_frames": np.int64,
 }
-"""Which part of its video a row describes: columns, in the order of an index line."""
+"""The fields of a `ClipSpan` as columns, in the order of an index line; "clip" is its `index`."""
 
 
 @dataclass(frozen=True)
 class VideoEntry:
-    """A video whose rows are there; a line of `videos.jsonl`."""
+    """A video that has rows; a line of `videos.jsonl`."""
 
     video: str
-    """Path or URL as it was given."""
+    """Path or URL as given."""
     stem: str
-    """Where its files go below a directory, without suffix."""
+    """Path of its files below a directory, without suffix."""
     row: int
-    """Of its first clip in the matrix; 0 where it has a matrix of its own."""
+    """Its first row in the matrix; 0 if it has a matrix of its own."""
     num_rows: int
     fps: float
-    """Frames per second that were read."""
+    """Frames per second after resampling."""
     num_frames: int
-    """That were read."""
+    """Frames read, after resampling."""
     num_lost_frames: int
-    """Frames that damage or a missing end has cost."""
+    """Frames missing because the file is damaged or cut off."""
     file: Fingerprint | None
     """The file that was read; None for a URL."""
     crc32: int
-    """Checksum of the rows' bytes, matrix by matrix."""
+    """See `checksum`."""
 
     @property
     def key(self) -> str:
         """See `video_key`."""
         return video_key(self.video)
 
-    def to_json(self) -> str:
-        """One line, without its end."""
-        return to_json(asdict(self))
-
-    @classmethod
-    def from_json(cls, line: Mapping[str, Any]) -> VideoEntry:
-        """The inverse of `to_json`, of the parsed line."""
-        return cls(**{**line, "file": Fingerprint.from_json(line["file"])})
-
 
 @dataclass(frozen=True)
-class FailedVideo:
-    """A video without rows; a line of `failures.jsonl`, which is a list of videos too."""
+class FailedVideo(VideoFailure):
+    """A video without rows; a line of `failures.jsonl`, which vid3d accepts as a list of videos."""
 
-    video: str
-    error: str
-    """Name of the exception class, as drawn in `errors`."""
-    message: str
-    """What was wrong and what to do."""
     file: Fingerprint | None
-    """The file that failed; None for a URL, or where there was no file."""
+    """The file that failed; None for a URL, or if there was no file."""
 
     @property
     def key(self) -> str:
@@ -84,34 +71,25 @@ class FailedVideo:
 
     @classmethod
     def of(cls, failure: VideoFailure, file: Fingerprint | None) -> FailedVideo:
-        """What an engine told, and of which file."""
+        """Add the file to a failure."""
         return cls(failure.video, failure.error, failure.message, file)
-
-    def to_json(self) -> str:
-        """One line, without its end."""
-        return to_json(asdict(self))
-
-    @classmethod
-    def from_json(cls, line: Mapping[str, Any]) -> FailedVideo:
-        """The inverse of `to_json`, of the parsed line."""
-        return cls(line["video"], line["error"], line["message"], Fingerprint.from_json(line.get("file")))
 
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """All that is stored of one video."""
+    """The stored features of one video."""
 
     entry: VideoEntry
     matrices: Mapping[str, NDArray[Any]]
     """N rows each, by name: "features", or "rgb" and "flow"."""
     spans: Sequence[ClipSpan]
-    """Of the N rows."""
+    """Spans of the N rows."""
 
     @classmethod
     def of(
         cls, result: VideoResult, stem: PurePosixPath, file: Fingerprint | None, form: FeatureFormat
     ) -> VideoFeatures:
-        """What a store is given of a result."""
+        """Return what a store keeps of a result."""
         matrices = form.matrices(result)
         entry = VideoEntry(
             video=result.video,
@@ -120,7 +98,7 @@ class VideoFeatures:
             num_rows=len(result.clips),
             fps=result.fps,
             num_frames=result.num_frames,
-            num_lost_frames=result.num_decode_failures,
+            num_lost_frames=result.num_lost_frames,
             file=file,
             crc32=checksum(matrices),
         )
@@ -128,56 +106,82 @@ class VideoFeatures:
 
 
 def video_key(video: str) -> str:
-    """The same for `a.mp4` and `./a.mp4`; relative paths stay relative, so that a tree may move with its features."""
+    """Return the same key for `a.mp4` and `./a.mp4`; relative paths stay relative, so that a tree can be moved."""
     return video if is_url(video) else os.path.normpath(video)
 
 
 def readable(video: str) -> str:
-    """A name that is UTF-8 whatever bytes it has, for columns that any library reads; `VideoEntry.video` is exact."""
+    """Return a name that is valid UTF-8, for columns that any library reads; `VideoEntry.video` is exact."""
     return os.fsencode(video).decode("utf-8", "backslashreplace")
 
 
 def checksum(matrices: Mapping[str, NDArray[Any]]) -> int:
-    """CRC-32 of the rows of one video, matrix by matrix in the order of their names."""
+    """Return the CRC-32 of the rows of one video, matrix by matrix in the order of their names."""
     value = 0
     for name in sorted(matrices):
         value = zlib.crc32(np.ascontiguousarray(matrices[name]).data, value)
     return value
 
 
-def span_arrays(spans: Sequence[ClipSpan]) -> dict[str, NDArray[Any]]:
-    """Spans as columns of length N; see `SPAN_COLUMNS`."""
-    values = [_span_values(span) for span in spans]
-    columns = list(zip(*values, strict=True)) or [()] * len(SPAN_COLUMNS)
-    return {n: np.array(c, dtype) for (n, dtype), c in zip(SPAN_COLUMNS.items(), columns, strict=True)}
+# Lines of JSON -------------------------------------------------------------------------------------------------------
 
 
-def spans_of(columns: Mapping[str, Any]) -> list[ClipSpan]:
-    """The inverse of `span_arrays`."""
+def json_lines(items: Iterable[VideoEntry | FailedVideo]) -> bytes:
+    """Return a line for each video."""
+    return "".join(f"{to_json(asdict(item))}\n" for item in items).encode()
+
+
+def parse_entries(lines: Iterable[Mapping[str, Any]], path: Path) -> list[VideoEntry]:
+    """Return the videos of parsed lines.
+
+    Raises:
+        OutputError: a line is not an entry, or names files outside the directory.
+    """
+    try:
+        entries = [VideoEntry(**{**line, "file": Fingerprint.from_json(line["file"])}) for line in lines]
+        for stem in (PurePosixPath(entry.stem) for entry in entries):
+            if stem.is_absolute() or ".." in stem.parts:
+                raise ValueError(f"'{stem}' lies outside the output")
+    except (ValueError, TypeError, KeyError) as error:
+        raise OutputError(f"{path}: cannot be read: its list of videos is damaged: {error}") from None
+    return entries
+
+
+def parse_failures(lines: Iterable[Mapping[str, Any]]) -> list[FailedVideo]:
+    """Return the failures of parsed lines; other lines are skipped."""
     return [
-        ClipSpan(
-            index=int(columns["clip"][i]),
-            start_frame=int(columns["start_frame"][i]),
-            num_valid_frames=int(columns["num_valid_frames"][i]),
-            start_seconds=float(columns["start_seconds"][i]),
-            end_seconds=float(columns["end_seconds"][i]),
-        )
-        for i in range(len(columns["clip"]))
+        FailedVideo(line["video"], line["error"], line["message"], Fingerprint.from_json(line.get("file")))
+        for line in lines
+        if {"video", "error", "message"} <= line.keys()
     ]
 
 
+# Spans ---------------------------------------------------------------------------------------------------------------
+
+
+def span_arrays(spans: Sequence[ClipSpan]) -> dict[str, NDArray[Any]]:
+    """Return spans as columns of length N, see `SPAN_COLUMNS`."""
+    return {
+        name: np.array([getattr(span, _field(name)) for span in spans], dtype) for name, dtype in SPAN_COLUMNS.items()
+    }
+
+
+def spans_of(columns: Mapping[str, Any]) -> list[ClipSpan]:
+    """Return the spans of columns; the inverse of `span_arrays`."""
+    rows = zip(*(columns[name].tolist() for name in SPAN_COLUMNS), strict=True)
+    return [ClipSpan(**dict(zip(map(_field, SPAN_COLUMNS), row, strict=True))) for row in rows]
+
+
 def index_line(row: int, video: str, span: ClipSpan) -> str:
-    """A line of `index.jsonl`, without its end."""
-    return to_json({"row": row, "video": readable(video), **dict(zip(SPAN_COLUMNS, _span_values(span), strict=True))})
+    """Return a line of `index.jsonl`, without its end."""
+    return to_json({"row": row, "video": readable(video), **{n: getattr(span, _field(n)) for n in SPAN_COLUMNS}})
 
 
 def span_of_line(line: bytes) -> ClipSpan:
-    """The inverse of `index_line`."""
+    """Return the span of a line of `index.jsonl`."""
     fields = json.loads(line)
-    fields["index"] = fields.pop("clip")
-    del fields["row"], fields["video"]
-    return ClipSpan(**fields)
+    return ClipSpan(**{_field(name): fields[name] for name in SPAN_COLUMNS})
 
 
-def _span_values(span: ClipSpan) -> tuple[int, float, float, int, int]:
-    return span.index, span.start_seconds, span.end_seconds, span.start_frame, span.num_valid_frames
+def _field(column: str) -> str:
+    return "index" if column == "clip" else column

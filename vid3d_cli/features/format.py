@@ -1,4 +1,4 @@
-"""How clip features are written, whatever the file format."""
+"""The format of clip features in every kind of file: dtype, concatenation, layout."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ LAYOUTS = ("vid3d", "video_features")
 
 @dataclass(frozen=True)
 class FeatureFormat:
-    """What `--dtype`, `--concat` and `--layout` say."""
+    """The options `--dtype`, `--concat` and `--layout`.
+
+    Raises:
+        UsageError: a value is unknown.
+    """
 
     dtype: str = "float32"
     """One of `DTYPES`."""
     concat: bool = True
-    """One matrix with the streams side by side, or one a stream."""
+    """One matrix with the streams side by side, or one for each stream."""
     layout: str = "vid3d"
     """One of `LAYOUTS`: file names and arrays in a directory."""
 
@@ -35,14 +39,14 @@ class FeatureFormat:
         if self.layout not in LAYOUTS:
             raise UsageError(f"unknown layout '{self.layout}': choose one of {', '.join(LAYOUTS)}")
         if self.layout == "video_features":
-            object.__setattr__(self, "concat", False)  # its file names have the stream in them
+            object.__setattr__(self, "concat", False)  # its file names contain the stream
 
     def matrices(self, result: VideoResult) -> dict[str, NDArray[Any]]:
-        """The features of one video, (N, D) each: by stream, or all under "features"."""
+        """Return the features of one video, (N, D) each: by stream, or all as "features"."""
         if self.concat:
             return {FEATURES: result.features().astype(self.dtype)}
         return {stream: result.features(stream).astype(self.dtype) for stream in result.clips[0].features}
 
     def describe(self, recipe: Recipe) -> dict[str, Any]:
-        """What is kept with the features: the recipe and this format; compared before a job goes on."""
+        """Return the recipe and this format, as stored with the features and compared before a job resumes."""
         return {**asdict(recipe), **asdict(self)}

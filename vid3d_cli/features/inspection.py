@@ -1,115 +1,83 @@
-"""Looking into features that are there: what they are of, and the rows of one video or one second."""
+"""Inspects outputs: a summary, the rows of a video or of a moment, and a check of every row."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..durable import damaged_lines, read_records
 from ..errors import OutputError, UsageError
-from .entries import VideoEntry, VideoFeatures, checksum, video_key
-from .npy import NpyStore
-from .packed import PackedStore
-from .store import FeatureStore
+from ..records import ClipSpan
+from .entries import VideoEntry, VideoFeatures, checksum, parse_entries, video_key
+from .store import Store
 
 MAX_NAMED = 5
 """Videos that a message names."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What an output holds."""
-
-    num_videos: int
-    num_rows: int
-    """A row a clip."""
-    seconds: float
-    """Of video that was read for them."""
-    matrices: Mapping[str, Mapping[str, Any]]
-    """By name: "shape" of all rows, and "dtype"; in a directory the shape of a row is that of its first video."""
-    recipe: Mapping[str, Any]
-    """See `FeatureFormat.describe`."""
-    failures: Mapping[str, int]
-    """How many videos failed, by the class of the error."""
-    lost_frames: Mapping[str, int]
-    """Of the videos that are damaged."""
-    unfinished: str | None
-    """What there is of a job that has not ended, in a sentence."""
-
-
-def read_whole(store: FeatureStore, entry: VideoEntry) -> VideoFeatures:
-    """The rows of a video, which are those that were written.
+def read_verified(store: Store, entry: VideoEntry) -> VideoFeatures:
+    """Return the rows of a video, after comparing them with their checksum.
 
     Raises:
-        OutputError: they are not, or cannot be read.
+        OutputError: they are damaged, or cannot be read.
     """
     try:
         features = store.read(entry)
-    except Exception as error:  # a damaged file can make the readers raise anything
+    except Exception as error:  # a damaged file can make libraries raise anything
         raise OutputError(f"{entry.video}: its rows cannot be read: {error}") from error
     num_rows = {len(features.spans), *(len(rows) for rows in features.matrices.values())}
     if num_rows != {entry.num_rows}:
-        raise OutputError(f"{entry.video}: {min(num_rows)} rows are there of {entry.num_rows}")
+        raise OutputError(f"{entry.video}: has {min(num_rows)} of its {entry.num_rows} rows")
     if checksum(features.matrices) != entry.crc32:
-        raise OutputError(f"{entry.video}: its rows are not those that were written: their checksum differs")
+        raise OutputError(f"{entry.video}: its rows were changed or damaged: their checksum differs")
     return features
 
 
-def summarise(store: FeatureStore) -> Summary:
-    """Tell what an output holds; of the rows, only those of the first video are read."""
+# Summary -------------------------------------------------------------------------------------------------------------
+
+
+def summarise(store: Store) -> dict[str, Any]:
+    """Return a summary of an output, as `vid3d features info` prints it.
+
+    "videos", "rows" and "seconds" of video are totals; "matrices" has shape and dtype by name; "failures" counts videos
+    by the class of their error; "lost_frames" has the damaged videos; "unfinished": see `Store.describe_unfinished`. Of
+    the rows, only those of the first video are read; a directory is assumed to have one shape.
+    """
     entries = store.entries()
     num_rows = sum(entry.num_rows for entry in entries)
-    return Summary(
-        num_videos=len(entries),
-        num_rows=num_rows,
-        seconds=sum(entry.num_frames / entry.fps for entry in entries),
-        matrices={
-            n: {"shape": [num_rows, *m.shape[1:]], "dtype": m.dtype.name}
-            for n, m in _first_rows(store, entries).items()
-        },
-        recipe=store.recipe() or {},
-        failures=dict(Counter(failed.error for failed in store.failures())),
-        lost_frames={entry.video: entry.num_lost_frames for entry in entries if entry.num_lost_frames},
-        unfinished=describe_unfinished(store),
-    )
+    matrices = _first_rows(store, entries)
+    return {
+        "videos": len(entries),
+        "rows": num_rows,
+        "seconds": sum(entry.num_frames / entry.fps for entry in entries),
+        "matrices": {n: {"shape": [num_rows, *m.shape[1:]], "dtype": m.dtype.name} for n, m in matrices.items()},
+        "recipe": store.recipe() or {},
+        "failures": dict(Counter(failed.error for failed in store.failures())),
+        "lost_frames": {entry.video: entry.num_lost_frames for entry in entries if entry.num_lost_frames},
+        "unfinished": store.describe_unfinished(),
+    }
 
 
-def _first_rows(store: FeatureStore, entries: Sequence[VideoEntry]) -> Mapping[str, NDArray[Any]]:
-    """Those of the first video that is not damaged."""
+def _first_rows(store: Store, entries: Sequence[VideoEntry]) -> Mapping[str, NDArray[Any]]:
+    """Return the rows of the first video that is not damaged."""
     for entry in entries:
         with suppress(OutputError):
-            return read_whole(store, entry).matrices
+            return read_verified(store, entry).matrices
     return {}
 
 
-def describe_unfinished(store: FeatureStore) -> str | None:
-    """What there is of a job that is at work or was interrupted, as far as files tell; None of one that has ended."""
-    goes_on = "a job is at work, or was interrupted and goes on when its command is given again"
-    if isinstance(store, PackedStore):
-        return f"rows wait in {store.directory}: {goes_on}" if store.directory.exists() else None
-    if isinstance(store, NpyStore):
-        num_rows = sum(entry.num_rows for entry in store.entries())
-        num_found = {*map(len, store.matrices.values()), *map(_num_promised, store.matrix_paths().values())}
-        return f"more or fewer rows than the {num_rows} that count: {goes_on}" if num_found - {num_rows} else None
-    return None
-
-
-def _num_promised(path: Path) -> int:
-    """The rows that NumPy sees."""
-    try:
-        return len(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError):  # not there yet, or not even its header
-        return 0
+# One video -----------------------------------------------------------------------------------------------------------
 
 
 def find_video(entries: Sequence[VideoEntry], name: str) -> VideoEntry:
-    """The video that a person means: by its path as it was given, its stem below a directory, or a unique ending.
+    """Return the video of a name: its path as given, its stem, or an ending of either that only one video has.
 
         b.mp4, sub/b.mp4, sub/b, b → in/sub/b.mp4
 
@@ -117,23 +85,23 @@ def find_video(entries: Sequence[VideoEntry], name: str) -> VideoEntry:
         UsageError: there is none, or several; the message names some.
     """
     ending = PurePosixPath(name).parts
-    ways = (
-        [entry for entry in entries if name == entry.video],
-        [entry for entry in entries if video_key(name) == entry.key],
-        [entry for entry in entries if name == entry.stem],
-        [entry for entry in entries if ending in (_last_parts(entry.key, ending), _last_parts(entry.stem, ending))],
+
+    def ends(path: str) -> bool:
+        return PurePosixPath(path).parts[-len(ending) :] == ending
+
+    ways: tuple[Callable[[VideoEntry], bool], ...] = (
+        lambda entry: entry.video == name,
+        lambda entry: entry.key == video_key(name),
+        lambda entry: entry.stem == name,
+        lambda entry: ends(entry.key) or ends(entry.stem),
     )
-    found = next((matches for matches in ways if matches), [])
+    found = next((matches for way in ways if (matches := list(filter(way, entries)))), [])
     if len(found) == 1:
         return found[0]
     if found:
-        raise UsageError(f"'{name}' may be {len(found)} videos: {_some(found)}; give more of the path")
+        raise UsageError(f"'{name}' matches {len(found)} videos: {_some(found)}; give more of the path")
     likely = [entry for entry in entries if PurePosixPath(name).stem.lower() in entry.key.lower()]
-    raise UsageError(f"no video '{name}' among the {len(entries)}; there is {_some(likely or entries)}")
-
-
-def _last_parts(path: str, ending: Sequence[str]) -> tuple[str, ...]:
-    return PurePosixPath(path).parts[-len(ending) :]
+    raise UsageError(f"none of the {len(entries)} videos is '{name}'; there is {_some(likely or entries)}")
 
 
 def _some(entries: Sequence[VideoEntry]) -> str:
@@ -142,16 +110,98 @@ def _some(entries: Sequence[VideoEntry]) -> str:
 
 
 def rows_at(features: VideoFeatures, seconds: float) -> list[int]:
-    """The rows of the clips that cover a moment: several where clips overlap.
+    """Return the rows of the clips that cover a moment: several if clips overlap.
 
     Raises:
-        UsageError: none does.
+        UsageError: no clip does.
     """
     spans = features.spans
     rows = [i for i, span in enumerate(spans) if span.start_seconds <= seconds < span.end_seconds]
     if not rows:
         raise UsageError(
-            f"{features.entry.video}: no clip covers {seconds:g} s: {len(spans)} clips lie between "
+            f"{features.entry.video}: no clip covers {seconds:g} s: its {len(spans)} clips lie between "
             f"{spans[0].start_seconds:g} and {spans[-1].end_seconds:g} s"
         )
     return rows
+
+
+# Check ---------------------------------------------------------------------------------------------------------------
+
+REPAIR = "run the same vid3d extract command to extract it again"
+
+
+class Problem(NamedTuple):
+    """A difference between an output and what was written."""
+
+    what: str
+    """What is wrong, where, and what to do; one line."""
+    is_damage: bool = True
+    """Whether rows are lost or wrong; otherwise a warning."""
+
+
+def find_problems(store: Store, on_video: Callable[[], None] = lambda: None) -> Iterator[Problem]:
+    """Read every row of an output and yield what is wrong.
+
+    Args:
+        store: the output to check; one video at a time is in memory.
+        on_video: called after each video.
+    """
+    entries, recipe = store.entries(), store.recipe() or {}
+    yield from _journal_problems(store, entries)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for entry in entries:
+        yield from _video_problems(store, entry, recipe, shapes)
+        on_video()
+    if unfinished := store.describe_unfinished():
+        yield Problem(f"{store.path}: {unfinished}", is_damage=False)
+
+
+def _journal_problems(store: Store, entries: Sequence[VideoEntry]) -> Iterator[Problem]:
+    """Yield damaged lines, except an incomplete last one of a killed job, and journalled videos without rows."""
+    missing: dict[str, VideoEntry] = {}
+    for path in store.journal_paths():
+        num_good, damaged = damaged_lines(path)
+        if damaged and damaged[0].endswith(b"\n"):
+            yield Problem(f"{path}: damaged after line {num_good}: the videos of later lines do not count; {REPAIR}")
+        missing |= {entry.key: entry for entry in parse_entries(read_records(path)[0], path)}
+    for entry in entries:
+        missing.pop(entry.key, None)
+    for entry in missing.values():
+        yield Problem(f"{entry.video}: its rows are missing or cut off; {REPAIR}")
+
+
+def _video_problems(
+    store: Store, entry: VideoEntry, recipe: Mapping[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> Iterator[Problem]:
+    new = f"new{store.path.suffix or '/'}"
+    replace = (
+        f"vid3d features convert {store.path} {new} leaves it out, and vid3d extract --out {new} extracts it again"
+    )
+    try:
+        features = read_verified(store, entry)
+    except OutputError as error:
+        yield Problem(f"{error}; {replace}")
+        return
+    if not _are_in_order(features.spans):
+        yield Problem(f"{entry.video}: its clips are not in time order; {replace}")
+    for name, rows in features.matrices.items():
+        # Maps of whole frames, without a crop, have as many shapes as there are frame sizes.
+        shape = rows.shape[1:] if recipe["crops"] == "none" else shapes.setdefault(name, rows.shape[1:])
+        if (rows.shape[1:], rows.dtype.name) != (shape, recipe["dtype"]):
+            yield Problem(
+                f"{entry.video}: {name} has rows of {rows.shape[1:]} {rows.dtype}, expected {shape} "
+                f"{recipe['dtype']}; {replace}"
+            )
+        if not np.isfinite(rows).all():
+            advice = "float16 ends at 65504: use --dtype float32" if rows.dtype == np.float16 else "extract it again"
+            yield Problem(f"{entry.video}: {name} contains NaN or infinity; {advice}, with another --out")
+    if entry.file is not None and Path(entry.video).exists() and not entry.file.is_of(entry.video):
+        yield Problem(f"{entry.video}: the video changed after its rows were made; {REPAIR}", is_damage=False)
+
+
+def _are_in_order(spans: Sequence[ClipSpan]) -> bool:
+    return (
+        [span.index for span in spans] == list(range(len(spans)))
+        and all(a.start_frame < b.start_frame and a.start_seconds < b.start_seconds for a, b in pairwise(spans))
+        and all(span.start_seconds <= span.end_seconds and span.num_valid_frames > 0 for span in spans)
+    )

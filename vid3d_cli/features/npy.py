@@ -1,139 +1,46 @@
-"""`--out feats.npy`: one matrix of all rows, `feats.index.jsonl` with a line a row, and what is known of the videos.
+"""`--out feats.npy`: one matrix of all rows, with an index, a journal and a recipe beside it.
 
-feats.npy            (N, D): np.load reads it at any time; feats_rgb.npy and feats_flow.npy without concatenation
-feats.index.jsonl    a line a row
-feats.videos.jsonl   a line a video, written last: the rows of a video without one do not count
+feats.npy            (N, D); np.load reads it at any time. feats_rgb.npy and feats_flow.npy with --no-concat
+feats.index.jsonl    a line for each row
+feats.videos.jsonl   the journal: a line for each video, written last. Rows of a video without a line do not count
 feats.recipe.json, feats.failures.jsonl
 """
 
 from __future__ import annotations
 
-import io
-import math
+import json
 import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..durable import remove_abandoned
+from ..durable import AppendedFile, output_errors, read_records, remove_abandoned, remove_files, sync_directory
 from ..errors import OutputError
-from .appending import AppendedFile, read_records, refuse_damaged
-from .entries import VideoEntry, VideoFeatures, index_line, readable, span_arrays, span_of_line
+from .entries import (
+    VideoEntry,
+    VideoFeatures,
+    index_line,
+    json_lines,
+    parse_entries,
+    readable,
+    span_arrays,
+    span_of_line,
+)
 from .format import FEATURES
-from .store import FeatureStore, Recipe, open_locked, read_recipe, remove_files, write_recipe
+from .growing import GrowingNpy, NpyHeader
+from .store import Recipe, Store, read_recipe, refuse_damaged, write_recipe
+from .table import Table
+
+RESUMES = "a job is running, or was interrupted; run the same command to resume it"
 
 
-@dataclass(frozen=True)
-class _NpyFile:
-    """What is known of an .npy file before its rows are read."""
-
-    like: NDArray[Any]
-    """(0, …): shape and dtype of the rows."""
-    data_start: int
-    """Bytes of the header. NumPy pads it, so that the number of rows can grow in place."""
-    num_rows: int
-    """That are there, whole."""
-    num_promised: int
-    """That the header tells of."""
-
-    @property
-    def row_bytes(self) -> int:
-        """Of one row."""
-        return int(self.like.dtype.itemsize * math.prod(self.like.shape[1:]))
-
-    @classmethod
-    def of(cls, path: Path) -> _NpyFile | None:
-        """Read a header; None where there is none, or not a whole one.
-
-        Raises:
-            OutputError: the file is something else.
-        """
-        try:
-            with path.open("rb") as file:
-                if np.lib.format.read_magic(file) != (1, 0):
-                    raise ValueError("of another version")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-                data_start, size = file.tell(), file.seek(0, io.SEEK_END)
-        except FileNotFoundError:
-            return None
-        except (ValueError, OSError) as error:
-            if path.is_file() and path.stat().st_size < _SHORTEST_HEADER:
-                return None
-            raise OutputError(f"{path}: not a matrix that vid3d wrote: {error}") from None
-        header = cls(np.empty((0, *shape[1:]), dtype), data_start, 0, shape[0])
-        return replace(header, num_rows=(size - data_start) // max(1, header.row_bytes))
-
-    def rows(self, path: Path) -> NDArray[Any]:
-        """The rows, memory-mapped."""
-        if not self.num_rows:
-            return self.like
-        return np.memmap(path, self.like.dtype, "r", self.data_start, (self.num_rows, *self.like.shape[1:]))
-
-
-_SHORTEST_HEADER = 128
-
-
-class GrowingNpy:
-    """An .npy file that rows are appended to; its header never promises more rows than are committed.
-
-    Args:
-        path: opened where it is there.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = AppendedFile(path)
-        self._header = _NpyFile.of(path)
-        if self._header is None:
-            self._file.cut(0)
-
-    def append(self, rows: NDArray[Any]) -> None:
-        """Add rows (N, …) of the shape and dtype of those before."""
-        if self._header is None:
-            header = _header_bytes(rows, 0)
-            self._file.append(header)
-            self._header = _NpyFile(rows[:0], len(header), 0, 0)
-        self._file.append(np.ascontiguousarray(rows).tobytes())
-
-    def sync(self) -> None:
-        """Have the disk hold the rows."""
-        self._file.sync()
-
-    def promise(self, num_rows: int) -> None:
-        """Write into the header how many rows there are."""
-        if self._header is not None and self._header.num_promised != num_rows:
-            self._file.write_at(0, _header_bytes(self._header.like, num_rows))
-            self._header = replace(self._header, num_promised=num_rows)
-
-    def cut(self, num_rows: int) -> None:
-        """Drop the rows behind so many."""
-        if self._header is not None:
-            self._file.cut(self._header.data_start + num_rows * self._header.row_bytes)
-            self.promise(num_rows)
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._file.close()
-
-
-def _header_bytes(like: NDArray[Any], num_rows: int) -> bytes:
-    file = io.BytesIO()
-    header = {
-        "descr": np.lib.format.dtype_to_descr(like.dtype),
-        "fortran_order": False,
-        "shape": (num_rows, *like.shape[1:]),
-    }
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.getvalue()
-
-
-@dataclass(frozen=True)
-class _Committed:
-    """What counts of the files, and how long they are without the rest."""
+class _Committed(NamedTuple):
+    """The committed part of the files."""
 
     entries: list[VideoEntry]
     num_rows: int
@@ -141,14 +48,15 @@ class _Committed:
     journal_bytes: int
 
 
-class NpyStore(FeatureStore):
-    """See the head of this file."""
+class NpyStore(Store):
+    """Features in one .npy matrix, or one for each stream."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._index_path = path.with_suffix(".index.jsonl")
-        self.journal_path = path.with_suffix(".videos.jsonl")
+        self._journal_path = path.with_suffix(".videos.jsonl")
         self._recipe_path = path.with_suffix(".recipe.json")
+        self._rewritten = path.with_name(f".{path.name}.rewritten")
         self._journal: AppendedFile | None = None
         self._index: AppendedFile | None = None
         self._matrices: dict[str, GrowingNpy] = {}
@@ -159,90 +67,99 @@ class NpyStore(FeatureStore):
 
     @property
     def failures_path(self) -> Path:
-        """Beside the matrix."""
         return self.path.with_suffix(".failures.jsonl")
+
+    def own_paths(self) -> list[Path]:
+        return [*self._matrix_paths().values(), self.path, self._index_path, self._journal_path, self._recipe_path]
+
+    def journal_paths(self) -> list[Path]:
+        return [self._journal_path] if self._journal_path.exists() else []
 
     def recipe(self) -> dict[str, Any] | None:
         return read_recipe(self._recipe_path)
 
     def entries(self) -> list[VideoEntry]:
-        """Of a video that was made anew, the rows that came last."""
+        """Return the entries; a video that was extracted again keeps its place and has its latest rows."""
         return list({entry.key: entry for entry in self._committed().entries}.values())
 
     def read(self, entry: VideoEntry) -> VideoFeatures:
         rows = slice(entry.row, entry.row + entry.num_rows)
         spans = [span_of_line(line) for line in self._index_lines[rows]]
-        return VideoFeatures(entry, {name: m[rows] for name, m in self.matrices.items()}, spans)
+        return VideoFeatures(entry, {name: m[rows] for name, m in self._mapped.items()}, spans)
 
-    @cached_property
-    def matrices(self) -> dict[str, NDArray[Any]]:
-        """All rows that are on disk, by name, as they were when this was first asked for; memory-mapped."""
-        paths = self.matrix_paths()
-        return {name: header.rows(paths[name]) for name, header in self._headers().items() if header is not None}
-
-    def columns(self) -> tuple[list[str], dict[str, NDArray[Any]]]:
-        """The video of every row of a compact output, and the columns of `entries.SPAN_COLUMNS`."""
+    def table(self) -> Table:
+        """Return all rows of an output without replaced ones, see `compact`."""
         entries = self.entries()
         num_rows = sum(entry.num_rows for entry in entries)
-        spans = [span_of_line(line) for line in self._index_lines[:num_rows]]
-        return [readable(entry.video) for entry in entries for _ in range(entry.num_rows)], span_arrays(spans)
+        spans = span_arrays([span_of_line(line) for line in self._index_lines[:num_rows]])
+        videos = [readable(entry.video) for entry in entries for _ in range(entry.num_rows)]
+        return Table(json.dumps(self.recipe()), json_lines(entries), self._mapped, spans, videos)
+
+    def describe_unfinished(self) -> str | None:
+        num_rows = sum(entry.num_rows for entry in self.entries())
+        headers = [header for header in self._headers().values() if header is not None]
+        if {n for header in headers for n in (header.num_rows, header.num_promised)} <= {num_rows}:
+            return None
+        return f"it has more or fewer rows than the {num_rows} that count: {RESUMES}"
+
+    @cached_property
+    def _mapped(self) -> dict[str, NDArray[Any]]:
+        """All rows on disk, by name, as of the first call."""
+        paths = self._matrix_paths()
+        return {name: header.rows(paths[name]) for name, header in self._headers().items() if header is not None}
 
     @cached_property
     def _index_lines(self) -> _Lines:
         return _Lines(self._index_path)
 
-    def matrix_paths(self) -> dict[str, Path]:
+    def _matrix_paths(self) -> dict[str, Path]:
         recipe = self.recipe()
-        if recipe is None:
-            return {}
-        if recipe["concat"]:
-            return {FEATURES: self.path}
+        if recipe is None or recipe["concat"]:
+            return {FEATURES: self.path} if recipe else {}
         return {name: self.path.with_name(f"{self.path.stem}_{name}.npy") for name in recipe["streams"]}
 
+    def _headers(self) -> dict[str, NpyHeader | None]:
+        return {name: NpyHeader.read(path) for name, path in self._matrix_paths().items()}
+
     def _committed(self) -> _Committed:
-        """The videos of the journal, as far as their rows and index lines are there."""
-        lines, ends = read_records(self.journal_path)
+        """Return the videos of the journal up to the first one without complete rows and index lines."""
+        lines, ends = read_records(self._journal_path)
         index = _Lines(self._index_path)
         available = min([len(index), *(header.num_rows if header else 0 for header in self._headers().values())])
         entries: list[VideoEntry] = []
         num_rows = 0
-        for line in lines:
-            entry = VideoEntry.from_json(line)
+        for entry in parse_entries(lines, self._journal_path):
             if num_rows + entry.num_rows > available:
                 break
             entries.append(entry)
             num_rows += entry.num_rows
         return _Committed(entries, num_rows, index.end(num_rows), ends[len(entries) - 1] if entries else 0)
 
-    def _headers(self) -> dict[str, _NpyFile | None]:
-        return {name: _NpyFile.of(path) for name, path in self.matrix_paths().items()}
-
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    def foreign(self, stems: Collection[str]) -> list[Path]:
+    def conflicting_files(self, stems: Collection[str]) -> list[Path]:
         beside = [self.path.with_name(f"{self.path.stem}_{name}.npy") for name in ("rgb", "flow")]
-        files = [self.path, *beside, self._index_path, self.journal_path]
+        files = [self.path, *beside, self._index_path, self._journal_path]
         return [path for path in files if path.exists() and (path.is_dir() or path.stat().st_size)]
 
     def lock(self, *, anew: bool = False) -> None:
         if self._journal is not None:
             return
         has_rows = self.path.exists() and self.path.stat().st_size > 0
-        if has_rows and not anew and not self.journal_path.exists():
+        if has_rows and not anew and not self._journal_path.exists():
             raise OutputError(
-                f"{self.journal_path}: missing: without it nobody knows what {self.path} holds; bring it back, or "
-                "start anew with --overwrite"
+                f"{self._journal_path}: missing, and without it the rows of {self.path} cannot be identified; restore "
+                "the file, or start over with --overwrite"
             )
-        self._journal = open_locked(self.journal_path, self.path)
+        self._journal = AppendedFile.locked(self._journal_path, self.path)
         remove_abandoned(self.path.parent)
         if not anew:
-            refuse_damaged(self.journal_path)
             if self._rewritten.exists():
-                self._put_rewritten_in_place()
-            self._cut_back()
+                self._adopt_rewritten()
+            refuse_damaged(self._journal_path)
+            self._drop_uncommitted()
 
-    def _cut_back(self) -> None:
-        """Drop what was written and not committed."""
+    def _drop_uncommitted(self) -> None:
         assert self._journal is not None
         committed = self._committed()
         self._forget_what_was_read()
@@ -250,18 +167,18 @@ class NpyStore(FeatureStore):
         self._num_rows = committed.num_rows
         self._index = self._index or AppendedFile(self._index_path)
         self._index.cut(committed.index_bytes)
-        for name, path in self.matrix_paths().items():
+        for name, path in self._matrix_paths().items():
             if name not in self._matrices and path.exists():
                 self._matrices[name] = GrowingNpy(path)
             if name in self._matrices:
-                self._matrices[name].cut(committed.num_rows)
+                self._matrices[name].cut_rows(committed.num_rows)
 
     def begin(self, recipe: Recipe) -> None:
         self.lock()
         write_recipe(self._recipe_path, recipe, self.path)
         self._row_shapes = {name: header.like.shape[1:] for name, header in self._headers().items() if header}
         self._index = self._index or AppendedFile(self._index_path)
-        for name, path in self.matrix_paths().items():
+        for name, path in self._matrix_paths().items():
             if name not in self._matrices:
                 self._matrices[name] = GrowingNpy(path)
 
@@ -269,7 +186,7 @@ class NpyStore(FeatureStore):
         assert self._index is not None
         entry = replace(features.entry, row=self._num_rows)
         for name, matrix in self._matrices.items():
-            matrix.append(features.matrices[name])
+            matrix.append_rows(features.matrices[name])
         lines = (index_line(self._num_rows + i, entry.video, span) for i, span in enumerate(features.spans))
         self._index.append("".join(f"{line}\n" for line in lines).encode())
         self._num_rows += entry.num_rows
@@ -283,7 +200,7 @@ class NpyStore(FeatureStore):
         for matrix in self._matrices.values():
             matrix.sync()
         self._index.sync()
-        self._journal.append(b"".join(entry.to_json().encode() + b"\n" for entry in self._pending))
+        self._journal.append(json_lines(self._pending))
         self._journal.sync()
         self._pending.clear()
         for matrix in self._matrices.values():
@@ -301,26 +218,23 @@ class NpyStore(FeatureStore):
         if self._journal is None:
             return
         try:
-            if not self._rewritten.exists() and self._index is not None:
-                self._cut_back()
-            if not self._journal.size:
-                self._remove_traces()
+            if not self._rewritten.exists():  # else the next `lock` completes it, and nothing may be dropped
+                if self._index is not None:
+                    self._drop_uncommitted()
+                if not self._journal.size:
+                    self._remove_traces()
         finally:
-            self._close_files()
-
-    def _remove_traces(self) -> None:
-        """Of an output without rows; what is no part of it stays."""
-        remove_files([*self.matrix_paths().values(), self._recipe_path])
-        is_empty = self._index_path.exists() and not self._index_path.stat().st_size
-        remove_files([self._index_path, self.journal_path] if is_empty else [self.journal_path])
-
-    def _close_files(self) -> None:
-        self._close_rows()
-        if self._journal is not None:
+            self._close_rows()
             self._journal.close()
             self._journal = None
-        self._pending.clear()
-        self._forget_what_was_read()
+            self._pending.clear()
+            self._forget_what_was_read()
+
+    def _remove_traces(self) -> None:
+        """Delete the files of an output without rows; keep an index that is not empty, since vid3d did not write it."""
+        is_empty = self._index_path.exists() and not self._index_path.stat().st_size
+        remove_files([*self._matrix_paths().values(), self._recipe_path, *([self._index_path] if is_empty else [])])
+        remove_files([self._journal_path])
 
     def _close_rows(self) -> None:
         for file in (*self._matrices.values(), self._index):
@@ -330,64 +244,65 @@ class NpyStore(FeatureStore):
         self._matrices.clear()
 
     def clear(self) -> None:
-        """The lock stays."""
         assert self._journal is not None
-        paths = [*self.matrix_paths().values(), self._index_path, self._recipe_path, self.failures_path]
+        paths = [*self._matrix_paths().values(), self._index_path, self._recipe_path, self.failures_path]
         self._close_rows()
-        self._journal.cut(0)  # first of all: what is left of a removal that is interrupted does not count
-        remove_files(paths)
         shutil.rmtree(self._rewritten, ignore_errors=True)
+        self._journal.cut(0)  # before the rows: after an interrupt, none of them counts
+        remove_files(paths)
         self._num_rows = 0
         self._forget_what_was_read()
 
-    def own_paths(self) -> list[Path]:
-        return [*self.matrix_paths().values(), self.path, self._index_path, self.journal_path, self._recipe_path]
-
     def _forget_what_was_read(self) -> None:
-        self.__dict__.pop("matrices", None)
+        self.__dict__.pop("_mapped", None)
         self.__dict__.pop("_index_lines", None)
 
-    # Rewriting -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _rewritten(self) -> Path:
-        """A directory of whole files that are about to take the places of those beside it."""
-        return self.path.with_name(f".{self.path.name}.rewritten")
+    # Replaced rows ---------------------------------------------------------------------------------------------------
 
     def compact(self) -> None:
-        """Leave out older rows of videos that were made anew: a copy takes the place of all files in one step."""
+        """Drop the rows of videos that were extracted again: a copy replaces all files.
+
+        The copy is complete and synced when its directory is renamed. From then on it counts: after a crash, `lock`
+        moves the remaining files, and nothing else deletes or cuts a file before that.
+        """
         kept = self.entries()
         if len(kept) == len(self._committed().entries):
             return
         unfinished = self.path.with_name(f".{self.path.name}.rewriting")
         shutil.rmtree(unfinished, ignore_errors=True)
-        with NpyStore(unfinished / self.path.name) as copy:
-            copy.begin(self.recipe() or {})
-            for entry in kept:
-                copy.write(self.read(entry))
-            copy.commit()
-        unfinished.replace(self._rewritten)  # from here on the copy counts, whenever we are interrupted
-        self._put_rewritten_in_place()
-        self._cut_back()
+        try:
+            with NpyStore(unfinished / self.path.name) as copy:
+                copy.begin(self.recipe() or {})
+                for entry in kept:
+                    copy.write(self.read(entry))
+                copy.commit()
+            with output_errors(self.path):
+                unfinished.replace(self._rewritten)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self._adopt_rewritten()
+        self._drop_uncommitted()
 
-    def _put_rewritten_in_place(self) -> None:
-        self._close_rows()
-        for file in sorted(self._rewritten.iterdir()):
-            if file.name != self.journal_path.name:
-                file.replace(self.path.with_name(file.name))
-        # Last, and by its content: the file is our lock.
-        journal = self._rewritten / self.journal_path.name
+    def _adopt_rewritten(self) -> None:
         assert self._journal is not None
-        if journal.exists():
-            data = journal.read_bytes()
-            self._journal.cut(0)
-            self._journal.append(data)
-            self._journal.sync()
-        shutil.rmtree(self._rewritten)
+        self._close_rows()
+        with output_errors(self.path):
+            sync_directory(self.path.parent)
+            for file in sorted(self._rewritten.iterdir()):
+                if file.name != self._journal_path.name:
+                    file.replace(self.path.with_name(file.name))
+            journal = self._rewritten / self._journal_path.name
+            if journal.exists():  # its content is copied, since the journal is our lock
+                data = journal.read_bytes()
+                self._journal.write_at(0, data)
+                self._journal.cut(len(data))
+                self._journal.sync()
+            sync_directory(self.path.parent)
+            shutil.rmtree(self._rewritten)
 
 
-class _Lines(Sequence[bytes]):
-    """The whole lines of a file, read when they are asked for."""
+class _Lines:
+    """The complete lines of a file, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         is_empty = not path.exists() or not path.stat().st_size
@@ -398,11 +313,9 @@ class _Lines(Sequence[bytes]):
         return len(self._ends)
 
     def end(self, num_lines: int) -> int:
-        """Where so many lines end, in bytes."""
+        """Return where the first `num_lines` lines end, in bytes."""
         return int(self._ends[num_lines - 1]) if num_lines else 0
 
-    def __getitem__(self, rows: Any) -> Any:
-        if isinstance(rows, slice):
-            return [self[i] for i in range(*rows.indices(len(self)))]
-        start = self._ends[rows - 1] if rows else 0
-        return self._data[start : self._ends[rows]].tobytes()
+    def __getitem__(self, rows: slice) -> list[bytes]:
+        start, stop, _ = rows.indices(len(self))
+        return self._data[self.end(start) : self.end(stop)].tobytes().splitlines(keepends=True) if start < stop else []

@@ -1,10 +1,4 @@
-"""What all outputs of `vid3d extract` can do, whatever their format: the contract that tests/test_outputs.py holds.
-
-recipe.json        what the rows were made by; written first, it says whose files these are
-rows               data, on disk before ...
-videos.jsonl       ... the line of their video: what has no line there does not count
-failures.jsonl     videos without rows, and why: a list that vid3d takes as its input
-"""
+"""The contract of all outputs of `vid3d extract`; tests/features/test_stores.py checks it for every format."""
 
 from __future__ import annotations
 
@@ -17,25 +11,41 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..durable import AtomicFile, cannot_write
-from ..errors import OddFeatures, OutputError, OutputExists, RecipeDiffers, UsageError
+from ..durable import AppendedFile, AtomicFile, damaged_lines, read_records, remove_files, write_once
+from ..errors import FeatureShapeMismatch, OutputError, OutputExists, RecipeDiffers, UsageError
+from ..recipe import deciding_differences
 from ..video.fingerprint import is_same_file
-from .appending import AppendedFile, read_records
-from .entries import FailedVideo, VideoEntry, VideoFeatures
+from .entries import FailedVideo, VideoEntry, VideoFeatures, json_lines, parse_failures
 
 Recipe = Mapping[str, Any]
-"""`FeatureFormat.describe`."""
+"""The recipe of the rows, as `FeatureFormat.describe` returns it."""
 
 
-class FeatureStore(ABC):
-    """Features of many videos under one name, added to video by video.
+class Store(ABC):
+    """Features of many videos under one path, added video by video.
 
-    Reading needs nothing but the path. To write: `lock`, `begin`, `write` and `commit` as often as there is something,
-    `finish` when the job is done, and `close` in any case.
+        with create_store("feats.npy") as store:
+            store.prepare(stems)        # locks the output; returns the recipe of the existing rows
+            store.begin(recipe)         # writes the recipe, or compares it
+            store.write(features)       # as often as needed, or write_failure(failed)
+            store.commit()              # syncs everything; a crash loses only later rows
+            store.finish()              # completes the output at the end of the job
+
+    `recipe`, `entries`, `read` and `failures` need only the path. Each output has
+
+        recipe.json       the recipe of the rows, written first: it marks the files as an output of vid3d
+        rows              synced before the line of their video
+        videos.jsonl      a line per video; rows of a video without a line do not count
+        failures.jsonl    videos without rows, and why; vid3d accepts it as a list of videos
 
     Args:
-        path: as given with `--out`.
+        path: path of the output, as given with `--out`.
     """
+
+    layout = "vid3d"
+    """See `FeatureFormat`."""
+    has_files_per_video = False
+    """Whether each video has its own files, named by its stem."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,139 +56,166 @@ class FeatureStore(ABC):
 
     @abstractmethod
     def recipe(self) -> dict[str, Any] | None:
-        """What the rows were made by; None where nothing is there yet."""
+        """Return the recipe of the rows; None if the output does not exist."""
 
     @abstractmethod
     def entries(self) -> list[VideoEntry]:
-        """The videos whose rows are there, whole, in the order of their rows."""
+        """Return the videos whose rows are complete, in the order of their rows; in a directory, of their stems."""
 
     @abstractmethod
     def read(self, entry: VideoEntry) -> VideoFeatures:
-        """All that is stored of a video; matrices may be views of the file.
+        """Return the rows of a video; matrices may be views of the file.
 
         Raises:
-            OutputError: it is not as it was written.
+            OutputError: they are damaged.
         """
 
     @property
     @abstractmethod
     def failures_path(self) -> Path:
-        """Where failures are listed."""
+        """The list of failures that this store writes."""
+
+    @abstractmethod
+    def own_paths(self) -> list[Path]:
+        """Return the files that no other option may name, besides `failures_path`."""
+
+    def journal_paths(self) -> list[Path]:
+        """Return the existing lists of videos with rows: JSON lines, see `VideoEntry`."""
+        return []
+
+    def describe_unfinished(self) -> str | None:
+        """Return a sentence about a running or interrupted job; None if there is no such job."""
+        return None
 
     def failures(self) -> list[FailedVideo]:
-        """The videos that failed last: they have no rows, or those of the file that they were before."""
-        failed = {video.key: video for path in self._failure_paths() for video in _read_failures(path)}
+        """Return the failed videos: those without rows, and those that failed after their file changed."""
+        failed = {video.key: video for path in self._failures_paths() for video in _read_failures(path)}
         done = {entry.key: entry for entry in self.entries()} if failed else {}
         return [video for key, video in failed.items() if key not in done or _is_newer(video, done[key])]
 
-    def _failure_paths(self) -> Iterable[Path]:
+    def _failures_paths(self) -> Iterable[Path]:
         return [self.failures_path]
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def foreign(self, stems: Collection[str]) -> list[Path]:
-        """What is in the way of an output that is not there yet: files that are no part of one.
+    def conflicting_files(self, stems: Collection[str]) -> list[Path]:
+        """Return the files that a new output would replace and that belong to no output.
 
         Args:
-            stems: of the videos that are to be written.
+            stems: stems of the videos that will be written.
         """
 
     @abstractmethod
     def lock(self, *, anew: bool = False) -> None:
-        """Be its only writer, and cut off what a job that was killed has left half done.
+        """Become the only writer, and drop what a killed job did not commit.
 
         Args:
-            anew: leave all as it is: it will be removed by `clear`.
+            anew: whether to drop nothing, because `clear` follows.
 
         Raises:
-            UsageError: another process is writing to it.
-            OutputError: it cannot be written, or is damaged.
+            UsageError: another process is writing to the output.
+            OutputError: the output cannot be written, or is damaged.
         """
 
     @abstractmethod
     def begin(self, recipe: Recipe) -> None:
-        """Be ready to write rows of a recipe."""
+        """Prepare to write rows of this recipe. A resumed output keeps its recipe.
+
+        Raises:
+            RecipeDiffers: the existing rows have another recipe.
+        """
 
     @abstractmethod
     def write(self, features: VideoFeatures) -> None:
-        """Add a video, or replace its rows; it counts from the next `commit` on."""
+        """Add a video, or replace its rows; it counts after the next `commit`."""
 
     @abstractmethod
     def commit(self) -> None:
-        """Have the disk hold what was written, the lines of the videos last."""
+        """Sync everything written so far, the lines of the videos last."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Remove all that is there, for `--overwrite`."""
+        """Delete the output; the lock stays."""
 
-    def take_place(self, stems: Collection[str], *, overwrite: bool) -> dict[str, Any] | None:
-        """Find out what is there before anything is written, and remove it if it may be.
+    def prepare(self, stems: Collection[str], *, overwrite: bool = False) -> dict[str, Any] | None:
+        """Lock the output before anything is written; with `overwrite`, delete it.
 
         Args:
-            stems: see `foreign`.
-            overwrite: start anew.
+            stems: see `conflicting_files`.
+            overwrite: start over, and also replace files that belong to no output.
 
         Returns:
-            The recipe of what stays there; None where nothing does.
+            The recipe of the existing rows, for a comparison; None if there are none.
 
         Raises:
-            OutputExists: files that are no output of ours are in the way.
+            OutputExists: other files have the names of this output.
             UsageError: another process is writing to it.
         """
-        in_the_way = [] if self._has_recipe() else self.foreign(stems)
-        if in_the_way and not self._has_recipe():  # another worker may just have begun
+        conflicts = [] if self._has_recipe() else self.conflicting_files(stems)
+        if conflicts and not self._has_recipe():  # another worker may have begun meanwhile
             if not overwrite:
-                why = "already there, and not of vid3d extract; choose another name, or add --overwrite"
-                raise OutputExists(f"{in_the_way[0]}: {why}")
-            remove_files(in_the_way)
+                raise OutputExists(
+                    f"{conflicts[0]}: already exists, and vid3d extract did not write it; choose another name, or add "
+                    "--overwrite"
+                )
+            remove_files(conflicts)
         self.lock(anew=overwrite)
         if overwrite:
             self.clear()
-        return self.recipe()  # another job may have ended since
+        return self.recipe()  # read again, since another job may have ended meanwhile
 
     def _has_recipe(self) -> bool:
         try:
             return self.recipe() is not None
-        except OutputError:  # a file of this name that is something else
+        except OutputError:  # this file is not an output
             return False
 
-    @abstractmethod
-    def own_paths(self) -> list[Path]:
-        """The files that no other output may be given as, beside `failures_path`."""
+    def refuse_taken_stems(self, videos: Mapping[str, str]) -> None:
+        """Raise UsageError if a video would replace the files of another one.
+
+        Args:
+            videos: keys of the videos that will be written, by their stems.
+        """
+        for entry in self.entries() if self.has_files_per_video else []:
+            if videos.get(entry.stem, entry.key) != entry.key:
+                raise UsageError(
+                    f"{self.path / entry.stem} belongs to {entry.video}, and {videos[entry.stem]} would replace it: "
+                    "name the directory that holds both videos, or choose another --out"
+                )
 
     def check(self, features: VideoFeatures) -> None:
-        """Raise OddFeatures for rows that do not go into one matrix with those before."""
+        """Raise FeatureShapeMismatch if rows do not fit into one matrix with earlier rows."""
         for name, rows in features.matrices.items():
             shape = self._row_shapes.setdefault(name, rows.shape[1:])
             if rows.shape[1:] != shape:
-                raise OddFeatures(
+                raise FeatureShapeMismatch(
                     features.entry.video,
-                    f"its features of shape {rows.shape[1:]} do not go into one matrix with those before, of "
-                    f"{shape}: pool them, or write to a directory",
+                    f"its features have shape {rows.shape[1:]}, earlier ones {shape}, and one matrix cannot hold both: "
+                    "pool them, or write to a directory",
                 )
 
     def write_failure(self, failed: FailedVideo) -> None:
-        """List a video that has no rows."""
+        """Record a failed video."""
         if self._failures is None:
             self._failures = AppendedFile(self.failures_path)
             ends = read_records(self.failures_path)[1]
             self._failures.cut(ends[-1] if ends else 0)
-        self._failures.append(failed.to_json().encode() + b"\n")
+        self._failures.append(json_lines([failed]))
 
     def finish(self) -> None:
-        """The job has ended: leave only what a reader wants to find. What is done since is no failure any more."""
+        """Complete the output at the end of a job; videos that now have rows leave the list of failures."""
         self._close_failures()
         own = {video.key: video for video in _read_failures(self.failures_path)}
         left = [video for video in self.failures() if video == own.get(video.key)]
         if left:
             with AtomicFile(self.failures_path) as file:
-                file.writelines(video.to_json().encode() + b"\n" for video in left)
+                file.write(json_lines(left))
         else:
             self.failures_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give back what is open; what was written and not committed is dropped."""
+        """Close all files; what was not committed is dropped."""
         self._close_failures()
 
     def _close_failures(self) -> None:
@@ -190,7 +227,7 @@ class FeatureStore(ABC):
         if self._failures is not None:
             self._failures.sync()
 
-    def __enter__(self) -> FeatureStore:
+    def __enter__(self) -> Store:
         return self
 
     def __exit__(
@@ -199,52 +236,70 @@ class FeatureStore(ABC):
         self.close()
 
 
+def _read_failures(path: Path) -> list[FailedVideo]:
+    return parse_failures(read_records(path)[0])
+
+
 def _is_newer(failed: FailedVideo, entry: VideoEntry) -> bool:
-    """Whether a video failed after its rows were made: it is the file that failed, and not that of the rows."""
+    """Whether a video failed after its rows were made: its current file is the failed one, not that of the rows."""
     return failed.file is not None and failed.file != entry.file and failed.file.is_of(failed.video)
 
 
-def _read_failures(path: Path) -> list[FailedVideo]:
-    lines = (line for line in read_records(path)[0] if {"video", "error", "message"} <= line.keys())
-    return [FailedVideo.from_json(line) for line in lines]
+def is_done(entry: VideoEntry) -> bool:
+    """Whether rows are up to date: the file of their video has not changed, or is gone."""
+    is_gone = entry.file is not None and not os.path.lexists(entry.video)
+    return is_gone or is_same_file(entry.file, entry.video)
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raise OutputExists for the first of the paths that is there, unless they may be overwritten."""
+    """Raise OutputExists for the first of the paths that exists, unless they may be overwritten."""
     existing = [] if overwrite else [path for path in paths if os.path.lexists(path)]
     if existing:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
-        raise OutputExists(f"{existing[0]}{more}: already there; choose another name, or add --overwrite")
+        raise OutputExists(f"{existing[0]}{more}: already exists; choose another name, or add --overwrite")
 
 
-def is_done(entry: VideoEntry) -> bool:
-    """Whether rows are still those of their video: it is the same file, or has gone, and could not be read again."""
-    has_gone = entry.file is not None and not os.path.lexists(entry.video)
-    return has_gone or is_same_file(entry.file, entry.video)
+def refuse_damaged(journal: Path) -> None:
+    """Raise OutputError if a list of videos has a damaged line before its last one."""
+    num_good, damaged = damaged_lines(journal)
+    if len(damaged) > 1:
+        raise OutputError(
+            f"{journal}: damaged after line {num_good}; save the videos before it with vid3d features convert, and "
+            "extract the others into the new output"
+        )
+
+
+# Recipes -------------------------------------------------------------------------------------------------------------
+
+
+def parse_recipe(text: str | bytes) -> dict[str, Any] | None:
+    """Return a recipe of vid3d extract; None for anything else."""
+    with suppress(ValueError, TypeError):
+        recipe = json.loads(text)
+        if isinstance(recipe, dict) and "model" in recipe:
+            return recipe
+    return None
 
 
 def read_recipe(path: Path) -> dict[str, Any] | None:
-    """The recipe of a file; None where there is none.
+    """Return the recipe of a file; None if there is no file.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: the file is not a recipe.
     """
     with suppress(FileNotFoundError, NotADirectoryError):
-        try:
-            recipe = json.loads(path.read_bytes())
-        except ValueError:
-            recipe = None
-        if not isinstance(recipe, dict) or "model" not in recipe:
-            raise UsageError(f"{path}: not the recipe of an output of vid3d extract")
+        recipe = parse_recipe(path.read_bytes())
+        if recipe is None:
+            raise UsageError(f"{path}: not a recipe that vid3d extract wrote")
         return recipe
     return None
 
 
 def write_recipe(path: Path, recipe: Recipe, out: Path) -> None:
-    """Write it where it is not yet; of several workers that start together, one does.
+    """Write a recipe, unless there is one; if several workers start together, one of them writes it.
 
     Raises:
-        RecipeDiffers: there is another one.
+        RecipeDiffers: the existing recipe gives other numbers.
     """
     if not path.exists():
         write_once(path, json.dumps(recipe).encode() + b"\n")
@@ -253,72 +308,8 @@ def write_recipe(path: Path, recipe: Recipe, out: Path) -> None:
         refuse_other_recipe(out, there, recipe)
 
 
-def write_once(path: Path, data: bytes) -> None:
-    """Write a file, unless another process has been quicker; it appears whole."""
-    file = AtomicFile(path)
-    try:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        os.link(file.part, path)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    finally:
-        file.discard()
-
-
 def refuse_other_recipe(out: Path, there: Recipe, now: Recipe) -> None:
-    """Raise RecipeDiffers, with what differs, for rows that would not be like those that are there."""
-    differences = recipe_differences(there, now)
-    if differences:
+    """Raise RecipeDiffers if two recipes give different numbers; the message lists the differences."""
+    if differences := deciding_differences(there, now):
         lines = "".join(f"\n  {name}: {old} there, {new} now" for name, (old, new) in differences.items())
-        raise RecipeDiffers(f"{out}: made by another recipe:{lines}\nChoose another name, or add --overwrite")
-
-
-def recipe_differences(there: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
-    """The values that differ, by name; those of nested ones as streams.rgb.weights."""
-    old, new = _flat(there), _flat(json.loads(json.dumps(now)))
-    names = dict.fromkeys([*old, *new])
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in recipe.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": item for key, item in _flat(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def remove_files(paths: Iterable[Path]) -> None:
-    """Delete files, those that are there."""
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(path, error) from None
-
-
-def open_locked(path: Path, out: Path) -> AppendedFile:
-    """Open a file that only one process may write to; the lock ends with the process, however that ends.
-
-    Raises:
-        UsageError: another process has it.
-    """
-    import fcntl
-
-    file = AppendedFile(path)
-    try:
-        fcntl.flock(file.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UsageError(
-            f"{out}: another vid3d is writing to it; wait for it, or share the work with --shard or --claim"
-        ) from None
-    except OSError:
-        pass  # a file system without locks: there is nothing better to go by
-    return file
+        raise RecipeDiffers(f"{out}: made with another recipe:{lines}\nChoose another name, or add --overwrite")

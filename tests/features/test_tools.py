@@ -1,4 +1,4 @@
-"""`vid3d features`: looking into every format, finding damage, joining, converting and comparing."""
+"""`vid3d features`: inspecting, checking, merging, converting and comparing every format."""
 
 import json
 import os
@@ -11,13 +11,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
+from disks import _fast_disk  # noqa: F401
 
 from vid3d_cli.cli import features as command
 from vid3d_cli.errors import EXIT_SOME_FAILED, EXIT_USAGE, OutputError, UsageError
 from vid3d_cli.features.entries import FailedVideo, VideoFeatures
 from vid3d_cli.features.format import FeatureFormat
-from vid3d_cli.features.inspection import read_whole
-from vid3d_cli.features.merging import entries_in_order, merge
+from vid3d_cli.features.inspection import read_verified
+from vid3d_cli.features.merging import merge
 from vid3d_cli.features.stores import create_store, open_store
 from vid3d_cli.recipe import Recipe, StreamRecipe
 from vid3d_cli.records import ClipOutput, ClipSpan, VideoResult
@@ -104,7 +105,7 @@ def write(
 def contents(out):
     """[(video, {name: rows}, spans)] in the order that merging reads them; every row is checked."""
     with open_store(str(out).partition("+")[0]) as store:
-        wholes = [(entry, read_whole(store, entry)) for entry in entries_in_order(store)]
+        wholes = [(entry, read_verified(store, entry)) for entry in store.entries()]
         return [(e.video, {n: np.array(m).tolist() for n, m in w.matrices.items()}, list(w.spans)) for e, w in wholes]
 
 
@@ -135,7 +136,7 @@ def test_every_command_has_help_with_an_example(vid3d, name):
 
 
 @every_format
-def test_info_tells_what_is_there(vid3d, tmp_path, name):
+def test_info_summarises_the_contents(vid3d, tmp_path, name):
     results = {"in/a.mp4": make_result("in/a.mp4", 5, num_lost=7)}
     out = write(tmp_path / name, results=results, failed=["in/x.mp4", "in/y.mp4"])
     found = json.loads(vid3d("features", "info", out).stdout)
@@ -152,15 +153,15 @@ def test_info_tells_what_is_there(vid3d, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["feats.npz", "feats.h5", "feats.parquet"])
-def test_info_tells_of_a_job_that_has_not_ended(vid3d, tmp_path, name):
+def test_info_reports_a_job_that_has_not_ended(vid3d, tmp_path, name):
     out = write(tmp_path / name, ends=False)
     found = json.loads(vid3d("features", "info", out).stdout)
     assert found["videos"] == 3
-    assert found["unfinished"].startswith(f"rows wait in {tmp_path / name}.part: ")
+    assert found["unfinished"].startswith(f"rows are collected in {tmp_path / name}.part: ")
 
 
 @pytest.mark.parametrize("how", ["rows too many", "header behind"])
-def test_info_tells_of_what_a_killed_job_left_in_a_matrix(vid3d, tmp_path, how):
+def test_info_reports_rows_that_a_killed_job_left(vid3d, tmp_path, how):
     out = Path(write(tmp_path / "feats.npy"))
     if how == "rows too many":
         out.write_bytes(out.read_bytes() + bytes(2 * D * 4))
@@ -170,7 +171,7 @@ def test_info_tells_of_what_a_killed_job_left_in_a_matrix(vid3d, tmp_path, how):
         assert len(np.load(out)) == 5
     found = json.loads(vid3d("features", "info", out).stdout)
     assert found["rows"] == 6
-    assert "the 6 that count: a job is at work, or was interrupted" in found["unfinished"]
+    assert "the 6 that count: a job is running, or was interrupted" in found["unfinished"]
 
 
 def test_info_is_a_table_on_a_terminal(vid3d, tmp_path, terminal):
@@ -183,15 +184,15 @@ def test_info_is_a_table_on_a_terminal(vid3d, tmp_path, terminal):
         assert words in shown
 
 
-@pytest.mark.parametrize(("name", "words"), [("no.npy", "no such file"), ("x.npy", "no features of vid3d extract")])
-def test_what_is_no_output_is_said_to_be_none(vid3d, tmp_path, name, words):
+@pytest.mark.parametrize(("name", "words"), [("no.npy", "no such file"), ("x.npy", "wrote no features there")])
+def test_files_of_other_programs_are_no_output(vid3d, tmp_path, name, words):
     np.save(tmp_path / "x.npy", np.zeros((2, 3)))
     result = vid3d("features", "info", name)
     assert result.exit_code == EXIT_USAGE
     assert words in result.stderr
 
 
-def test_names_that_are_no_utf8_come_through_every_command(tmp_path):
+def test_every_command_takes_names_that_are_not_utf8(tmp_path):
     video = os.fsdecode(b"in/\xff.mp4")
     out = write(tmp_path / "feats.npy", [video], results={video: make_result(video, num_lost=1)})
 
@@ -213,7 +214,7 @@ def test_names_that_are_no_utf8_come_through_every_command(tmp_path):
     assert rb"in/\udcff.mp4" in run("compare", out, "feats/", "--per-row")
 
 
-def test_damage_does_not_hide_what_else_is_known(vid3d, tmp_path):
+def test_damage_to_one_video_does_not_hide_the_others(vid3d, tmp_path):
     out = Path(write(tmp_path / "feats.npy"))
     flip(out, 128 + 3)
     assert json.loads(vid3d("features", "info", out).stdout)["matrices"]["features"]["shape"] == [6, 2 * D]
@@ -221,7 +222,7 @@ def test_damage_does_not_hide_what_else_is_known(vid3d, tmp_path):
     for words in (["get", out, "a"], ["compare", out, out]):
         result = vid3d("features", *words)
         assert result.exit_code == EXIT_SOME_FAILED
-        assert "in/a.mp4: its rows are not those that were written" in result.stderr
+        assert "in/a.mp4: its rows were changed or damaged" in result.stderr
 
 
 # get -----------------------------------------------------------------------------------------------------------------
@@ -252,10 +253,10 @@ def test_get_prefers_the_exact_name_and_refuses_to_guess(vid3d, tmp_path):
     assert json.loads(vid3d("features", "get", out, "a").stdout.splitlines()[0])["video"] == "in/a.mp4"  # the stem
     result = vid3d("features", "get", out, "a.mp4")
     assert result.exit_code == EXIT_USAGE
-    assert "'a.mp4' may be 3 videos: in/a.mp4, in/x/a.mp4, in/y/a.mp4; give more of the path" in result.stderr
+    assert "'a.mp4' matches 3 videos: in/a.mp4, in/x/a.mp4, in/y/a.mp4; give more of the path" in result.stderr
     result = vid3d("features", "get", out, "/elsewhere/b.mp4")
     assert result.exit_code == EXIT_USAGE
-    assert "no video '/elsewhere/b.mp4' among the 4; there is in/y/b.mp4" in result.stderr
+    assert "none of the 4 videos is '/elsewhere/b.mp4'; there is in/y/b.mp4" in result.stderr
 
 
 def test_get_at_gives_all_clips_that_cover_a_second(vid3d, tmp_path):
@@ -270,7 +271,7 @@ def test_get_at_gives_all_clips_that_cover_a_second(vid3d, tmp_path):
     assert clips(1.5) == [3]
     result = vid3d("features", "get", out, "a", "--at", 1.6)
     assert result.exit_code == EXIT_USAGE
-    assert "in/a.mp4: no clip covers 1.6 s: 4 clips lie between 0 and 1.6 s" in result.stderr
+    assert "in/a.mp4: no clip covers 1.6 s: its 4 clips lie between 0 and 1.6 s" in result.stderr
 
 
 def test_get_is_a_table_on_a_terminal(vid3d, tmp_path, terminal):
@@ -285,11 +286,11 @@ def test_get_is_a_table_on_a_terminal(vid3d, tmp_path, terminal):
 
 
 @every_format
-def test_check_finds_nothing_wrong_with_what_is_whole(vid3d, tmp_path, name):
+def test_check_finds_no_damage_in_a_good_output(vid3d, tmp_path, name):
     out = write(tmp_path / name)
     result = vid3d("features", "check", out)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == f"{out}: 6 rows of 3 videos: whole\n"
+    assert result.stdout == f"{out}: 6 rows of 3 videos: no damage\n"
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "apart.npy"])
@@ -328,7 +329,7 @@ def test_check_names_the_videos_whose_rows_are_cut_off(vid3d, tmp_path):
     os.truncate(out, out.stat().st_size - 1)
     result = vid3d("features", "check", out)
     assert result.exit_code == EXIT_SOME_FAILED
-    assert "in/c.mov: its rows are missing or cut off; the same vid3d extract command makes them anew" in result.stderr
+    assert "in/c.mov: its rows are missing or cut off; run the same vid3d extract command" in result.stderr
     assert "in/a.mp4" not in result.stderr
 
 
@@ -343,7 +344,7 @@ def test_check_names_the_videos_whose_files_are_gone(vid3d, tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "journal"), [("feats.npy", "feats.videos.jsonl"), ("feats", "feats/videos.jsonl")])
-def test_check_tells_a_damaged_journal_from_a_line_that_was_cut_off(vid3d, tmp_path, name, journal):
+def test_check_reports_a_damaged_journal_but_no_incomplete_last_line(vid3d, tmp_path, name, journal):
     out, journal = write(tmp_path / name), tmp_path / journal
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(lines[0] + b"{nonsense\n" + lines[2])
@@ -354,7 +355,7 @@ def test_check_tells_a_damaged_journal_from_a_line_that_was_cut_off(vid3d, tmp_p
     result = vid3d("features", "check", out)
     assert result.exit_code == 0  # a job was killed there; its rows do not count, and are made again
     assert ("interrupted" in result.stderr) == (name == "feats.npy")
-    assert "of 2 videos: whole" in result.stdout
+    assert "of 2 videos: no damage" in result.stdout
 
 
 def test_check_sees_clips_that_changed_places(vid3d, tmp_path):
@@ -364,7 +365,7 @@ def test_check_sees_clips_that_changed_places(vid3d, tmp_path):
     index.write_bytes(b"".join([*lines[:-2], lines[-1], lines[-2]]))
     result = vid3d("features", "check", out)
     assert result.exit_code == EXIT_SOME_FAILED
-    assert "in/c.mov: its clips are not in the order of time" in result.stderr
+    assert "in/c.mov: its clips are not in time order" in result.stderr
 
 
 def test_check_sees_numbers_that_are_not_finite(vid3d, tmp_path):
@@ -373,7 +374,7 @@ def test_check_sees_numbers_that_are_not_finite(vid3d, tmp_path):
         out = write(tmp_path / "feats.npy", dtype="float16", results=results)
     result = vid3d("features", "check", out)
     assert result.exit_code == EXIT_SOME_FAILED
-    assert "in/a.mp4: features has numbers that are not finite; float16 ends at 65504" in result.stderr
+    assert "in/a.mp4: features contains NaN or infinity; float16 ends at 65504" in result.stderr
     assert result.stderr.count("error:") == 1
 
 
@@ -383,7 +384,7 @@ def test_check_sees_rows_of_another_shape_unless_frames_were_seen_whole(vid3d, t
     out = write(tmp_path / "feats", results=results, recipe=replace(RECIPE, crops=crops))
     result = vid3d("features", "check", out)
     assert result.exit_code == code
-    assert ("has rows of (12,) float32, and not of (8,) float32" in result.stderr) == bool(code)
+    assert ("has rows of (12,) float32, expected (8,) float32" in result.stderr) == bool(code)
 
 
 def test_check_warns_of_videos_that_were_changed_since(vid3d, tmp_path):
@@ -397,17 +398,17 @@ def test_check_warns_of_videos_that_were_changed_since(vid3d, tmp_path):
     result = vid3d("features", "check", out)
     assert result.exit_code == 0
     assert "warning: " in result.stderr
-    assert "in/a.mp4: the video was changed since its rows were made" in result.stderr
+    assert "in/a.mp4: the video changed after its rows were made" in result.stderr
     assert "in/b.mp4" not in result.stderr
 
 
-def test_check_goes_on_with_the_other_files(vid3d, tmp_path):
+def test_check_continues_with_the_other_files(vid3d, tmp_path):
     whole, damaged = write(tmp_path / "whole.npy"), Path(write(tmp_path / "damaged.npz"))
     damaged.write_bytes(damaged.read_bytes()[:-30])
     result = vid3d("features", "check", damaged, whole)
     assert result.exit_code == EXIT_SOME_FAILED
     assert f"{damaged}: cannot be read" in result.stderr
-    assert f"{whole}: 6 rows of 3 videos: whole" in result.stdout
+    assert f"{whole}: 6 rows of 3 videos: no damage" in result.stdout
 
 
 # merge and convert ---------------------------------------------------------------------------------------------------
@@ -444,7 +445,7 @@ def test_merged_shards_are_the_single_run_to_the_byte(vid3d, tmp_path, name):
         assert files_below(tmp_path / "merged") == files_below(alone)
 
 
-def test_it_does_not_matter_which_worker_did_what(vid3d, tmp_path):
+def test_a_merged_directory_does_not_depend_on_who_did_what(vid3d, tmp_path):
     merged = []
     for shares in ([VIDEOS[:1], VIDEOS[1:]], [[VIDEOS[2], VIDEOS[0]], [VIDEOS[1]]]):
         directory = tmp_path / str(len(merged))
@@ -456,24 +457,24 @@ def test_it_does_not_matter_which_worker_did_what(vid3d, tmp_path):
     assert b"in/x1.mp4" in merged[0]["feats.failures.jsonl"]
 
 
-def test_a_video_of_several_parts_stands_once_and_is_no_failure(vid3d, tmp_path):
+def test_a_video_in_several_parts_is_written_once_and_is_no_failure(vid3d, tmp_path):
     a = write(tmp_path / "a.npy", VIDEOS[:2], failed=[VIDEOS[2], "in/x.mp4"])
     b = write(tmp_path / "b.npz", VIDEOS[1:], failed=["in/x.mp4"])
     result = vid3d("features", "merge", a, b, "--out", "all.npy")
-    assert result.stderr == "vid3d: 6 rows of 3 videos → all.npy; 1 in several files, taken once; 1 failed\n"
+    assert result.stderr == "vid3d: 6 rows of 3 videos → all.npy; 1 in several files, written once; 1 failed\n"
     assert [video for video, _, _ in contents(tmp_path / "all.npy")] == VIDEOS
     failures = [json.loads(line)["video"] for line in (tmp_path / "all.failures.jsonl").read_text().splitlines()]
     assert failures == ["in/x.mp4"]
 
 
-def test_parts_of_another_recipe_are_refused_with_the_difference(vid3d, tmp_path):
+def test_parts_of_another_recipe_are_refused_and_the_differences_listed(vid3d, tmp_path):
     a = write(tmp_path / "a.npy", VIDEOS[:1])
     b = write(tmp_path / "b.npy", VIDEOS[1:], recipe=replace(RECIPE, stride=16))
     c = write(tmp_path / "c.npy", VIDEOS[1:], dtype="float16")
     for part, words in ((b, "stride: 8 there, 16 here"), (c, "dtype: float32 there, float16 here")):
         result = vid3d("features", "merge", a, part, "--out", "all.npy")
         assert result.exit_code == EXIT_USAGE
-        assert f"{part}: made by another recipe than {a}:\n  {words}" in result.stderr
+        assert f"{part}: made with another recipe than {a}:\n  {words}" in result.stderr
     assert vid3d("features", "convert", b, "all.npy").exit_code == 0
     result = vid3d("features", "convert", a, "all.npy")
     assert result.exit_code == EXIT_USAGE
@@ -482,8 +483,28 @@ def test_parts_of_another_recipe_are_refused_with_the_difference(vid3d, tmp_path
     assert contents("all.npy") == contents(a)
 
 
+def test_parts_made_in_different_places_are_merged_with_a_warning(vid3d, tmp_path):
+    a = write(tmp_path / "a.npy", VIDEOS[:1])
+    path = tmp_path / "a.recipe.json"
+    path.write_text(path.read_text().replace(', "numerics": 1', ""))  # as the old code wrote it
+    first = json.loads(path.read_text())
+    assert "numerics" not in first
+    elsewhere = replace(RECIPE, runtime="torch on cuda", versions={"vid3d": "0.2.0"})
+    b = write(tmp_path / "b.h5", VIDEOS[1:], recipe=elsewhere)
+    result = vid3d("features", "merge", a, b, "--out", "all.npy")
+    assert result.exit_code == 0
+    assert "warning: all.npy: the rows have the same recipe but different provenance" in result.stderr
+    assert "runtime: torch on cpu and torch on cuda; versions.vid3d: 0.1.0 and 0.2.0" in result.stderr
+    assert [video for video, _, _ in contents("all.npy")] == VIDEOS
+    assert json.loads((tmp_path / "all.recipe.json").read_text()) == first
+    differences = json.loads(vid3d("features", "compare", a, b).stdout)["recipe"]
+    assert differences["runtime"] == {"a": "torch on cpu", "b": "torch on cuda"}
+    c = write(tmp_path / "c.npy", VIDEOS[1:], recipe=replace(RECIPE, numerics=2))
+    assert "numerics: 1 there, 2 here" in vid3d("features", "merge", a, c, "--out", "more.npy").stderr
+
+
 @every_format
-def test_a_merge_that_was_interrupted_goes_on(tmp_path, name, monkeypatch):
+def test_an_interrupted_merge_is_resumed(tmp_path, name, monkeypatch):
     monkeypatch.setattr("vid3d_cli.features.merging.COMMIT_VIDEOS", 1)
     videos = [f"in/{i}.mp4" for i in range(6)]
     parts = [write(tmp_path / f"{i}.npy", videos[3 * i : 3 * i + 3], failed=[f"in/x{i}.mp4"]) for i in range(2)]
@@ -517,7 +538,7 @@ def test_damaged_rows_are_left_out_unless_another_part_has_them(vid3d, tmp_path)
     flip(a, 128 + 3)
     result = vid3d("features", "convert", a, "whole.npy")
     assert result.exit_code == EXIT_SOME_FAILED
-    assert "left out: in/a.mp4: its rows are not those that were written" in result.stderr
+    assert "left out: in/a.mp4: its rows were changed or damaged" in result.stderr
     assert [video for video, _, _ in contents(tmp_path / "whole.npy")] == VIDEOS[1:]
     b = write(tmp_path / "b.npy", VIDEOS[:1])
     result = vid3d("features", "merge", a, b, "--out", "all.npy")
@@ -525,7 +546,7 @@ def test_damaged_rows_are_left_out_unless_another_part_has_them(vid3d, tmp_path)
     assert sorted(video for video, _, _ in contents(tmp_path / "all.npy")) == sorted(VIDEOS)
 
 
-def test_when_all_is_damaged_nothing_is_written(vid3d, tmp_path):
+def test_if_all_rows_are_damaged_nothing_is_written(vid3d, tmp_path):
     a = Path(write(tmp_path / "a.npy", VIDEOS[:1]))
     flip(a, 128 + 3)
     for out in ("to/all.npy", "to/all.npz", "to/all/"):
@@ -541,19 +562,19 @@ def test_an_output_is_not_merged_into_itself(vid3d, tmp_path, name, overwrite):
     other = write(tmp_path / "other" / "x.npy", ["in/d.mp4"])
     result = vid3d("features", "merge", other, out, "--out", f"./{Path(out).name}", *["--overwrite"] * overwrite)
     assert result.exit_code == EXIT_USAGE
-    assert "is to be read and written" in result.stderr
+    assert "is an input too" in result.stderr
     assert {k: v for k, v in files_below(tmp_path).items() if not k.startswith("other")} == before
 
 
 def test_videos_that_would_share_a_file_are_refused_for_a_directory_only(tmp_path):
     a, b = write(tmp_path / "a.npy", ["in/a.mp4"]), write(tmp_path / "b.npy", ["in/a.mov"])
     parts = [open_store(a), open_store(b)]
-    with pytest.raises(UsageError, match=r"would be of in/a.mp4 and of in/a.mov: merge into one file"):
+    with pytest.raises(UsageError, match=r"in/a.mp4 and in/a.mov would share .*: merge into one file"):
         merge(parts, create_store(f"{tmp_path}/all/"))
     assert merge(parts, create_store(str(tmp_path / "all.npy"))).num_videos == 2
 
 
-def test_what_is_no_output_is_not_replaced(vid3d, tmp_path):
+def test_files_of_other_programs_are_not_replaced(vid3d, tmp_path):
     out = write(tmp_path / "a.npy")
     (tmp_path / "mine.npz").write_text("mine")
     result = vid3d("features", "convert", out, "mine.npz")
@@ -601,7 +622,7 @@ def test_a_row_that_cannot_be_read_is_an_output_error(tmp_path):
         (entry,) = store.entries()
         (out / "a.npz").write_bytes(b"PK nonsense")
         with pytest.raises(OutputError, match=r"in/a.mp4: its rows cannot be read"):
-            read_whole(store, entry)
+            read_verified(store, entry)
 
 
 # compare -------------------------------------------------------------------------------------------------------------
@@ -648,7 +669,7 @@ def test_compare_measures_cosine_and_relative_difference(vid3d, tmp_path):
     )
 
 
-def test_compare_counts_what_only_one_has_and_tells_the_recipes_apart(vid3d, tmp_path, monkeypatch):
+def test_compare_counts_rows_of_one_side_and_lists_recipe_differences(vid3d, tmp_path, monkeypatch):
     a = write(tmp_path / "a.npy", VIDEOS)
     results = {"in/c.mov": make_result("in/c.mov", 1)}
     b = write(tmp_path / "b.npy", ["in/c.mov", "in/d.mp4"], recipe=replace(RECIPE, precision="bf16"), results=results)
@@ -662,7 +683,7 @@ def test_compare_counts_what_only_one_has_and_tells_the_recipes_apart(vid3d, tmp
     monkeypatch.setattr(command, "stdout_is_terminal", lambda: True)
     shown = vid3d("features", "compare", a, b, "--per-row").stdout
     assert "in/c.mov  0.00 s: rgb 1.000000 (0.0e+00), flow 1.000000 (0.0e+00)" in shown
-    assert f"only in {a}: {only_a} rows, those of 2 videos as a whole" in " ".join(shown.split())
+    assert f"only in {a}: {only_a} rows, among them all rows of 2 videos" in " ".join(shown.split())
     assert "precision: fp32 in" in shown
 
 
@@ -688,7 +709,7 @@ def test_published_features_without_an_index_are_compared_in_order(vid3d, tmp_pa
     [
         (np.ones((5, 2 * D)), "6 rows and 5 rows: without an index"),
         (np.ones((6, D)), "rows of 12 numbers and of 6 cannot be compared"),
-        (np.ones(6), "an array (6,) of float64, and not a matrix"),
+        (np.ones(6), "an array (6,) of float64, not a matrix"),
     ],
 )
 def test_compare_says_why_nothing_can_be_compared(vid3d, tmp_path, matrix, words):

@@ -1,27 +1,29 @@
-"""One contract over every feature format: what was committed is read back by plain libraries, all else never was."""
+"""The contract of every feature format: plain libraries read what was committed, and nothing else."""
 
-import contextlib
 import gc
 import json
 import os
-import stat
+import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
+from disks import _fast_disk, file_size_limit  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vid3d_cli.durable import AtomicFile, remove_abandoned
-from vid3d_cli.errors import OddFeatures, OutputError, OutputExists, RecipeDiffers, UsageError
+from vid3d_cli.errors import FeatureShapeMismatch, OutputError, OutputExists, RecipeDiffers, UsageError
 from vid3d_cli.features.committer import Committer
 from vid3d_cli.features.entries import FailedVideo, VideoFeatures, checksum
 from vid3d_cli.features.format import FeatureFormat
-from vid3d_cli.features.npy import GrowingNpy
+from vid3d_cli.features.growing import GrowingNpy
+from vid3d_cli.features.merging import merge
 from vid3d_cli.features.store import refuse_existing
-from vid3d_cli.features.stores import create_store, open_store
+from vid3d_cli.features.stores import EXPORTS, create_store, open_store
+from vid3d_cli.features.table import Table
 from vid3d_cli.recipe import Recipe, StreamRecipe
 from vid3d_cli.records import ClipOutput, ClipSpan, VideoFailure, VideoResult
 from vid3d_cli.video.fingerprint import Fingerprint
@@ -237,8 +239,9 @@ def assert_store_holds(out, results=RESULTS, concat=True, dtype="float32"):
     store = open_store(str(out))
     with store:
         entries = store.entries()
-        assert [entry.video for entry in entries] == [result.video for result in results.values()]
-        for entry, (stem, result) in zip(entries, results.items(), strict=True):
+        items = sorted(results.items()) if store.has_files_per_video else list(results.items())
+        assert [entry.video for entry in entries] == [result.video for _, result in items]
+        for entry, (stem, result) in zip(entries, items, strict=True):
             found = store.read(entry)
             assert (entry.stem, entry.num_rows, entry.fps) == (str(stem), len(result.clips), 30000 / 1001)
             assert (entry.num_frames, entry.num_lost_frames, entry.file) == (100, 3, FILE)
@@ -322,18 +325,13 @@ def test_result_features_are_concatenated_rgb_first_whatever_the_order_of_the_re
     np.testing.assert_array_equal(result.features("flow"), matrix_of(result, "flow"))
 
 
-def test_recipe_json_has_its_keys_in_order():
-    assert list(json.loads(RECIPE.to_json())) == list(asdict(RECIPE))
-    assert "\n" not in RECIPE.to_json()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Video by video
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @every_format
-def test_a_job_goes_on_where_it_stopped_and_nobody_sees_a_difference(tmp_path, name):
+def test_a_resumed_job_ends_with_the_files_of_an_undisturbed_one(tmp_path, name):
     (tmp_path / "whole").mkdir()
     write(make_store(tmp_path / "whole", name), form=make_form(name))
     for num_before in range(len(RESULTS) + 1):
@@ -343,7 +341,7 @@ def test_a_job_goes_on_where_it_stopped_and_nobody_sees_a_difference(tmp_path, n
         if num_before:
             write(make_store(directory, name), dict(items[:num_before]), make_form(name), ends=False)
             with make_store(directory, name) as store:
-                assert [entry.stem for entry in store.entries()] == [str(stem) for stem, _ in items[:num_before]]
+                assert {entry.stem for entry in store.entries()} == {str(stem) for stem, _ in items[:num_before]}
         write(make_store(directory, name), dict(items[num_before:]), make_form(name))
         assert contents_below(directory) == contents_below(tmp_path / "whole")
 
@@ -360,7 +358,7 @@ def test_a_finished_output_takes_more_videos(tmp_path, name):
 
 
 @every_format
-def test_what_was_not_committed_never_was(tmp_path, name):
+def test_rows_that_were_not_committed_are_dropped(tmp_path, name):
     form = make_form(name)
     items = list(RESULTS.items())
     with make_store(tmp_path, name) as store:
@@ -389,7 +387,7 @@ def test_a_matrix_can_be_loaded_at_any_time(tmp_path):
 
 
 @every_format
-def test_rows_that_are_made_anew_replace_the_older_ones(tmp_path, name):
+def test_a_video_that_is_extracted_again_keeps_its_place(tmp_path, name):
     form = make_form(name)
     write(make_store(tmp_path, name), form=form)
     newer = {**RESULTS, PurePosixPath("a"): make_result("in/a.mp4", 5, seed=8)}
@@ -403,7 +401,7 @@ def test_rows_that_are_made_anew_replace_the_older_ones(tmp_path, name):
 
 
 @pytest.mark.parametrize("moment", ["rewriting", "moving"])
-def test_a_rewrite_that_is_interrupted_loses_nothing(tmp_path, monkeypatch, moment):
+def test_an_interrupted_compaction_loses_nothing(tmp_path, monkeypatch, moment):
     write(make_store(tmp_path))
     newer = {**RESULTS, PurePosixPath("a"): make_result("in/a.mp4", 5, seed=8)}
     original = Path.replace
@@ -424,10 +422,31 @@ def test_a_rewrite_that_is_interrupted_loses_nothing(tmp_path, monkeypatch, mome
     assert files_below(tmp_path) == FILES["feats.npy"]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_a_file_that_was_cut_anywhere_is_gone_on_with(tmp_path_factory, data):
-    """As after a loss of power: each file may end anywhere, but for what was committed before what it still holds."""
+@pytest.mark.parametrize("nth_write", range(1, 11))
+def test_a_disk_that_fails_during_a_compaction_costs_no_row(tmp_path, monkeypatch, nth_write):
+    newer = {**RESULTS, PurePosixPath("a"): make_result("in/a.mp4", 5, seed=8)}
+    write(make_store(tmp_path))
+    write(make_store(tmp_path), {PurePosixPath("a"): newer[PurePosixPath("a")]}, ends=False)
+    calls, real = iter(range(1, 1000)), os.pwrite
+
+    def pwrite(handle, data, position):
+        if next(calls) == nth_write:
+            raise OSError(28, "No space left on device")
+        return real(handle, data, position)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with suppress(OutputError), make_store(tmp_path) as store:
+        store.lock()
+        store.finish()
+    assert next(calls) > nth_write, "there are fewer writes: lower the range"
+    monkeypatch.undo()
+    write(make_store(tmp_path), {})
+    assert_holds(tmp_path, "feats.npy", newer)
+    assert files_below(tmp_path) == FILES["feats.npy"]
+
+
+def check_that_cut_files_are_resumed(tmp_path_factory, data):
+    """As after a loss of power: each file may end anywhere."""
     directory = tmp_path_factory.mktemp("cut")
     write(make_store(directory))
     whole = contents_below(directory)
@@ -445,6 +464,19 @@ def test_a_file_that_was_cut_anywhere_is_gone_on_with(tmp_path_factory, data):
     assert contents_below(directory) == whole
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_files_that_were_cut_anywhere_are_resumed(tmp_path_factory, data):
+    check_that_cut_files_are_resumed(tmp_path_factory, data)
+
+
+@pytest.mark.exhaustive
+@settings(max_examples=2000, deadline=None)
+@given(st.data())
+def test_files_that_were_cut_anywhere_are_resumed_often(tmp_path_factory, data):
+    check_that_cut_files_are_resumed(tmp_path_factory, data)
+
+
 @every_format
 def test_a_job_without_a_video_leaves_no_file(tmp_path, name):
     write(make_store(tmp_path, name), {}, make_form(name), ends=False)
@@ -460,7 +492,7 @@ def test_overwriting_removes_what_was_there(tmp_path, name):
         store.write_failure(failed("in/x.mp4"))
         store.commit()
     store = make_store(tmp_path, name)
-    assert store.take_place(["a"], overwrite=True) is None
+    assert store.prepare(["a"], overwrite=True) is None
     write(store, form=form)
     assert_holds(tmp_path, name)
     assert files_below(tmp_path) == FILES.get(name, [name])
@@ -478,12 +510,12 @@ def test_overwriting_needs_nothing_of_what_was_there(tmp_path, harm):
             data = (tmp_path / "feats.npy").read_bytes()
             (tmp_path / "feats.npy").write_bytes(bytes(128) + data[128:])
     store = make_store(tmp_path)
-    store.take_place(["a"], overwrite=True)
+    store.prepare(["a"], overwrite=True)
     write(store)
     assert_holds(tmp_path, "feats.npy")
 
 
-def test_a_damaged_line_with_others_behind_it_is_told_and_nothing_is_cut(tmp_path):
+def test_a_damaged_line_before_the_last_is_an_error_and_nothing_is_cut(tmp_path):
     write(make_store(tmp_path))
     lines = (tmp_path / "feats.videos.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "feats.videos.jsonl").write_bytes(b"".join([lines[0], b"{damaged\n", lines[2]]))
@@ -494,7 +526,7 @@ def test_a_damaged_line_with_others_behind_it_is_told_and_nothing_is_cut(tmp_pat
 
 
 @pytest.mark.parametrize("name", FORMATS[4:])
-def test_of_two_workers_who_did_a_video_the_one_counts_whose_files_are_there(tmp_path, name):
+def test_if_two_workers_did_a_video_the_entry_of_the_files_there_counts(tmp_path, name):
     """Whatever their names: here the older one's comes first and last in their order."""
     form = make_form(name)
     layout = "video_features" if name.endswith("video_features") else "vid3d"
@@ -549,7 +581,7 @@ def test_workers_that_start_together_agree_on_a_recipe(tmp_path):
 
 
 @every_format
-def test_rows_of_another_recipe_are_refused_with_the_difference(tmp_path, name):
+def test_rows_of_another_recipe_are_refused_and_the_differences_listed(tmp_path, name):
     form = make_form(name)
     write(make_store(tmp_path, name), form=form)
     before = contents_below(tmp_path)
@@ -560,6 +592,34 @@ def test_rows_of_another_recipe_are_refused_with_the_difference(tmp_path, name):
     for part in ("stride: 16 there, 8 now", "streams.rgb.weights_sha256", "--overwrite"):
         assert part in str(error.value)
     assert contents_below(tmp_path) == before
+
+
+def as_the_old_code_wrote_it(recipe):
+    """Before recipes had `numerics`, and whole versions and paths were compared."""
+    return {key: value for key, value in recipe.items() if key != "numerics"}
+
+
+@every_format
+def test_rows_made_elsewhere_by_the_old_code_are_resumed(tmp_path, name):
+    """Only what decides numbers is compared; the recipe stays that of the first rows."""
+    form, items = make_form(name), list(RESULTS.items())
+    first = as_the_old_code_wrote_it(form.describe(RECIPE))
+    moved = {s: replace(stream, weights=f"/elsewhere/{s}.pt") for s, stream in RECIPE.streams.items()}
+    now = form.describe(replace(RECIPE, streams=moved, runtime="torch on cuda", versions={"vid3d": "0.9", "av": "17"}))
+    for ends in (False, True):  # resume a killed job, then a finished output
+        with make_store(tmp_path, name) as store:
+            assert store.prepare(["a"]) in (None, json.loads(json.dumps(first)))
+            for recipe in (first, now) if not ends else (now,):
+                store.begin(recipe)
+            store.write(features_of(items[int(ends)][1], items[int(ends)][0], form))
+            store.commit()
+            if ends:
+                store.finish()
+    write(make_store(tmp_path, name), dict(items[2:]), form)
+    assert_holds(tmp_path, name)
+    assert open_store(str(tmp_path / name.split("/")[0])).recipe() == json.loads(json.dumps(first))
+    with pytest.raises(RecipeDiffers, match="numerics: 1 there, 2 now"), make_store(tmp_path, name) as store:
+        store.begin(form.describe(replace(RECIPE, numerics=2)))
 
 
 @every_format
@@ -577,7 +637,7 @@ def test_two_writers_at_once_are_refused(tmp_path, name):
     assert_holds(tmp_path, name)
 
 
-def test_a_lost_journal_costs_no_rows(tmp_path):
+def test_without_its_journal_an_output_is_not_written_to(tmp_path):
     write(make_store(tmp_path))
     (tmp_path / "feats.videos.jsonl").unlink()
     before = contents_below(tmp_path)
@@ -593,7 +653,7 @@ def test_features_of_another_shape_are_refused_before_anything_is_written(tmp_pa
         store.begin(form.describe(RECIPE))
         store.check(features_of(RESULTS[PurePosixPath("a")], "a", form))
         odd = features_of(make_result("odd.mp4", streams=("rgb",)), "odd", form)
-        with pytest.raises(OddFeatures, match=r"shape \(6,\) do not go into one matrix with those before, of \(12,\)"):
+        with pytest.raises(FeatureShapeMismatch, match=r"have shape \(6,\), earlier ones \(12,\)"):
             store.check(odd)
 
 
@@ -651,18 +711,6 @@ def test_workers_of_one_directory_keep_their_own_lists(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def file_size_limit(num_bytes):
-    """The operating system refuses to make any file longer, as a full disk does."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 LONG_RESULTS = {
     PurePosixPath("a"): RESULTS[PurePosixPath("a")],
     PurePosixPath("long"): make_result("in/long.mp4", 2000, seed=7),
@@ -672,7 +720,7 @@ LONG_RESULTS = {
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("limit_bytes", [0, 100, 9000])
 @every_format
-def test_a_full_disk_is_one_error_and_costs_nothing_that_was_done(tmp_path, name, limit_bytes):
+def test_a_full_disk_is_one_error_and_committed_videos_stay(tmp_path, name, limit_bytes):
     form = make_form(name)
     with file_size_limit(limit_bytes), pytest.raises(OutputError, match="cannot be written") as error:
         write(make_store(tmp_path, name), LONG_RESULTS, form)
@@ -688,10 +736,10 @@ def test_a_full_disk_is_one_error_and_costs_nothing_that_was_done(tmp_path, name
 
 
 @pytest.mark.parametrize("name", ["feats.npy", "feats.npz"])
-def test_a_file_that_vanishes_meanwhile_is_told_of(tmp_path, name):
+def test_a_file_that_vanishes_while_it_is_written_is_an_error(tmp_path, name):
     """Writing to a file without a name succeeds, and is in vain."""
     form = make_form(name)
-    with pytest.raises(OutputError, match="removed or replaced by someone else"), make_store(tmp_path, name) as store:
+    with pytest.raises(OutputError, match="removed or replaced it"), make_store(tmp_path, name) as store:
         store.begin(form.describe(RECIPE))
         for stem, result in RESULTS.items():
             store.write(features_of(result, stem, form))
@@ -709,16 +757,16 @@ def test_a_directory_that_cannot_be_made_is_an_output_error(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [*FORMATS[:4]])
-def test_what_is_no_output_of_ours_is_told_from_one(tmp_path, name):
+def test_files_of_other_programs_conflict(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\x03\x04 not really")
     store = make_store(tmp_path, name)
-    assert store.foreign(["a"]) == [tmp_path / name]
+    assert store.conflicting_files(["a"]) == [tmp_path / name]
     if name != "feats.npy":
         with pytest.raises(OutputError, match="cannot be read"):
             store.recipe()
 
 
-def test_an_npz_of_somebody_else_is_told_from_ours(tmp_path):
+def test_an_npz_of_another_program_cannot_be_read(tmp_path):
     write(make_store(tmp_path, "feats.npz"))
     whole = (tmp_path / "feats.npz").read_bytes()
     path = tmp_path / "feats.npz"
@@ -736,11 +784,84 @@ def test_an_npz_of_somebody_else_is_told_from_ours(tmp_path):
     ):
         harm()
         with (
-            pytest.raises(OutputError, match=r"cannot be read|not an \.npz of vid3d"),
+            pytest.raises(OutputError, match="cannot be read"),
             make_store(tmp_path, "feats.npz") as s,
         ):
             s.recipe()
             s.entries()
+
+
+@pytest.mark.parametrize("name", ["feats.npy", "feats", "feats/video_features"])
+@pytest.mark.parametrize("stem", ["../../outside", "/outside", "a/../../outside"])
+def test_a_list_of_videos_names_no_file_outside_of_its_output(tmp_path, name, stem):
+    write(make_store(tmp_path, name), form=make_form(name))
+    (journal,) = tmp_path.rglob("*videos.jsonl")
+    journal.write_text(journal.read_text().replace('"sub/deep/b"', f'"{stem}"'))
+    with pytest.raises(OutputError, match=r"its list of videos is damaged: .*lies outside"):
+        make_store(tmp_path, name).entries()
+
+
+def test_a_list_of_videos_with_another_key_is_damaged(tmp_path):
+    write(make_store(tmp_path))
+    journal = tmp_path / "feats.videos.jsonl"
+    journal.write_text(journal.read_text().replace('"num_rows"', '"num_rowz"', 1))
+    with pytest.raises(OutputError, match="its list of videos is damaged"):
+        make_store(tmp_path).entries()
+
+
+def test_a_matrix_of_python_objects_is_not_read(tmp_path):
+    """Its bytes would be taken for pointers."""
+    write(make_store(tmp_path))
+    path = tmp_path / "feats.npy"
+    path.write_bytes(path.read_bytes().replace(b"'<f4'", b"'|O' "))
+    with pytest.raises(OutputError, match="holds Python objects"):
+        make_store(tmp_path).entries()
+
+
+def test_the_recipe_of_an_npz_is_read_without_its_rows(tmp_path):
+    write(make_store(tmp_path, "feats.npz"))
+    path = tmp_path / "feats.npz"
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1  # in the rows, which a zip archive checks when it reads them
+    path.write_bytes(data)
+    with open_store(str(path)) as store:
+        assert store.recipe()["model"] == RECIPE.model
+        (first, *_) = store.entries()
+        with pytest.raises(OutputError, match="cannot be read"):
+            store.read(first)
+
+
+def test_a_new_format_is_three_functions_and_a_line(tmp_path, monkeypatch):
+    """Written, resumed, extended and converted like those that come with vid3d."""
+
+    class JsonFormat:
+        @staticmethod
+        def check(): ...
+
+        @staticmethod
+        def write(table, file):
+            arrays = {**table.matrices, **table.spans}
+            columns = {name: [array.dtype.name, array.tolist()] for name, array in arrays.items()}
+            text = json.dumps({"recipe": table.recipe, "videos": table.videos.decode(), "columns": columns})
+            file.write(text.encode())
+
+        @staticmethod
+        def read(path):
+            stored = json.loads(path.read_bytes())
+            columns = {name: np.array(values, dtype) for name, (dtype, values) in stored["columns"].items()}
+            matrices = {name: columns.pop(name) for name in list(columns) if name in ("features", "rgb", "flow")}
+            return Table(stored["recipe"], stored["videos"].encode(), matrices, columns)
+
+    monkeypatch.setitem(EXPORTS, ".json", JsonFormat)
+    for item in RESULTS.items():
+        write(make_store(tmp_path, "feats.json"), dict([item]))
+    assert files_below(tmp_path) == ["feats.json"]
+    assert_store_holds(tmp_path / "feats.json")
+    merge([open_store(str(tmp_path / "feats.json"))], make_store(tmp_path, "feats.npz"))
+    assert_holds(tmp_path, "feats.npz")
+    (tmp_path / "feats.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"feats\.json: cannot be read"):
+        open_store(str(tmp_path / "feats.json"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -763,7 +884,7 @@ def test_a_committer_writes_all_that_it_is_given(tmp_path, name):
     assert_holds(tmp_path, name)
 
 
-def test_a_committer_tells_of_a_full_disk_and_writes_no_more(tmp_path, monkeypatch):
+def test_a_committer_raises_the_error_of_a_full_disk_and_stops_writing(tmp_path, monkeypatch):
     form, safe = make_form(), []
     with make_store(tmp_path) as store:
         store.begin(form.describe(RECIPE))
@@ -836,7 +957,7 @@ def test_a_name_without_a_suffix_or_an_existing_directory_is_a_directory(tmp_pat
 @pytest.mark.parametrize(
     ("out", "options", "named"),
     [
-        ("feats.txt", {}, "feats.txt.*x.npy, x.npz, x.h5, x.parquet"),
+        ("feats.txt", {}, "feats.txt.*x.npy, x.npz, x.h5, x.hdf5, x.parquet"),
         ("", {}, "empty"),
         ("feats.npy", {"layout": "video_features"}, "feats.npy must be a directory"),
     ],
@@ -855,9 +976,9 @@ def test_formats_that_do_not_exist_are_usage_errors(values, named):
 
 
 @pytest.mark.parametrize("name", ["missing.npy", "missing.npz", "empty"])
-def test_what_is_not_there_cannot_be_opened(tmp_path, name):
+def test_a_missing_output_cannot_be_opened(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"no such file|no features of vid3d"):
+    with pytest.raises(UsageError, match=r"no such file|wrote no features there"):
         open_store(str(tmp_path / name))
 
 
@@ -865,147 +986,8 @@ def test_existing_files_are_refused(tmp_path):
     (tmp_path / "there").touch()
     refuse_existing([tmp_path / "there"], overwrite=True)
     refuse_existing([tmp_path / "new"], overwrite=False)
-    with pytest.raises(OutputExists, match=r"there: already there.*--overwrite"):
+    with pytest.raises(OutputExists, match=r"there: already exists.*--overwrite"):
         refuse_existing([tmp_path / "there", tmp_path / "new"], overwrite=False)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# AtomicFile
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_an_atomic_file_appears_when_it_is_committed(tmp_path):
-    target = tmp_path / "new" / "a.bin"
-    file = AtomicFile(target)
-    assert file.write(b"one") == 3
-    assert not target.exists()
-    file.seek(1)
-    file.write(b"NE")
-    file.seek(0)
-    assert file.read() == b"oNE"
-    file.commit()
-    assert target.read_bytes() == b"oNE"
-    assert file.closed
-    assert files_below(tmp_path) == ["new/a.bin"]
-
-
-def test_an_atomic_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    target = tmp_path / "a.bin"
-    file = AtomicFile(target)
-    file.write(b"x" * 100)
-    synced_sizes = []
-    real = os.fsync
-
-    def fsync(descriptor):
-        synced_sizes.append(os.fstat(descriptor).st_size)
-        assert len(synced_sizes) == 1 or target.exists()  # then the directory
-        assert len(synced_sizes) > 1 or not target.exists()
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    file.commit()
-    assert synced_sizes[0] == 100
-
-
-def test_an_atomic_file_replaces_an_older_one_at_once(tmp_path):
-    target = tmp_path / "a.bin"
-    target.write_bytes(b"older")
-    with AtomicFile(target) as file:
-        file.write(b"newer")
-        file.flush()
-        assert target.read_bytes() == b"older"
-    assert target.read_bytes() == b"newer"
-
-
-@pytest.mark.parametrize("error_type", [ValueError, KeyboardInterrupt])
-def test_an_atomic_file_is_gone_when_its_block_raises(tmp_path, error_type):
-    target = tmp_path / "a.bin"
-    target.write_bytes(b"older")
-    with pytest.raises(error_type), AtomicFile(target) as file:
-        file.write(b"half")
-        raise error_type
-    assert file.closed
-    assert files_below(tmp_path) == ["a.bin"]
-    assert target.read_bytes() == b"older"
-
-
-def test_discarding_twice_or_after_a_commit_does_no_harm(tmp_path):
-    file = AtomicFile(tmp_path / "a.bin")
-    file.discard()
-    file.discard()
-    assert files_below(tmp_path) == []
-    file = AtomicFile(tmp_path / "a.bin")
-    file.commit()
-    file.discard()
-    assert files_below(tmp_path) == ["a.bin"]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
-def test_permissions_are_those_of_any_new_file(tmp_path, umask, mode):
-    before = os.umask(umask)
-    try:
-        with AtomicFile(tmp_path / "a.bin"):
-            pass
-        (tmp_path / "b.bin").touch()
-        assert os.umask(umask) == umask  # it is left as it was
-    finally:
-        os.umask(before)
-    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.bin", "b.bin")]
-    assert modes == [mode, mode]
-
-
-def test_a_part_is_never_taken_for_an_abandoned_one(tmp_path):
-    """Another worker looks for those at any time, also between the making of a file and its lock."""
-    is_over = threading.Event()
-
-    def tidy():
-        while not is_over.is_set():
-            remove_abandoned(tmp_path)
-
-    thread = threading.Thread(target=tidy)
-    thread.start()
-    try:
-        for i in range(1000):
-            with AtomicFile(tmp_path / f"{i}.bin"):
-                pass
-    finally:
-        is_over.set()
-        thread.join()
-    assert len(files_below(tmp_path)) == 1000
-    (tmp_path / ".vid3d-old.part").touch()
-    remove_abandoned(tmp_path)
-    assert len(files_below(tmp_path)) == 1000
-
-
-def test_two_writers_of_one_target_do_not_mix(tmp_path):
-    first, second = AtomicFile(tmp_path / "a.bin"), AtomicFile(tmp_path / "a.bin")
-    first.write(b"first")
-    second.write(b"second")
-    first.commit()
-    assert (tmp_path / "a.bin").read_bytes() == b"first"
-    second.commit()
-    assert (tmp_path / "a.bin").read_bytes() == b"second"
-
-
-@pytest.mark.parametrize("num_bytes", [50, 100_000])
-def test_every_way_to_write_to_a_full_disk_is_an_output_error(tmp_path, num_bytes):
-    ways = {
-        "write": lambda file: file.write(b"x" * num_bytes),
-        "flush": lambda file: file.flush(),
-        "seek": lambda file: file.seek(0),
-        "commit": lambda file: file.commit(),
-    }
-    with file_size_limit(10):
-        for last in ("flush", "seek", "commit"):
-            file = AtomicFile(tmp_path / "a.bin")
-            try:
-                with pytest.raises(OutputError, match=r"a\.bin: cannot be written"):
-                    for way in ("write", last):
-                        ways[way](file)
-            finally:
-                file.discard()
-            assert files_below(tmp_path) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1016,7 +998,7 @@ def test_every_way_to_write_to_a_full_disk_is_an_output_error(tmp_path, num_byte
 def grow(path, parts):
     matrix = GrowingNpy(path)
     for part in parts:
-        matrix.append(part)
+        matrix.append_rows(part)
     matrix.promise(sum(map(len, parts)))
     matrix.sync()
     matrix.close()
@@ -1037,7 +1019,7 @@ def test_the_number_of_rows_grows_in_place(tmp_path, num_rows):
     st.sampled_from([(), (1,), (6,), (2, 3), (1024, 2, 7, 7), (10, 100000, 100000, 0)]),
     st.sampled_from(["float32", "float16", "int64", ">f4"]),
 )
-def test_parts_are_put_one_below_the_other(tmp_path_factory, sizes, row_shape, dtype):
+def test_appended_rows_follow_each_other(tmp_path_factory, sizes, row_shape, dtype):
     shape = row_shape if np.prod(row_shape) < 100 else (*row_shape[:-1], 0)
     parts = [np.random.default_rng(i).integers(0, 99, (n, *shape)).astype(dtype) for i, n in enumerate(sizes)]
     stored = grow(tmp_path_factory.mktemp("npy") / "a.npy", parts)
@@ -1049,3 +1031,10 @@ def test_rows_of_any_memory_layout_are_stored_as_they_look(tmp_path):
     rows = np.arange(24, dtype=np.float32).reshape(4, 6)
     parts = [np.asfortranarray(rows), rows[::-1], rows[:, ::-1]]
     np.testing.assert_array_equal(grow(tmp_path / "a.npy", parts), np.concatenate(parts))
+
+
+@pytest.mark.parametrize(("out", "package"), [("f.h5", "h5py"), ("f.parquet", "pyarrow")])
+def test_a_missing_package_is_an_error_before_anything_runs(vid3d, monkeypatch, video, out, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    result = vid3d("extract", video, "--out", out, "--model", "s3d_mini")
+    assert (result.exit_code, f"needs {package}: pip install" in result.stderr) == (2, True)
