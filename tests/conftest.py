@@ -17,19 +17,19 @@ import vid3d_cli.models.clip_model
 import vid3d_cli.models.weights
 import vid3d_cli.runtimes
 from vid3d_cli.models.backbones import BackboneOutput
-from vid3d_cli.run.pipeline import Pipeline
+from vid3d_cli.models.manifest import find_model
 from vid3d_cli.run.threads import count_cores
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the cores are shared out, not fought over
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # share the cores among the workers
     torch.set_num_threads(max(1, count_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
 class TinyNet(nn.Module):
-    """Stands in for I3D where a test is not about its numbers: features are means over thirds of time and channels."""
+    """Replaces I3D in tests that do not check its numbers: features are means over thirds of time and channels."""
 
     def __init__(self, stream, num_classes=400):
         super().__init__()
-        self.Mixed_4f = nn.Identity()  # a layer that I3D has too
+        self.Mixed_4f = nn.Identity()  # I3D has this layer too
         self.head = nn.Linear(3 * {"rgb": 3, "flow": 2}[stream], num_classes)
 
     def forward(self, clips):
@@ -38,9 +38,15 @@ class TinyNet(nn.Module):
         return BackboneOutput(features, self.head(features))
 
 
+def tiny_net(name, stream):
+    """Return a TinyNet with a model's number of classes, always the same."""
+    torch.manual_seed(0)
+    return TinyNet(stream, find_model(name).num_classes).eval()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Tests and the processes that they start leave the user's cache alone."""
+    """Keep tests and the processes that they start away from the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VID3D_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -48,19 +54,17 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture
 def tiny_model(monkeypatch, tmp_path):
-    """Every model is a TinyNet in torch, and its checkpoints are on disk."""
+    """Make every model a TinyNet in torch, with its checkpoints on disk; return the checkpoint's path."""
     monkeypatch.setattr(vid3d_cli.runtimes, "has_openvino", lambda: False)
     checkpoint = tmp_path / "checkpoint.pt"
     checkpoint.write_bytes(b"stands in for a verified checkpoint")
 
-    def create_model(name, *, stream, weights, num_classes=400, variant=None):
+    def create_model(name, *, stream, weights, variant=None):
         assert Path(weights) == checkpoint
-        torch.manual_seed(0)
-        return TinyNet(stream).eval()
+        return tiny_net(name, stream)
 
     monkeypatch.setattr(vid3d_cli.models.clip_model, "create_model", create_model)
     monkeypatch.setattr(vid3d_cli.models.weights, "pull", lambda file, **_: checkpoint)
-    monkeypatch.setitem(Pipeline.__init__.__kwdefaults__, "fetch", lambda file: checkpoint)
     return checkpoint
 
 

@@ -1,7 +1,8 @@
 """Jobs of the command line in processes that can be killed at any instant, forked from one that has loaded everything.
 
-job = start_job("extract", "--out", "x.npy", "videos", cwd=tmp_path)
-job.kill()
+Example:
+    job = start_job("extract", "--out", "x.npy", "videos", cwd=tmp_path)
+    job.kill()
 """
 
 import multiprocessing
@@ -17,18 +18,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TinyNet
+from conftest import tiny_net
 
 import vid3d_cli.api
 import vid3d_cli.cli
-import vid3d_cli.clips.resampling
+import vid3d_cli.clips.preprocess
 import vid3d_cli.features.stores
 import vid3d_cli.jobs.extraction
 import vid3d_cli.models.clip_model
 import vid3d_cli.models.weights
+import vid3d_cli.run.feeds
 import vid3d_cli.runtimes
 import vid3d_cli.runtimes.torch
-from vid3d_cli.run.pipeline import ClipReader, Pipeline
+from vid3d_cli.run.reader import ClipReader
 
 CHECKPOINT = "checkpoint.pt"
 WRITING = ("pwrite", "fsync", "replace", "ftruncate", "unlink")
@@ -38,11 +40,11 @@ def start_job(*args, cwd, die_at=None, has_decoders=False, limits=None):
     """Start a job with a TinyNet.
 
     Args:
-        *args: of the command line.
-        cwd: where; a checkpoint is made there, and messages go to stderr.txt.
-        die_at: kill itself at this call, of all that write; a part of the data may be written first.
-        has_decoders: decode in processes as usual, which takes some time to start; else in threads.
-        limits: of the operating system, by the names of `resource`.
+        *args: arguments of the command line.
+        cwd: directory of the job; a checkpoint is made there, and messages go to stderr.txt.
+        die_at: number of the writing call at which the job kills itself; half of the data may be written first.
+        has_decoders: decode in processes as usual, which start slowly; else in threads.
+        limits: limits of the operating system, by the names of `resource`.
     """
     (cwd / CHECKPOINT).write_bytes(b"stands in for a verified checkpoint")
     context = _get_context()
@@ -56,13 +58,13 @@ def _get_context():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "killable_warm"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # it does not take our sys.path before Python 3.13
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # before Python 3.13 it ignores our sys.path
         ensure_running()
     return context
 
 
 def run_job(*args, **options):
-    """Run a job to its end; gives the exit code, negative for a signal."""
+    """Run a job to its end and return the exit code, negative for a signal."""
     job = start_job(*args, **options)
     job.join()
     return job.exitcode
@@ -85,26 +87,24 @@ def _run(args, cwd, die_at, has_decoders, limits):
 
 
 def decode_in_threads():
-    """As where no process can be started for it."""
-    Pipeline.open_clips = lambda self, video, workers=None, decoders=None: ClipReader(video, self, workers)
+    """Make jobs decode in threads instead of processes."""
+    vid3d_cli.run.feeds.ClipReader = lambda plan, video, workers, decoders: ClipReader(plan, video, workers)
 
 
 def use_tiny_net(checkpoint):
-    """Have every model be a TinyNet, in this process."""
+    """Make every model a TinyNet, in this process."""
     torch.set_num_threads(1)  # forked processes must not use another one's OpenMP
 
-    def create_model(name, *, stream, weights, num_classes=400, variant=None):
-        torch.manual_seed(0)
-        return TinyNet(stream).eval()
+    def create_model(name, *, stream, weights, variant=None):
+        return tiny_net(name, stream)
 
     vid3d_cli.runtimes.has_openvino = lambda: False
     vid3d_cli.models.clip_model.create_model = create_model
     vid3d_cli.models.weights.pull = lambda file, **_: checkpoint
-    Pipeline.__init__.__kwdefaults__["fetch"] = lambda file: checkpoint
 
 
 def _die_at(nth):
-    """Have the nth call that changes a file kill the process: before it, after it, or with half of its data written."""
+    """Make the nth call that changes a file kill the process: before it, after it, or with half of its data written."""
     calls = iter(range(1, 10**9))
     chance = random.Random(nth)
 
@@ -127,7 +127,7 @@ def _die_at(nth):
 
 
 def wait_until(condition, job, seconds=60):
-    """Wait for something that a job does; fail if it ends before, or takes too long."""
+    """Wait for a condition; fail if the job ends first, or takes too long."""
     give_up = time.monotonic() + seconds
     while not condition():
         assert job.is_alive() and time.monotonic() < give_up, f"never came: exit code {job.exitcode}"

@@ -1,4 +1,4 @@
-"""Imported by the process that jobs are forked from, and by no other: torch loads much of itself with the first run."""
+"""Imported only by the process that jobs are forked from: torch loads many of its parts during the first run."""
 
 import tempfile
 from pathlib import Path
@@ -7,14 +7,14 @@ import killable
 from videos import write_video
 
 import vid3d_cli
-from vid3d_cli.run.pipeline import Pipeline
+import vid3d_cli.run.feeds
 
 with tempfile.TemporaryDirectory() as _directory:
     _video = write_video(Path(_directory, "video.mp4"), num_frames=12)
     _checkpoint = Path(_directory, killable.CHECKPOINT)
     _checkpoint.write_bytes(b"stands in for a verified checkpoint")
     killable.use_tiny_net(_checkpoint)
-    _open_clips = Pipeline.open_clips
+    _reader = vid3d_cli.run.feeds.ClipReader
     killable.decode_in_threads()
     list(vid3d_cli.extract(str(_video), streams="rgb", window=10))
-    Pipeline.open_clips = _open_clips  # type: ignore[method-assign]
+    vid3d_cli.run.feeds.ClipReader = _reader

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,13 @@ PACKAGE = Path(vid3d_cli.__file__).parent
 
 LAYERS = [
     *("version", "errors", "recipe", "records", "timings", "workers", "durable", "fusion"),
-    *("video", "flow", "models", "clips", "options", "plan", "runtimes", "run"),
+    *("video", "flow", "models", "clips", "runtimes", "options", "plan", "run"),
     *("predictions", "features", "jobs", "api", "__init__", "cli", "__main__"),
 ]
 """Top to bottom; a folder is one layer, whose files import each other without a cycle."""
 
 WITH_TORCH = {
-    *("flow/tvl1.py", "clips/resampling.py", "models/clip_model.py", "models/checkpoint.py", "models/inflation.py"),
+    *("flow/tvl1.py", "clips/preprocess.py", "models/clip_model.py", "models/checkpoint.py", "models/inflation.py"),
     *("models/backbones/", "runtimes/"),
 }
 TORCH_PACKAGES = ("torch", "torchvision", "safetensors.torch")
@@ -89,6 +90,20 @@ def test_a_file_imports_only_from_above(file):
     assert below == []
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """At the top of a file, where a circle would make the order of imports matter."""
+    modules = {Path(file).with_suffix("").as_posix().replace("/", "."): file for file in FILES}
+    modules = {name.removesuffix(".__init__"): file for name, file in modules.items()}
+    graph = {}
+    for name, file in modules.items():
+        tree = ast.parse((PACKAGE / file).read_text("utf-8"))
+        nodes = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        imported = imported_names(file, "\n".join(map(ast.unparse, nodes)))
+        inside = [full.removeprefix("vid3d_cli.") for full in imported if full.startswith("vid3d_cli.")]
+        graph[name] = {n if n in modules else n.rpartition(".")[0] for n in inside} & modules.keys() - {name}
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names them
+
+
 @pytest.mark.parametrize("file", [file for file in FILES if not has_torch(file)])
 def test_only_networks_import_torch(file):
     assert [name for name in imported_names(file, (PACKAGE / file).read_text("utf-8")) if is_torch(name)] == []
@@ -106,10 +121,10 @@ def test_torch_is_imported_before_its_parts(file):
     ("file", "source", "layers", "torch"),
     [
         ("clips.py", "from .errors import UsageError", {"errors"}, False),
-        ("clips.py", "from . import pipeline", {"pipeline"}, False),
-        ("clips.py", "def f():\n    from .pipeline import Pipeline", {"pipeline"}, False),
+        ("clips.py", "from . import plan", {"plan"}, False),
+        ("clips.py", "def f():\n    from .plan import Plan", {"plan"}, False),
         ("clips.py", "import vid3d_cli.api", {"api"}, False),
-        ("outputs/npy.py", "from ..records import Clip\nfrom .atomic import AtomicFile", {"records", "outputs"}, False),
+        ("features/npy.py", "from ..records import Clip\nfrom .store import Store", {"records", "features"}, False),
         ("cli/console.py", "from .. import __version__", {"__init__"}, False),
         ("clips.py", "import vid3d_cli", {"__init__"}, False),
         (
@@ -171,13 +186,29 @@ def test_importing_the_package_imports_nothing_heavy():
     assert heavy == []
 
 
+def test_the_facts_of_networks_do_not_import_torch():
+    heavy, _ = heavy_modules_after("import vid3d_cli.models.registry, vid3d_cli.models.manifest")
+    assert not {"torch", "torchvision", "av", "cv2"} & set(heavy)
+
+
+def test_flow_methods_import_no_torch_before_one_needs_it():
+    code = (
+        "from vid3d_cli.flow.methods import FLOW_METHODS, create_flow\n"
+        "[create_flow(name) for name in FLOW_METHODS if name != 'tvl1']"
+    )
+    heavy, _ = heavy_modules_after(code)
+    assert not {"torch", "torchvision"} & set(heavy)
+    heavy, _ = heavy_modules_after(f"{code}; create_flow('tvl1')")
+    assert "torch" in heavy
+
+
 def test_the_check_sees_a_heavy_import():
     heavy, _ = heavy_modules_after("import vid3d_cli; vid3d_cli.top_k")
     assert heavy == ["numpy"]
 
 
 @pytest.mark.parametrize("name", vid3d_cli.__all__)
-def test_every_public_name_can_be_had(name):
+def test_every_public_name_can_be_imported(name):
     assert getattr(vid3d_cli, name) is not None
     assert name in dir(vid3d_cli)
 

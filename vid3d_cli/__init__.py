@@ -4,11 +4,12 @@
 
     result = vid3d.classify("video.mp4", model="i3d")                  # VideoResult
     for result in vid3d.extract(["a.mp4", "b.mp4"], model="i3d"): ...  # features with their seconds
-    store = vid3d.open_store("feats.npy")                              # what vid3d extract wrote, of any format
+    summary = vid3d.extract("videos/", out="feats.npy", model="i3d")   # a job; the same call resumes it
+    store = vid3d.open_store("feats.npy")                              # output of vid3d extract, in any format
     flow = vid3d.optical_flow(grey, method="dis")                      # (T, H, W) uint8 → (T-1, H, W, 2) float32
     net = vid3d.create_model("i3d", stream="rgb", weights=None)        # an nn.Module
 
-Names are imported when they are first used, so that `import vid3d_cli` costs nothing.
+Names are imported when they are first used, so that `import vid3d_cli` is fast.
 """
 
 from __future__ import annotations
@@ -19,29 +20,30 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import classify, extract
-    from .errors import UsageError, Vid3dError, VideoError, WeightsError
+    from .api import classify, extract, make_plan
+    from .errors import UsageError, Vid3dError, Vid3dWarning, VideoError, WeightsError
     from .features.stores import open_store
     from .flow.methods import optical_flow
     from .fusion import Fusion, top_k
+    from .jobs.events import JobSummary
     from .models.clip_model import create_model
     from .options import Options
+    from .plan import Plan
     from .recipe import Recipe
     from .records import Prediction, VideoFailure, VideoResult
-    from .run.pipeline import Pipeline
     from .video.process import probe
     from .video.reader import VideoReader
 
-
 _HOMES = {
-    "api": ["classify", "extract"],
-    "errors": ["UsageError", "Vid3dError", "VideoError", "WeightsError"],
+    "api": ["classify", "extract", "make_plan"],
+    "errors": ["UsageError", "Vid3dError", "Vid3dWarning", "VideoError", "WeightsError"],
+    "features.stores": ["open_store"],
     "flow.methods": ["optical_flow"],
     "fusion": ["Fusion", "top_k"],
+    "jobs.events": ["JobSummary"],
     "models.clip_model": ["create_model"],
     "options": ["Options"],
-    "features.stores": ["open_store"],
-    "run.pipeline": ["Pipeline"],
+    "plan": ["Plan"],
     "recipe": ["Recipe"],
     "records": ["Prediction", "VideoFailure", "VideoResult"],
     "video.process": ["probe"],
@@ -55,9 +57,11 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "open_store",
     "optical_flow",
     "create_model",
+    "make_plan",
     "Options",
-    "Pipeline",
+    "Plan",
     "VideoResult",
+    "JobSummary",
     "VideoFailure",
     "Prediction",
     "Recipe",
@@ -69,6 +73,7 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "UsageError",
     "VideoError",
     "WeightsError",
+    "Vid3dWarning",
     "__version__",
 ]
 

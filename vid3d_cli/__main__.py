@@ -1,4 +1,4 @@
-"""What `vid3d` and `python -m vid3d_cli` run; an interrupt while the commands load is not a traceback either."""
+"""Entry point of `vid3d` and `python -m vid3d_cli`; an interrupt during imports prints no traceback."""
 
 import sys
 

@@ -1,71 +1,212 @@
-"""The library's main calls; the command line uses nothing else."""
+"""The library's main calls. The command line uses the same functions below them."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import inspect
+import warnings
 from collections.abc import Iterable, Iterator
 from os import PathLike, fspath
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, overload
 
-from .options import Options, OptionValues
+from .errors import UsageError, Vid3dWarning
+from .features.format import FeatureFormat
+from .jobs import extraction
+from .jobs.events import JobSummary, OnEvent, Warned
+from .options import Options
+from .plan import Plan
 from .records import VideoResult
 from .run import local
 from .run.local import OnClips, OnFailure
-from .run.pipeline import Pipeline
+from .video import TIMEOUT_SECONDS
+from .video.sources import find_sources
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+Video = str | PathLike[str]
+
+_FORM_OPTIONS = ("dtype", "concat", "layout")
+_JOB_OPTIONS = ("overwrite", "redo_failed", "shard", "claim", "stale_after", "failures", "engine", "ray_address")
 
 
-def classify(video: str | PathLike[str], *, model: str = "i3d", **options: Unpack[OptionValues]) -> VideoResult:
-    """Recognise the actions in one video.
+def classify(video: Video, *, model: str = "i3d", **options: Any) -> VideoResult:
+    """Return the actions recognised in one video.
 
         result = classify("video.mp4")
         top_k(result.logits["fused"], result.labels, 5)
 
     Args:
         video: path or URL.
-        model: of the manifest; its weights are downloaded when they are not on disk.
+        model: name of a model; its weights are downloaded if they are not on disk.
         **options: fields of `Options`, such as streams="rgb", window=16, stride=8.
 
     Raises:
-        UsageError: options that do not fit.
-        WeightsError: weights that cannot be had or used.
+        UsageError: options that do not fit, or a model without classes.
+        WeightsError: checkpoints that are missing or do not fit.
         VideoError: the video cannot be used.
     """
-    pipeline = Pipeline(Options(model=model, **options))
-    pipeline.check_classes()
-    return next(local.run(pipeline, [fspath(video)]))
+    plan = make_plan(model=model, **options)
+    plan.check_classes()
+    results = local.run(plan, [fspath(video)])
+    try:
+        _warn([*plan.warnings, *results.warnings])
+        assert results.networks is not None
+        results.networks.check_classes()
+        return next(results)
+    finally:
+        results.close()
+
+
+@overload
+def extract(
+    videos: Video | Iterable[Video],
+    *,
+    out: None = None,
+    model: str = "i3d",
+    jobs: int | None = None,
+    timeout: float | None = TIMEOUT_SECONDS,
+    on_failure: OnFailure | None = None,
+    on_clips: OnClips | None = None,
+    **options: Any,
+) -> Iterator[VideoResult]: ...
+
+
+@overload
+def extract(
+    videos: Video | Iterable[Video],
+    *,
+    out: Video,
+    model: str = "i3d",
+    jobs: int | None = None,
+    timeout: float | None = TIMEOUT_SECONDS,
+    on_event: OnEvent | None = None,
+    dtype: str = "float32",
+    concat: bool = True,
+    layout: str = "vid3d",
+    overwrite: bool = False,
+    redo_failed: bool = False,
+    shard: str | None = None,
+    claim: bool = False,
+    stale_after: float | None = None,
+    failures: Video | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
+    **options: Any,
+) -> JobSummary: ...
 
 
 def extract(
-    videos: str | PathLike[str] | Iterable[str | PathLike[str]],
+    videos: Video | Iterable[Video],
     *,
+    out: Video | None = None,
     model: str = "i3d",
     jobs: int | None = None,
+    timeout: float | None = TIMEOUT_SECONDS,
     on_failure: OnFailure | None = None,
     on_clips: OnClips | None = None,
-    **options: Unpack[OptionValues],
-) -> Iterator[VideoResult]:
-    """Run the model over videos, one result each, in their order.
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Iterator[VideoResult] | JobSummary:
+    """Extract one feature vector per clip and stream.
+
+    Without `out`, it yields one result per video, in list order:
 
         for result in extract(["a.mp4", "b.mp4"], streams="rgb"):
             result.features()                    # (N, D) float32
             [c.span.start_seconds for c in result.clips]
 
+    With `out`, it runs a job as `vid3d extract` does; the same call resumes an interrupted job:
+
+        summary = extract("videos/", out="feats.npy", streams="rgb", on_event=print)
+        summary.done, summary.failures
+
     Args:
-        videos: paths or URLs, or one of them.
-        model: of the manifest.
-        jobs: how many videos are read at the same time; None is 2, the one at hand and the next, or more on many cores.
-        on_failure: is told of a video that failed, and the others go on; None raises the failure.
-        on_clips: is told of progress: clips of this video done, and expected in all or None.
+        videos: path or URL, or several. With `out`, directories and globs stand for the videos in them.
+        out: `feats.npy`, `.npz`, `.h5`, `.parquet` or a directory.
+        model: name of a model.
+        jobs: how many videos are read at the same time; None for 2 to 8, depending on the cores.
+        timeout: seconds without progress before a video fails; None for no limit.
+        on_failure: without `out`, called with each failed video, and the others continue; None raises the failure.
+        on_clips: without `out`, called with a video, its clips done so far, and those expected or None.
+        on_event: with `out`, called with every event; see `vid3d_cli.jobs.events`. Without it, warnings are
+            `Vid3dWarning`s.
+        **options: fields of `Options`. With `out` also those of `vid3d_cli.jobs.extraction.extract`: dtype, concat,
+            layout, overwrite, redo_failed, shard, claim, stale_after, failures, engine, ray_address.
+
+    Raises:
+        UsageError: options that do not fit; raised at the call, like the next two.
+        RecipeDiffers: the output was made with another recipe; the text lists the differences.
+        WeightsError: checkpoints that are missing or do not fit.
+        VideoError: without `out`, while iterating, unless `on_failure` is given.
+        OutputError: the output cannot be written. Committed rows are kept, and the same call resumes.
+    """
+    paths = [fspath(video) for video in ([videos] if isinstance(videos, (str, PathLike)) else videos)]
+    if out is not None:
+        if on_failure is not None or on_clips is not None:
+            raise UsageError("with out, on_event reports failures and clips: leave on_failure and on_clips out")
+        return _extract_to(fspath(out), paths, model, jobs, timeout, on_event, options)
+    if on_event is not None:
+        raise UsageError("on_event is for jobs: give out, or use on_failure and on_clips")
+    plan = make_plan(model=model, **options)
+    plan.check_videos(paths)
+    results = local.run(plan, paths, jobs=jobs, timeout=timeout, on_failure=on_failure, on_clips=on_clips)
+    _warn([*plan.warnings, *results.warnings])
+    return results
+
+
+def _extract_to(
+    out: str,
+    paths: list[str],
+    model: str,
+    jobs: int | None,
+    timeout: float | None,
+    on_event: OnEvent | None,
+    options: dict[str, Any],
+) -> JobSummary:
+    form = FeatureFormat(**{name: options.pop(name) for name in _FORM_OPTIONS if name in options})
+    job_options = {name: options.pop(name) for name in _JOB_OPTIONS if name in options}
+    if job_options.get("failures") is not None:
+        job_options["failures"] = Path(job_options["failures"])
+    return extraction.extract(
+        make_plan(model=model, **options),
+        find_sources(paths),
+        out,
+        form=form,
+        jobs=jobs,
+        timeout=timeout,
+        on_event=on_event or _warn_of_event,
+        **job_options,
+    )
+
+
+def make_plan(**options: Any) -> Plan:
+    """Return the plan for some options, checked and with defaults filled in; needs no torch and no network.
+
+    Args:
         **options: fields of `Options`.
 
     Raises:
-        UsageError: options that do not fit; at the call, like the next one.
-        WeightsError: weights that cannot be had or used.
-        VideoError: while iterating, unless `on_failure` takes it.
+        UsageError: an unknown option, or options that do not fit.
     """
-    pipeline = Pipeline(Options(model=model, **options))
-    paths = [fspath(video) for video in ([videos] if isinstance(videos, (str, PathLike)) else videos)]
-    pipeline.check_videos(paths)
-    return local.run(pipeline, paths, jobs=jobs, on_failure=on_failure, on_clips=on_clips)
+    known = [field.name for field in dataclasses.fields(Options)]
+    if unknown := [name for name in options if name not in known]:
+        if unknown[0] in (*_FORM_OPTIONS, *_JOB_OPTIONS):
+            raise UsageError(f"{unknown[0]} is an option of extract with out: give out, or leave {unknown[0]} out")
+        close = difflib.get_close_matches(unknown[0], [*known, *_FORM_OPTIONS, *_JOB_OPTIONS], n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(known)}"
+        raise UsageError(f"unknown option '{unknown[0]}': {hint}")
+    return Plan.make(Options(**options))
+
+
+def _warn_of_event(event: Any) -> None:
+    if isinstance(event, Warned):
+        _warn([event.message])
+
+
+def _warn(messages: Iterable[str]) -> None:
+    """Warn at the line of the user's that called us."""
+    package, level, frame = str(Path(__file__).parent), 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    for message in messages:
+        warnings.warn(message, Vid3dWarning, stacklevel=level)

@@ -1,34 +1,34 @@
-"""Every error that vid3d raises on purpose, and the exit code a command ends with.
+"""All errors that vid3d raises on purpose, and the exit codes of its commands.
 
     Vid3dError                     1
     ├─ UsageError                  2   an argument or option cannot be used as given
     │  ├─ UnknownModel             2   no such entry in the manifest
-    │  ├─ OutputExists             2   nothing is overwritten unasked
-    │  └─ RecipeDiffers            2   features of two recipes do not go into one output
-    ├─ VideoError                  1   this video cannot be used; the others of the job go on
+    │  ├─ OutputExists             2   the output exists and may not be overwritten
+    │  └─ RecipeDiffers            2   the output was made with another recipe
+    ├─ VideoError                  1   this video cannot be used; the job continues
     │  ├─ VideoNotFound                no such file
     │  ├─ EmptyFile                    zero bytes
-    │  ├─ NotAVideo                    nothing that PyAV can open
-    │  ├─ TruncatedVideo               cut off before the part that holds its index
-    │  ├─ NoVideoStream                audio only, or a cover picture
-    │  ├─ NoFrames                     a video stream of which no frame decodes
+    │  ├─ NotAVideo                    FFmpeg cannot open it
+    │  ├─ TruncatedVideo               cut off before the end of its index
+    │  ├─ NoVideoStream                audio only, or a cover image
+    │  ├─ NoFrames                     no frame decodes, or none lies in the span
     │  ├─ TooLarge                     frames that would need gigabytes of memory
-    │  ├─ VideoChanged                 somebody wrote to it while it was read
-    │  ├─ OutOfMemory                  decoding takes more memory than there is
-    │  ├─ DecoderDied                  the process that decoded it crashed or was killed
+    │  ├─ VideoChanged                 the file changed while it was read
+    │  ├─ OutOfMemory                  decoding needs more memory than there is
+    │  ├─ DecoderDied                  its decoder process crashed or was killed
     │  ├─ DecoderHangs                 no progress for longer than --timeout
-    │  ├─ DecoderFailed                decoding ended with an error that has no name here
-    │  ├─ WorkerDied                   workers of a cluster were lost over it, again and again
-    │  ├─ NoScores                     the network's answer is not finite
-    │  ├─ OddFeatures                  features of another shape than those before them in the file
+    │  ├─ DecoderFailed                decoding ended with another error
+    │  ├─ WorkerDied                   several cluster workers died while they processed it
+    │  ├─ NoScores                     the network's scores are not finite
+    │  ├─ FeatureShapeMismatch         its features differ in shape from earlier rows
     │  └─ FlowFilesError               ready-made flow that is missing or does not fit its video
     ├─ WeightsError                3
-    │  ├─ WeightsUnavailable       3   not on disk and not to be had from here
-    │  ├─ ChecksumMismatch         3   the file is not the one that the manifest names
-    │  └─ CheckpointError          3   unsafe, unreadable, or of another network
+    │  ├─ WeightsUnavailable       3   not on disk, and cannot be downloaded
+    │  ├─ ChecksumMismatch         3   the file's digest differs from the expected one
+    │  └─ CheckpointError          3   unsafe, unreadable, or made for another network
     ├─ ShapeError                  1   an array of the wrong shape
     ├─ OutputError                 1   the results cannot be written
-    └─ ResourceError               1     the machine has too little of something for the whole job, such as open files
+    └─ ResourceError               1   the machine lacks a resource that the whole job needs, such as open files
 
 The library raises these and never prints or exits; `vid3d_cli.cli` turns them into one line and an exit code.
 """
@@ -44,9 +44,13 @@ EXIT_TERMINATED = 143
 
 
 class Vid3dError(Exception):
-    """Base of all errors below; its text is one line (or a few) made to be shown as it is."""
+    """Base class of all errors; its text is a message for users, of one or a few lines."""
 
     exit_code = EXIT_SOME_FAILED
+
+
+class Vid3dWarning(UserWarning):
+    """The run works but may not do what the user intended."""
 
 
 class UsageError(Vid3dError):
@@ -60,18 +64,18 @@ class UnknownModel(UsageError):
 
 
 class OutputExists(UsageError):
-    """The output is already there, and overwriting was not asked for."""
+    """The output exists and may not be overwritten."""
 
 
 class RecipeDiffers(UsageError):
-    """The output was made by another recipe."""
+    """The output was made with another recipe."""
 
 
 class VideoError(Vid3dError):
     """One video cannot be used.
 
     Args:
-        video: path or URL as the user gave it.
+        video: path or URL as given.
         message: what is wrong and what to do, without the path.
     """
 
@@ -85,7 +89,7 @@ class VideoError(Vid3dError):
 
 
 class VideoNotFound(VideoError):
-    """No such file."""
+    """The file does not exist."""
 
 
 class EmptyFile(VideoError):
@@ -93,19 +97,19 @@ class EmptyFile(VideoError):
 
 
 class NotAVideo(VideoError):
-    """Nothing that PyAV can open."""
+    """FFmpeg cannot open the file."""
 
 
 class TruncatedVideo(VideoError):
-    """The file was cut off before the part that holds its index."""
+    """The file is cut off before the end of its index."""
 
 
 class NoVideoStream(VideoError):
-    """The container holds no moving pictures: audio only, or a cover picture."""
+    """The container has no video: audio only, or a cover image."""
 
 
 class NoFrames(VideoError):
-    """There is a video stream, but no frame of it decodes in the asked span."""
+    """No frame of the video decodes, or none lies in the span."""
 
 
 class TooLarge(VideoError):
@@ -113,35 +117,35 @@ class TooLarge(VideoError):
 
 
 class VideoChanged(VideoError):
-    """The file is not the one that was opened."""
+    """The file changed while it was read."""
 
 
 class OutOfMemory(VideoError):
-    """Decoding takes more memory than there is."""
+    """Decoding needs more memory than is available."""
 
 
 class DecoderDied(VideoError):
-    """The process that decoded it crashed or was killed."""
+    """The decoder process crashed or was killed."""
 
 
 class DecoderHangs(VideoError):
-    """Its decoder made no progress for longer than it was given."""
+    """The decoder process made no progress for longer than the timeout."""
 
 
 class DecoderFailed(VideoError):
-    """Decoding ended with an error that has no class of its own here; the message names it."""
+    """Decoding ended with an error that has no class of its own; the message names it."""
 
 
 class WorkerDied(VideoError):
-    """The workers of a cluster that had it crashed or were killed, one after the other."""
+    """Several cluster workers crashed or were killed while they processed the video."""
 
 
 class NoScores(VideoError):
-    """The network's answer for this video is not finite."""
+    """The network's scores for this video are not finite."""
 
 
-class OddFeatures(VideoError):
-    """The features are of another shape than those of the videos before, and go into one matrix with them."""
+class FeatureShapeMismatch(VideoError):
+    """The features differ in shape from earlier rows, and one matrix cannot hold both."""
 
 
 class FlowFilesError(VideoError):
@@ -149,17 +153,17 @@ class FlowFilesError(VideoError):
 
 
 class WeightsError(Vid3dError):
-    """Weights cannot be had or cannot be used."""
+    """Weights are unavailable or unusable."""
 
     exit_code = EXIT_WEIGHTS
 
 
 class WeightsUnavailable(WeightsError):
-    """The weights are not on disk and no source of them could be reached."""
+    """The weights are not on disk and could not be downloaded."""
 
 
 class ChecksumMismatch(WeightsError):
-    """The file is not the one that the manifest names."""
+    """The file's digest differs from the expected one."""
 
 
 class CheckpointError(WeightsError):
@@ -175,4 +179,4 @@ class OutputError(Vid3dError):
 
 
 class ResourceError(Vid3dError):
-    """The machine has too little of something for the job as a whole, such as open files."""
+    """The machine lacks a resource that the whole job needs, such as open files."""

@@ -1,7 +1,7 @@
-"""What a feature was made by, in two parts: what decides its numbers, and where it came from.
+"""The recipe of features: what decides their numbers, and where they came from (provenance).
 
-The file keeps flat keys; the functions below classify them. Rows of two recipes go into one output only if all keys
-that decide numbers agree. Where they came from is recorded, and a difference is at most worth a warning.
+Files store flat keys, which the functions below classify. Rows of two recipes go into one output only if all keys that
+decide numbers agree. A difference in provenance causes at most a warning.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 NUMERICS = 1
-"""Raised when the numbers of vid3d change for the same recipe. A recipe without the key is of 1."""
+"""Increased when vid3d computes other numbers for the same recipe. A recipe without the key has 1."""
 
 _PROVENANCE = re.compile(r"runtime|versions(\..+)?|streams\.\w+\.weights")
 """The keys, with dots between the levels, that say where features came from; all others decide numbers."""
 
 _FLOW_FOLDER = re.compile(r"^ready-made (.*), images of bound ")
-"""The folder in a description of ready-made flow: where it lay, not what it was."""
+"""The folder in a description of ready-made flow; it is provenance."""
 
 
 @dataclass(frozen=True)
 class StreamRecipe:
-    """How one stream was made and read."""
+    """The checkpoint and the input of one stream."""
 
     weights: str
     """Manifest name, or the path of the user's own file."""
-    weights_sha256: str
-    """Digest of the checkpoint file."""
+    weights_sha256: str | None
+    """Digest of the checkpoint file; None while it is unknown."""
     normalisation: str
     """How pixels or flow became the network's input, in words that can be compared."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a feature was made by: the same recipe on the same file gives the same row."""
+    """How features were made: the same recipe on the same file gives the same rows."""
 
     model: str
     streams: Mapping[str, StreamRecipe]
@@ -50,21 +50,23 @@ class Recipe:
     resize: str
     """How frames were resized."""
     crops: str
-    """Which squares of a frame were seen, and what became of their features."""
+    """Which crops of a frame were used, and whether their features were kept or averaged."""
     keeps_crops: bool
-    """Whether features have an axis of crops."""
+    """Whether features have an axis for crops."""
     variant: str | None
-    """Form of the backbone; None for the plain one."""
+    """Variant of the backbone; None for the plain one."""
     features: str
-    """Where they were taken from: "pooled" is the vector that feeds the classifier."""
+    """Which features: "pooled" (the vector that feeds the classifier), or a layer and its pooling."""
     flow: str | None
     """How flow was computed; None without a flow stream."""
-    runtime: str
-    precision: str
-    versions: Mapping[str, str]
-    """Of vid3d and the packages that decide the numbers."""
+    runtime: str = ""
+    """What ran the networks, and on which device; empty before they are loaded."""
+    precision: str | None = None
+    """"fp32", "bf16" or "fp16"; None before "auto" is resolved."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of vid3d and the packages it ran with; empty before the networks are loaded."""
     dense: str | None = None
-    """How windows were pooled from one pass over the video; None where each was run by itself."""
+    """How windows were pooled from one pass over the video; None if each ran by itself."""
     numerics: int = NUMERICS
     """See `NUMERICS`."""
 
@@ -73,8 +75,8 @@ def deciding_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> di
     """Return the keys that decide numbers and differ, each with both values.
 
     Args:
-        there: a recipe as it was written, of any version of vid3d.
-        now: another one. A precision or digest of None is not known yet, and is no difference.
+        there: a stored recipe, from any version of vid3d.
+        now: the other recipe. A precision or digest of None is unknown and not a difference.
 
     Returns:
         Nested keys are joined by dots, as in "streams.rgb.weights_sha256".
@@ -89,11 +91,11 @@ def provenance_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> 
     """Return the keys that say where features came from and differ, each with both values.
 
     Args:
-        there: a recipe as it was written.
-        now: another one.
+        there: a stored recipe.
+        now: the other recipe.
 
     Returns:
-        Nested keys are joined by dots. Keys of which one side knows nothing are left out.
+        Nested keys are joined by dots. Keys that only one side has are left out.
     """
     old, new = _provenance(there), _provenance(now)
     return {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key]}

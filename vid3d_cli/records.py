@@ -16,26 +16,26 @@ STREAMS = ("rgb", "flow")
 """The streams in the order in which they are reported and concatenated."""
 
 FUSED = "fused"
-"""The name under which the late fusion of the streams stands beside them."""
+"""The name of the late fusion, used like the name of a stream."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of the resampled video."""
+    """One frame of the resampled video."""
 
     index: int
     """Position in the frames read, from 0."""
     seconds: float
     """When it appears, relative to the first frame of the file."""
     end_seconds: float
-    """When the next frame takes its place."""
+    """When the next frame replaces it."""
     rgb: NDArray[np.uint8]
     """(H, W, 3), upright (rotation applied)."""
 
 
 @dataclass(frozen=True)
 class ClipSpan:
-    """Which part of a video a clip shows."""
+    """The part of a video that a clip shows."""
 
     index: int
     """Position among the clips of the video, from 0."""
@@ -60,12 +60,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipOutput:
-    """What the networks say of one clip."""
+    """The networks' output for one clip."""
 
     span: ClipSpan
     features: Mapping[str, NDArray[np.float32]]
-    """Per stream, (D,): the pooled vector that feeds the classifier; or what a layer gave, (C,), (C, T) or
-    (C, T, H, W). With a leading axis where the features of several crops were kept."""
+    """Per stream, (D,): the pooled vector that feeds the classifier; or the output of a layer, (C,), (C, T) or
+    (C, T, H, W). If crops were kept, they are the first axis."""
     logits: Mapping[str, NDArray[np.float32]]
     """Per stream and, after `fusion.pool_video`, "fused", (K,)."""
 
@@ -82,33 +82,33 @@ class Prediction:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """Everything that is known of one video after the networks have run."""
+    """The scores and features of one video."""
 
     video: str
-    """Path or URL as it was given."""
+    """Path or URL as given."""
     clips: tuple[ClipOutput, ...]
-    """In the order of time; at least one."""
+    """In time order; at least one."""
     logits: Mapping[str, NDArray[np.float32]]
     """Per stream and "fused", (K,): the video's scores before softmax."""
     labels: tuple[str, ...]
     """K class names, in the order of the logits."""
     fps: float
-    """Frames per second that were read, after resampling."""
+    """Frames per second after resampling."""
     num_frames: int
-    """How many frames were read, after resampling."""
-    num_decode_failures: int
-    """How many damaged packets were skipped."""
+    """Number of frames read, after resampling."""
+    num_lost_frames: int
+    """Number of frames lost to damage."""
     recipe: Recipe
 
     def features(self, stream: str | None = None) -> NDArray[np.float32]:
-        """The clip features as a matrix.
+        """Return the clip features as a matrix.
 
         Args:
             stream: "rgb" or "flow"; None for all streams that ran, concatenated rgb first.
 
         Returns:
-            (N, D) float32, a row a clip; (N, crops, D) where those of every crop were kept; and with (C, T) or
-            (C, T, H, W) in the place of D where a layer's map was.
+            (N, D) float32, one row per clip; (N, crops, D) if crops were kept. For the map of a layer, D is replaced by
+            (C, T) or (C, T, H, W).
         """
         streams = [stream] if stream else [s for s in STREAMS if s in self.clips[0].features]
         axis = 1 if self.recipe.keeps_crops else 0
@@ -127,19 +127,20 @@ class VideoResult:
 
 @dataclass(frozen=True)
 class VideoFailure:
-    """A video that could not be used; written as JSON it is also a valid input list."""
+    """A failed video; as a JSON line it is also an entry of an input list."""
 
     video: str
     error: str
-    """Name of the exception class, as drawn in `errors`."""
+    """Name of the exception class, one of those in `errors`."""
     message: str
     """What was wrong and what to do."""
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON that any UTF-8 stream takes.
+    """Return a value as one line of JSON that is valid UTF-8.
 
-    File names need not be UTF-8: their odd bytes travel as lone surrogates, which JSON can only write as escapes.
+    File names need not be UTF-8: Python holds their other bytes as lone surrogates, which JSON can only write as
+    escapes.
     """
     text = json.dumps(value, ensure_ascii=False)
     try:

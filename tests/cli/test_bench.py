@@ -1,4 +1,4 @@
-"""`vid3d bench`: what it measures is there, what it concludes follows from it."""
+"""`vid3d bench`: its measurements are complete, and its advice follows from them."""
 
 import json
 
@@ -8,16 +8,16 @@ from videos import write_video
 
 import vid3d_cli.models.weights
 from vid3d_cli.cli import bench
-from vid3d_cli.runtimes import speed
+from vid3d_cli.runtimes import estimate
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The same measurements, each over at once."""
+    """Make all measurements short."""
     monkeypatch.setattr(bench, "NETWORK_SECONDS", 0.001)
     monkeypatch.setattr(bench, "NUM_FRAMES_READ", 30)
-    monkeypatch.setattr(speed, "MATRIX_SIZE", 256)
-    monkeypatch.setattr(speed, "MEASURED_SECONDS", 0.001)
+    monkeypatch.setattr(estimate, "MATRIX_SIZE", 256)
+    monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_every_part_is_measured(vid3d, tiny_model, quick, weights_on_disk, video
     assert report["frames_per_second"]["together"] < min(
         report["frames_per_second"]["network"], report["frames_per_second"]["reading"]
     )
-    assert report["network_gflops"] is None  # TinyNet is asked for other clips than the manifest's
+    assert report["network_gflops"] is None  # TinyNet gets other clips than the manifest's
     assert report["bound"] == bench.find_bound(report)
     assert report["advice"] == bench.advise(report)
 
@@ -53,7 +53,7 @@ def test_options_are_those_of_a_run(vid3d, tiny_model, quick, weights_on_disk, v
     assert vid3d("bench", video, "--streams", "sound").exit_code == 2
 
 
-def test_weights_that_are_not_there_are_random_and_a_film_is_rendered(vid3d, quick, monkeypatch, tmp_path):
+def test_missing_weights_are_random_and_a_video_is_rendered(vid3d, quick, monkeypatch, tmp_path):
     monkeypatch.setattr(vid3d_cli.models.weights, "is_on_disk", lambda file: False)
     monkeypatch.setattr("vid3d_cli.video.demo.render", lambda path: write_video(path, num_frames=40))
     report = report_of(vid3d("bench", "--model", "s3d_mini.camera_motion"))
@@ -67,7 +67,7 @@ def test_random_weights_are_always_the_same_and_leave_others_random(tmp_path):
     expected = torch.rand(1)
     torch.manual_seed(5)
     for name in ("a", "b"):
-        speed.save_random_weights(tmp_path / name, "s3d_mini", "flow", None)
+        estimate.save_random_weights(tmp_path / name, "s3d_mini", "flow", None)
     assert torch.rand(1) == expected
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
@@ -80,7 +80,7 @@ def test_a_video_that_cannot_be_read_is_one_line(vid3d, tiny_model, quick, weigh
 
 
 @pytest.mark.parametrize(("share_cores", "expected"), [(True, 20.0), (False, 25.0)])
-def test_what_both_do_together(share_cores, expected):
+def test_rates_of_reading_and_network_together(share_cores, expected):
     assert bench.together(100.0, 25.0, share_cores=share_cores) == pytest.approx(expected)
     assert bench.together(25.0, 100.0, share_cores=share_cores) == pytest.approx(expected)
 
@@ -123,7 +123,7 @@ READING = {"network": 900.0, "reading": 300.0, "together": 300.0}
         (
             {"frames_per_second": READING, "ms_per_frame": {"decode": 4.0, "resize": 1.0, "flow": 0.0}},
             "decode",
-            ["smaller videos", "--streams rgb"],
+            ["store smaller videos", "--streams rgb"],
         ),
         (
             {
@@ -133,7 +133,7 @@ READING = {"network": 900.0, "reading": 300.0, "together": 300.0}
                 "runtime": "torch on NVIDIA H200",
             },
             "resize",
-            ["smaller videos"],
+            ["store smaller videos"],
         ),
     ],
 )
@@ -143,7 +143,7 @@ def test_bound_and_advice(changes, bound, tips):
     assert [tip.split(":")[0] for tip in bench.advise(report)] == tips
 
 
-def test_a_person_is_told_in_a_table_and_a_sentence(capsys):
+def test_a_terminal_gets_a_table_and_a_sentence(capsys):
     report = facts(model="i3d.kinetics400", random_weights=["rgb", "flow"], cores=2)
     report |= {"network_seconds_per_clip": 3.2, "network_gflops": 139.0}
     report |= {"bound": bench.find_bound(report), "advice": bench.advise(report)}
@@ -151,14 +151,14 @@ def test_a_person_is_told_in_a_table_and_a_sentence(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "i3d.kinetics400, rgb + flow, random rgb and flow weights" in printed
     assert "GFLOP/s of matrix products: fp32 200, bf16 430; the network: 139" in printed
-    assert "Bound by the network: 20 frames/s where the rest could do 300. To go faster:" in printed
+    assert "Limited by the network: 20 frames/s; the rest reaches 300. To go faster:" in printed
     assert "--precision bf16: matrix products are 2.1 × as fast here" in printed
 
 
 def test_the_rate_counts_what_is_computed(monkeypatch):
-    """Two operations for every multiply-add, whether the whole product is computed or a strip of it."""
-    monkeypatch.setattr(speed, "MATRIX_SIZE", 1024)
+    """A multiply-add counts as two operations, whether a whole product is computed or a strip of it."""
+    monkeypatch.setattr(estimate, "MATRIX_SIZE", 1024)
     for seconds, num_rows in ((0.001, 1024), (10.0, 256)):
-        monkeypatch.setattr(speed, "_seconds", lambda a, b, seconds=seconds: seconds)
-        monkeypatch.setattr(speed, "MEASURED_SECONDS", 0.01 if seconds < 1 else 0.0001)
-        assert speed.matrix_product_rate("cpu", "bf16") == pytest.approx(2 * num_rows * 1024**2 / seconds)
+        monkeypatch.setattr(estimate, "_seconds", lambda a, b, seconds=seconds: seconds)
+        monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.01 if seconds < 1 else 0.0001)
+        assert estimate.matrix_product_rate("cpu", "bf16") == pytest.approx(2 * num_rows * 1024**2 / seconds)

@@ -12,7 +12,8 @@ import pytest
 
 import vid3d_cli as vid3d
 from vid3d_cli.errors import ChecksumMismatch
-from vid3d_cli.flow.methods import optical_flow, to_grey
+from vid3d_cli.flow.fields import to_grey
+from vid3d_cli.flow.methods import optical_flow
 from vid3d_cli.models import manifest, weights
 from vid3d_cli.models.clip_model import create_model
 
@@ -57,7 +58,7 @@ def motion_of(label, num_frames=17):
 
 class TestWorld:
     @pytest.mark.parametrize("label", CLASSES)
-    def test_the_picture_moves_as_the_class_says(self, label):
+    def test_the_image_moves_as_its_class_says(self, label):
         motion = motion_of(label)
         mean = motion.mean(0)
         for found, sign in zip(mean, SIGNS[label], strict=True):
@@ -67,19 +68,19 @@ class TestWorld:
         elif label == "static":
             assert np.abs(motion).max() < 0.05
 
-    def test_pan_has_the_speed_it_was_given(self):
+    def test_a_pan_has_the_given_speed(self):
         # 2 px a frame at 25 fps is 4 px a tick at 12.5
         assert motion_of("pan-right").mean(0)[0] == pytest.approx(-4, abs=0.1)
 
     @pytest.mark.parametrize("index", [1, 8])
-    def test_a_clip_is_decided_by_seed_and_index(self, index):
+    def test_seed_and_index_determine_a_clip(self, index):
         first, again, other = (render_clip(index, seed=seed) for seed in (5, 5, 6))
         assert first.label == CLASSES[index]
         assert len(first.frames) == NUM_TICKS
         assert np.array_equal(first.frames, again.frames)
         assert first.frames.shape != other.frames.shape or not np.array_equal(first.frames, other.frames)
 
-    def test_encoded_clips_have_as_many_frames(self):
+    def test_encoded_clips_have_the_same_number_of_frames(self):
         clip = render_clip(2, seed=5, encoded=True)
         assert clip.encoded and len(clip.frames) == NUM_TICKS
 
@@ -116,13 +117,14 @@ def short_run(tmp_path_factory):
     return out
 
 
+@pytest.mark.exhaustive
 class TestTraining:
     def test_losses_fall(self, short_run):
         metrics = json.loads((short_run / f"{MODEL}.metrics.json").read_text())
         for losses in metrics["losses"].values():
             assert losses[-1] < losses[0] - 0.1
 
-    def test_what_it_writes_can_be_loaded(self, short_run):
+    def test_its_checkpoints_can_be_loaded(self, short_run):
         for stream in ("rgb", "flow"):
             net = create_model("s3d_mini", stream=stream, weights=short_run / f"{MODEL}.{stream}.safetensors")
             assert net.feature_dim > 0
@@ -136,7 +138,7 @@ class TestCheckpoint:
         assert sum(path.stat().st_size for path in paths) <= MAX_BYTES
         assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths] == [file.sha256 for file in files]
 
-    def test_a_damaged_one_is_refused(self, tmp_path):
+    def test_a_damaged_checkpoint_is_refused(self, tmp_path):
         file = manifest.find_model(MODEL).streams["flow"].weights
         content = bytearray(weights.locate(file).read_bytes())
         content[-1] ^= 1
@@ -154,7 +156,7 @@ class TestCheckpoint:
             s: n.describe() for s, n in NORMALISATION.items()
         }
 
-    def test_the_card_is_of_this_checkpoint(self):
+    def test_the_card_describes_this_checkpoint(self):
         folder = manifest.data_path()
         metrics = json.loads((folder / f"{MODEL}.metrics.json").read_text("utf-8"))
         for stream, entry in manifest.find_model(MODEL).streams.items():
@@ -162,7 +164,7 @@ class TestCheckpoint:
         card = (folder / f"{MODEL}.md").read_text("utf-8")
         assert metrics["commit"] in card and f"seed {metrics['plan']['seed']}" in card
 
-    def test_it_knows_camera_motion(self, tmp_path):
+    def test_it_recognises_camera_motion(self, tmp_path):
         files = []
         for index in range(20):
             clip = render_clip(index, seed=77, encoded=False)

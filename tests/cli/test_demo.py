@@ -6,11 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from vid3d_cli.flow.methods import optical_flow, to_grey
+from vid3d_cli.flow.fields import to_grey
+from vid3d_cli.flow.methods import optical_flow
 from vid3d_cli.video.demo import MOTIONS, SEGMENT_SECONDS, render
 from vid3d_cli.video.reader import VideoReader
 
 
+@pytest.mark.exhaustive
 def test_demo_shows_the_main_job(vid3d, monkeypatch, tmp_path):
     monkeypatch.setenv("VID3D_OFFLINE", "1")
     monkeypatch.setenv("VID3D_CACHE", str(tmp_path / "no such cache"))
@@ -28,7 +30,7 @@ def test_demo_shows_the_main_job(vid3d, monkeypatch, tmp_path):
 
 
 def test_the_rendered_camera_does_what_its_label_says(tmp_path):
-    """Mean flow, its divergence and its curl, in the middle of every segment."""
+    """Checks mean flow, its divergence and its curl in the middle of every segment."""
     segments = render(tmp_path / "camera.mp4")
     with VideoReader(str(tmp_path / "camera.mp4")) as reader:
         frames = [to_grey(frame.rgb) for frame in reader]

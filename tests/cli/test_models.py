@@ -1,4 +1,4 @@
-"""`vid3d models`: the table, and all that is known of one model."""
+"""`vid3d models`: the table, and the details of one model."""
 
 import json
 import re
@@ -18,14 +18,14 @@ from vid3d_cli.cli.models import (
     model_row,
 )
 from vid3d_cli.models import manifest
-from vid3d_cli.models.backbones import BACKBONES
+from vid3d_cli.models.registry import BACKBONES
 
 MODELS = manifest.model_entries()
 
 
 @pytest.fixture
 def rows(vid3d):
-    """The table's rows by model."""
+    """Return the table's rows by model."""
     result = vid3d("models")
     assert (result.exit_code, result.stderr) == (0, "")
     return {row["model"]: row for row in map(json.loads, result.stdout.splitlines())}
@@ -33,7 +33,7 @@ def rows(vid3d):
 
 @pytest.fixture
 def on_terminal(vid3d, monkeypatch):
-    """Run a command as on a terminal of so many columns; its lines."""
+    """Run a command as on a terminal of some columns and return its lines."""
 
     def run(columns, *args):
         monkeypatch.setattr(models, "stdout_is_terminal", lambda: True)
@@ -53,7 +53,7 @@ def test_every_model_has_a_row(vid3d, rows):
     assert vid3d("models", "--json").stdout == vid3d("models").stdout
 
 
-def test_a_row_tells_what_the_manifest_knows(rows):
+def test_a_row_shows_the_facts_of_the_manifest(rows):
     row = rows["i3d.kinetics400"]
     assert (row["default"], row["streams"], row["unpublished"]) == (True, ["rgb", "flow"], {})
     assert row["clip"] == {"frames": 64, "stride": 64, "fps": 25.0}
@@ -64,7 +64,7 @@ def test_a_row_tells_what_the_manifest_knows(rows):
     assert row["published"][2]["top1"] == 74.2 and "logits summed 1:1" in row["published"][2]["protocol"]
 
 
-def test_a_row_tells_which_weights_there_are(rows, monkeypatch, tmp_path):
+def test_a_row_shows_which_weights_are_on_disk(rows, monkeypatch, tmp_path):
     assert rows["s3d.kinetics400"]["streams"] == ["rgb"]
     assert rows["s3d.kinetics400"]["unpublished"] == {"flow": "Nobody published flow weights of S3D."}
     assert (rows["fstcn.own"]["dataset"], rows["c3d.ucf101"]["dataset"]) == (None, "UCF-101 split 1")
@@ -90,7 +90,7 @@ def test_accuracy_is_the_first_published_of_each_stream():
     assert accuracy["ltc.own"] == ("–", "")
 
 
-def test_frames_and_input_are_told_shortly():
+def test_frames_and_input_are_short():
     told = {name: (describe_clip(model_row(e)), describe_input(model_row(e))) for name, e in MODELS.items()}
     assert told["i3d.kinetics400"] == ("64 at 25/s", "256→224")
     assert told["s3d_mini.camera_motion"] == ("16 at 12.5/s", "128→112")
@@ -98,7 +98,7 @@ def test_frames_and_input_are_told_shortly():
 
 
 @pytest.mark.parametrize("columns", [80, 100, 140])
-def test_two_lines_a_model_where_one_has_no_room(on_terminal, columns):
+def test_a_model_has_two_lines_in_columns_that_fit(on_terminal, columns):
     lines = [line.rstrip() for line in on_terminal(columns, "models")]
     assert max(map(len, lines)) <= columns
     first = next(i for i, line in enumerate(lines) if line.startswith("i3d "))
@@ -106,23 +106,29 @@ def test_two_lines_a_model_where_one_has_no_room(on_terminal, columns):
         backbone, tag = name.split(".", 1)
         assert lines[first + 2 * i].split()[0] == backbone
         assert lines[first + 2 * i + 1].split()[0] == f".{tag}"
-    assert lines[first + 2 * len(MODELS)].startswith("* what the bare backbone name means")
+    assert lines[first + 2 * len(MODELS)].startswith("* the default model of its backbone")
     i3d = [line.split() for line in lines[first : first + 2]]
     assert i3d[0][-1 - (columns > 100)] == "74.2" and i3d[1][-4:] == ["K400", "test,", "whole", "videos"]
     heads = set(" ".join(lines[: first - 1]).split())
     assert {"licence", "params"} & heads == {80: set(), 100: {"params"}, 140: {"params", "licence"}}[columns]
 
 
-def test_one_line_a_model_where_there_is_room(on_terminal):
-    lines = {line.split()[0]: line for line in on_terminal(180, "models") if line}
-    assert max(map(len, lines.values())) <= 180
-    row = r"i3d\.kinetics400 \* +rgb✓? flow✓? +64 at 25/s +256→224 +12\.7 M +111\.2 G +1024 +400"
-    assert re.match(row + r" +71\.1 / 63\.4 / 74\.2 K400 test, whole videos +Apache-2\.0", lines["i3d.kinetics400"])
-    assert re.search(r" rgb✓? no flow ", lines["slowfast_r50.kinetics400"])
-    assert re.search(r" own weights .* any +– +–", lines["two_stream.own"])
-    assert re.search(r" rgb✓ flow✓ ", lines["s3d_mini.camera_motion"])
-    assert re.search(r" none ", lines["s3d_g.howto100m"])
-    assert "i3d.charades *" not in lines["i3d.charades"]
+def test_the_lines_of_a_model(on_terminal):
+    lines = on_terminal(180, "models")
+    first = next(i for i, line in enumerate(lines) if line.startswith("i3d "))
+    pairs = zip(lines[first::2], lines[first + 1 :: 2], strict=False)
+    told = {name: tuple(" ".join(line.split()) for line in pair) for name, pair in zip(MODELS, pairs, strict=False)}
+    assert re.match(r"i3d rgb✓? 64 at 25/s 12\.7 M 1024 71\.1 / 63\.4 / 74\.2 Apache-2\.0$", told["i3d.kinetics400"][0])
+    assert re.match(
+        r"\.kinetics400 \* flow✓? 256→224 111\.2 G 400 K400 test, whole videos$", told["i3d.kinetics400"][1]
+    )
+    assert re.search(r" no flow ", told["slowfast_r50.kinetics400"][1])
+    assert re.search(r" own .* – –$", told["two_stream.own"][0])
+    assert re.search(r" weights .* any$", told["two_stream.own"][1])
+    assert " rgb✓ " in told["s3d_mini.camera_motion"][0]
+    assert " flow✓ " in told["s3d_mini.camera_motion"][1]
+    assert re.search(r" none$", told["s3d_g.howto100m"][1])
+    assert "*" not in told["i3d.charades"][1]
 
 
 def test_the_table_needs_no_torch():
@@ -142,7 +148,7 @@ def test_the_table_needs_no_torch():
 
 
 @pytest.mark.parametrize("entry", MODELS.values(), ids=lambda e: e.name)
-def test_show_tells_everything(vid3d, entry):
+def test_show_prints_everything(vid3d, entry):
     result = vid3d("models", "show", entry.name)
     assert (result.exit_code, result.stderr) == (0, "")
     backbone = manifest.backbone_entries()[entry.backbone]
@@ -158,7 +164,7 @@ def test_show_tells_everything(vid3d, entry):
     assert [text for text in wanted if text not in result.stdout] == []
 
 
-def test_show_json_tells_the_same(vid3d):
+def test_show_json_has_the_same_facts(vid3d):
     result = vid3d("models", "show", "--json", "c3d.sports1m")
     row = json.loads(result.stdout)
     assert row == json.loads(json.dumps(model_details(MODELS["c3d.sports1m"])))
@@ -174,22 +180,22 @@ def test_show_json_tells_the_same(vid3d):
     assert row["files"]["flow"]["parts"] == []
 
 
-def test_show_of_a_backbone_without_weights_tells_whose_classes_the_sizes_are_with(vid3d):
+def test_show_of_a_backbone_without_weights_names_the_classes_of_its_sizes(vid3d):
     shown = vid3d("models", "show", "fstcn").stdout
     line = re.search("^classes +(.*)$", shown, re.MULTILINE)[1]
-    assert line == "those of your checkpoint (sizes are with the 101 classes of UCF-101)"
+    assert line == "those of your checkpoint (sizes assume the 101 classes of UCF-101)"
     assert not re.search("^trained on", shown, re.MULTILINE)
 
 
-def test_show_tells_which_variant_the_weights_take(vid3d):
+def test_show_names_the_variant_of_the_weights(vid3d):
     plain = "for own weights; default is the plain form"
     assert f"--variant default tcl3 tcl5: {plain}\n" in vid3d("models", "show", "fstcn").stdout
-    caffe = "these weights, and own ones unless --variant says otherwise, take caffe"
+    caffe = "without --variant, these weights and own ones take caffe"
     assert f"--variant default A B C caffe: {plain}; {caffe}\n" in vid3d("models", "show", "p3d199").stdout
     assert "--variant" not in vid3d("models", "show", "i3d").stdout
 
 
-def test_a_backbone_stands_for_its_default_model(vid3d):
+def test_a_backbone_name_means_its_default_model(vid3d):
     assert vid3d("models", "show", "r2plus1d_34").stdout == vid3d("models", "show", "r2plus1d_34.kinetics400").stdout
 
 
@@ -199,7 +205,7 @@ def test_show_of_an_unknown_model(vid3d):
     assert "did you mean 'i3d.kinetics400'?" in result.stderr
 
 
-def test_lines_are_wrapped_but_nothing_that_is_copied(on_terminal):
+def test_lines_are_wrapped_but_copyable_text_is_not(on_terminal):
     entry = MODELS["i3d.kinetics400_scratch"]
     lines = on_terminal(80, "models", "show", entry.name)
     copied = [part.git_blob for file in entry.files for part in file.parts]
@@ -209,7 +215,7 @@ def test_lines_are_wrapped_but_nothing_that_is_copied(on_terminal):
 
 
 @pytest.mark.parametrize("entry", MODELS.values(), ids=lambda e: e.name)
-def test_the_example_names_what_there_is(vid3d, entry, tmp_path):
+def test_the_example_uses_existing_names(vid3d, entry, tmp_path):
     words = shlex.split(example_command(model_details(entry)))
     command, options = words[1], dict(zip(words[2:-1:2], words[3:-1:2], strict=True))
     assert (words[0], words[-1]) == ("vid3d", "video.mp4")

@@ -1,4 +1,4 @@
-"""Jobs in trouble: disks, limits, signals, decoders that hang; and what is told of a job while it runs."""
+"""Jobs under full disks, limits, signals and hanging decoders; and the messages of running jobs."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 from killable import run_job, start_job, wait_until
 from videos import write_video
 
-from vid3d_cli.cli import console
+from vid3d_cli.cli import progress as progress_lines
 from vid3d_cli.features.stores import open_store
 
 OPTIONS = ("--model", "s3d_mini", "--streams", "rgb", "--window", "10", "--fps", "native")
@@ -18,7 +18,7 @@ NUM_VIDEOS = 40
 
 @pytest.fixture
 def videos(tmp_path):
-    """Tiny ones, copies of each other."""
+    """Tiny videos, copies of each other."""
     (tmp_path / "v").mkdir()
     first = write_video(tmp_path / "v" / "00.mp4")
     for i in range(1, NUM_VIDEOS):
@@ -37,12 +37,12 @@ def num_done(out):
         return len(store.entries())
 
 
-# Told ----------------------------------------------------------------------------------------------------------------
+# Messages ------------------------------------------------------------------------------------------------------------
 
 
 def test_messages_as_json_lines(vid3d, tiny_model, videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(console, "FIRST_PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(progress_lines, "FIRST_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(progress_lines, "PROGRESS_SECONDS", 0.0)
     (videos / "07.mp4").write_bytes(b"broken")
     result = vid3d("--log-json", "extract", videos, "--out", "f.npy", *OPTIONS)
     assert result.exit_code == 1
@@ -62,7 +62,7 @@ def test_messages_as_json_lines(vid3d, tiny_model, videos, tmp_path, monkeypatch
     assert summary["has_ended"]
 
 
-def test_a_job_that_is_broken_off_tells_how_far_it_came(tmp_path, videos):
+def test_an_interrupted_job_reports_its_progress(tmp_path, videos):
     command = ("--log-json", "extract", "v", "--out", "f", *OPTIONS)
     assert run_job(*command, cwd=tmp_path, limits={"RLIMIT_FSIZE": 9000}) == 1
     lines = [json.loads(line) for line in messages(tmp_path).splitlines()]
@@ -72,7 +72,7 @@ def test_a_job_that_is_broken_off_tells_how_far_it_came(tmp_path, videos):
 
 
 @pytest.mark.parametrize("out", ["f.npz", "f.h5", "f.parquet"])
-def test_a_disk_that_is_full_when_all_is_packed_is_one_error(tmp_path, videos, out):
+def test_a_full_disk_during_export_is_one_error(tmp_path, videos, out):
     pytest.importorskip({"f.h5": "h5py", "f.parquet": "pyarrow"}.get(out, "numpy"))
     command = ("extract", *sorted(f"v/{path.name}" for path in videos.iterdir())[:12], "--out", out, *OPTIONS)
     assert run_job(*command, cwd=tmp_path, limits={"RLIMIT_FSIZE": 5800}) == 1
@@ -82,20 +82,20 @@ def test_a_disk_that_is_full_when_all_is_packed_is_one_error(tmp_path, videos, o
     assert num_done(tmp_path / out) == 12
 
 
-def test_progress_is_told_in_lines_where_there_is_no_terminal(vid3d, tiny_model, videos, monkeypatch):
-    monkeypatch.setattr(console, "FIRST_PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.0)
+def test_progress_is_printed_in_lines_without_a_terminal(vid3d, tiny_model, videos, monkeypatch):
+    monkeypatch.setattr(progress_lines, "FIRST_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(progress_lines, "PROGRESS_SECONDS", 0.0)
     result = vid3d("extract", videos, "--out", "f.npy", *OPTIONS)
     assert f"10 of {NUM_VIDEOS} videos done, 0 failed, {NUM_VIDEOS - 10} left; " in result.stderr
     assert " clips/s; about " in result.stderr
     assert "left" not in vid3d("-q", "extract", videos, "--out", "g.npy", *OPTIONS).stderr
 
 
-def test_a_short_job_tells_no_progress(vid3d, tiny_model, videos):
+def test_a_short_job_prints_no_progress(vid3d, tiny_model, videos):
     assert " left; " not in vid3d("extract", videos / "00.mp4", "--out", "f.npy", *OPTIONS).stderr
 
 
-def test_lost_frames_are_told_and_kept(vid3d, tiny_model, tmp_path):
+def test_lost_frames_are_reported_and_stored(vid3d, tiny_model, tmp_path):
     path = write_video(tmp_path / "cut.mp4", num_frames=60, options={"movflags": "faststart"})
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.7)])
     result = vid3d("extract", path, "--out", "f.npy", *OPTIONS)
@@ -110,20 +110,20 @@ def test_lost_frames_are_told_and_kept(vid3d, tiny_model, tmp_path):
 # In trouble ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("out", "limit_bytes"), [("f.npy", 2500), ("f.npz", 2500), ("f", 9000)])
-def test_a_full_disk_ends_the_job_and_keeps_what_is_done(tmp_path, videos, out, limit_bytes):
+@pytest.mark.parametrize(("out", "limit_bytes"), [("f.npy", 6000), ("f.npz", 6000), ("f", 9000)])
+def test_a_full_disk_ends_the_job_and_keeps_finished_videos(tmp_path, videos, out, limit_bytes):
     command = ("extract", "v", "--out", out, *OPTIONS)
     assert run_job(*command, cwd=tmp_path, limits={"RLIMIT_FSIZE": limit_bytes}) == 1
     told = messages(tmp_path)
     assert "cannot be written: File too large" in told
-    assert "the same command goes on from there" in told
+    assert "run the same command to resume" in told
     assert 0 < num_done(tmp_path / out) < NUM_VIDEOS
     assert f"{num_done(tmp_path / out)} videos of {NUM_VIDEOS} kept in {out}" in told
     assert run_job(*command, cwd=tmp_path) == 0
     assert num_done(tmp_path / out) == NUM_VIDEOS
 
 
-def test_too_many_open_files_end_the_job_and_are_no_videos_fault(tmp_path, videos):
+def test_too_many_open_files_end_the_job_and_fail_no_video(tmp_path, videos):
     command = ("extract", "v", "--out", "f.npy", *OPTIONS)
     limits = range(16, 26, 2)
     codes = [run_job(*command, cwd=tmp_path, has_decoders=True, limits={"RLIMIT_NOFILE": limit}) for limit in limits]
@@ -136,7 +136,7 @@ def test_too_many_open_files_end_the_job_and_are_no_videos_fault(tmp_path, video
 
 
 @pytest.mark.parametrize("out", ["out/f.npy", "out/f.h5", "out"])
-def test_an_output_that_vanishes_is_told_of(tmp_path, videos, out):
+def test_a_deleted_output_is_reported(tmp_path, videos, out):
     if out.endswith(".h5"):
         pytest.importorskip("h5py")
     job = start_job("extract", "v", "--out", out, *OPTIONS, cwd=tmp_path)
@@ -144,16 +144,16 @@ def test_an_output_that_vanishes_is_told_of(tmp_path, videos, out):
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     job.join()
     assert job.exitcode == 1
-    assert "removed or replaced by someone else meanwhile" in messages(tmp_path)
+    assert "another program removed or replaced it" in messages(tmp_path)
 
 
-def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_done(tmp_path, videos):
+def test_an_unwritable_output_is_refused_before_any_work(tmp_path, videos):
     assert run_job("extract", "v", "--out", "/proc/self/feats.npy", *OPTIONS, cwd=tmp_path) == 1
     assert "/proc/self/feats" in messages(tmp_path)
     assert "cannot be written" in messages(tmp_path)
 
 
-def test_a_second_signal_ends_the_job_at_once_and_harms_nothing(tmp_path, videos):
+def test_a_second_signal_ends_the_job_at_once_without_damage(tmp_path, videos):
     command = ("extract", "v", "--out", "f.npy", *OPTIONS)
     job = start_job(*command, cwd=tmp_path)
     wait_until((tmp_path / "f.npy").exists, job)
@@ -165,13 +165,13 @@ def test_a_second_signal_ends_the_job_at_once_and_harms_nothing(tmp_path, videos
     assert num_done(tmp_path / "f.npy") == NUM_VIDEOS
 
 
-def test_a_decoder_that_hangs_costs_its_video_alone(vid3d, tiny_model, videos, tmp_path):
+def test_a_hanging_decoder_fails_only_its_video(vid3d, tiny_model, videos, tmp_path):
     (videos / "05.mp4").unlink()
-    os.mkfifo(videos / "05.mp4")  # opening it waits for ever
+    os.mkfifo(videos / "05.mp4")  # opening it never returns
     named = sorted(videos.iterdir())[:8]
     result = vid3d("extract", *named, "--out", "f.npy", "--timeout", "2", *OPTIONS)
     assert result.exit_code == 1
-    assert "05.mp4: its decoder got no further for 2 s" in result.stderr
+    assert "05.mp4: its decoder made no progress for 2 s" in result.stderr
     assert num_done(tmp_path / "f.npy") == 7
     with open_store("f.npy") as store:
         assert [failed.error for failed in store.failures()] == ["DecoderHangs"]

@@ -1,9 +1,10 @@
-"""`vid3d extract --dry-run`: what it promises is what the job then does, and it runs no network for it."""
+"""`vid3d extract --dry-run` predicts what the job does, without running a network."""
 
 import json
 import os
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 import torch
 from videos import cut, write_video
@@ -15,26 +16,27 @@ from vid3d_cli.cli.dry_run import describe_bytes
 from vid3d_cli.errors import EXIT_SOME_FAILED, EXIT_USAGE
 from vid3d_cli.features.format import FeatureFormat
 from vid3d_cli.jobs import planning
-from vid3d_cli.models.backbones import BACKBONES
 from vid3d_cli.models.clip_model import ClipModel, LayerTap, Normalise, create_model
 from vid3d_cli.models.manifest import find_model
+from vid3d_cli.models.registry import BACKBONES
 from vid3d_cli.options import Options
-from vid3d_cli.run.pipeline import Pipeline
-from vid3d_cli.runtimes.cost import ClipCost, clip_cost
+from vid3d_cli.plan import Plan
+from vid3d_cli.runtimes import estimate
+from vid3d_cli.runtimes.estimate import clip_cost
 
 I3D_BYTES = 2 * 1024 * 4
-"""Of a row of both streams."""
+"""Bytes of a row of both streams."""
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """A machine that was measured already."""
-    monkeypatch.setattr(planning, "matrix_product_rate", lambda device, precision: 1e12)
+def _measured(monkeypatch):
+    """Fix the measured speed of the machine."""
+    monkeypatch.setattr(estimate, "matrix_product_rate", lambda device, precision: 1e12)
 
 
 @pytest.fixture
 def plan(vid3d):
-    """The lines of the videos, and the line of totals."""
+    """Return the lines of the videos, and the line of totals."""
 
     def run(*args):
         result = vid3d("extract", *args, "--dry-run")
@@ -66,7 +68,7 @@ def files_below(directory):
     ],
     ids=lambda options: " ".join(map(str, options)),
 )
-def test_it_promises_the_rows_that_the_job_writes(vid3d, plan, tiny_model, tmp_path, options):
+def test_it_predicts_the_rows_that_the_job_writes(vid3d, plan, tiny_model, tmp_path, options):
     for i, (num_frames, fps) in enumerate([(40, 25), (70, 30), (7, 25)]):
         write_video(tmp_path / f"{i}.mp4", num_frames=num_frames, fps=fps)
     args = ["0.mp4", "1.mp4", *([] if "--start" in options else ["2.mp4"]), "--out", "f.npy", *options]
@@ -83,16 +85,16 @@ def test_it_promises_the_rows_that_the_job_writes(vid3d, plan, tiny_model, tmp_p
     assert [(v["rows"], v["frames"]) for v in videos] == [(e["num_rows"], e["num_frames"]) for e in entries]
 
 
-def test_totals_add_up_and_the_time_is_that_of_the_networks(plan, tiny_model, video):
-    videos, totals = plan(video, "--out", "f.npy", "--window", 64)
+def test_totals_add_up_and_the_time_counts_the_networks(plan, tiny_model, video):
+    videos, totals = plan(video, "--out", "f.npy", "--window", 64, "--estimate")
     (planned,) = videos
     entry = find_model("i3d")
     assert planned["multiply_adds"] == sum(entry.streams[s].multiply_adds for s in ("rgb", "flow"))
     assert (planned["seconds"], planned["frames"], planned["clips"]) == (1.6, 40, 1)
     assert totals["estimate"]["seconds"] == pytest.approx(2 * planned["multiply_adds"] / 1e12)
-    assert "the networks alone" in totals["estimate"]["rests_on"]
+    assert "networks only" in totals["estimate"]["rests_on"]
     assert "1,000 GFLOP/s in fp32 on cpu" in totals["estimate"]["rests_on"]
-    _, crops = plan(video, "--out", "f.npy", "--crops", 10, "--keep-crops")
+    _, crops = plan(video, "--out", "f.npy", "--crops", 10, "--keep-crops", "--estimate")
     assert (crops["bytes"], crops["multiply_adds"]) == (10 * totals["bytes"], 10 * totals["multiply_adds"])
 
 
@@ -148,8 +150,8 @@ def test_it_needs_no_weights_runs_no_network_and_writes_nothing(plan, video, tmp
     assert files_below(tmp_path) == before
 
 
-def test_options_that_do_not_fit_are_told(vid3d, tiny_model, video):
-    for options, words in ((["--layer", "Mixed_9z"], "has no layer"), (["--device", "cuda:7"], "is not here")):
+def test_incompatible_options_are_refused(vid3d, tiny_model, video):
+    for options, words in ((["--layer", "Mixed_9z"], "has no layer"), (["--device", "gpu"], "unknown device")):
         result = vid3d("extract", video, "--out", "f.npy", "--dry-run", *options)
         assert result.exit_code == EXIT_USAGE
         assert words in result.stderr
@@ -158,7 +160,7 @@ def test_options_that_do_not_fit_are_told(vid3d, tiny_model, video):
 # Videos that cannot be read ------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_opened_is_listed_with_its_reason(vid3d, plan, tiny_model, video, tmp_path):
+def test_unreadable_videos_are_listed_with_their_reason(vid3d, plan, tiny_model, video, tmp_path):
     cut(write_video(tmp_path / "cut.mp4"), keep=0.5)
     (tmp_path / "empty.mp4").touch()
     lines, totals = plan(video, "cut.mp4", "empty.mp4", "nowhere.mp4", "--out", "f.npy")
@@ -169,32 +171,32 @@ def test_what_cannot_be_opened_is_listed_with_its_reason(vid3d, plan, tiny_model
     assert plan("@list.jsonl", "--out", "f.npy")[0] == lines[1:]
 
 
-def test_a_start_behind_the_end_is_a_reason(plan, tiny_model, video):
+def test_a_start_after_the_end_is_a_failure(plan, tiny_model, video):
     (line,), totals = plan(video, "--out", "f.npy", "--start", 5)
     assert (line["error"], totals["cannot_be_opened"]) == ("NoFrames", 1)
     assert "nothing to read from 5 s on" in line["message"]
     assert totals["estimate"] is None
 
 
-def test_a_video_that_does_not_tell_its_length_is_left_out_of_the_totals(plan, tiny_model, video, tmp_path):
+def test_totals_leave_out_videos_of_unknown_length(plan, tiny_model, video, tmp_path):
     write_video(tmp_path / "raw.h264", codec="libx264")
     (a, b), totals = plan(video, "raw.h264", "--out", "f.npy")
     assert (a["rows"], b["rows"], b["bytes"]) == (1, None, None)
     assert (totals["unknown_length"], totals["rows"]) == (1, 1)
 
 
-def test_names_that_are_no_utf8(plan, tiny_model, tmp_path):
+def test_names_that_are_not_utf8(plan, tiny_model, tmp_path):
     name = os.fsdecode(b"\xff.mp4")
     write_video(tmp_path / "a.mp4").rename(tmp_path / name)
     (line,), _ = plan(str(tmp_path), "--out", "f.npy")
     assert line["video"] == str(tmp_path / name)
 
 
-# What is there already -----------------------------------------------------------------------------------------------
+# Existing outputs ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", ["f.npy", "f.npz", "f/"])
-def test_what_is_done_is_left_out(vid3d, plan, tiny_model, tmp_path, out):
+def test_finished_videos_are_left_out(vid3d, plan, tiny_model, tmp_path, out):
     for name in ("a", "b"):
         write_video(tmp_path / f"{name}.mp4")
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
@@ -211,7 +213,7 @@ def test_what_is_done_is_left_out(vid3d, plan, tiny_model, tmp_path, out):
     assert totals["done_before"] == 0
 
 
-def test_another_recipe_is_refused_as_the_job_would(vid3d, plan, tiny_model, video):
+def test_another_recipe_is_refused_as_by_the_job(vid3d, plan, tiny_model, video):
     assert vid3d("extract", video, "--out", "f.npy", "--window", 16).exit_code == 0
     result = vid3d("extract", video, "--out", "f.npy", "--window", 20, "--dry-run")
     assert result.exit_code == EXIT_USAGE
@@ -229,34 +231,63 @@ def test_on_a_terminal_it_is_a_table_with_totals(vid3d, tiny_model, video, tmp_p
     for i in range(4):
         os.link(video, tmp_path / f"{i}.mp4")
     (tmp_path / "empty.mp4").touch()
-    result = vid3d("extract", *[f"{i}.mp4" for i in range(4)], "empty.mp4", "--out", "f.npy", "--dry-run")
+    result = vid3d("extract", *[f"{i}.mp4" for i in range(4)], "empty.mp4", "--out", "f.npy", "--dry-run", "--estimate")
     assert result.exit_code == 0, result.stderr
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "0.mp4 1.6 40 1 1 8.2 kB" in lines
     assert not any(line.startswith("2.mp4") for line in lines)
-    assert "… and 2 more; a pipe has all" in lines
+    assert "… and 2 more; a pipe gets all" in lines
     assert "4 videos 6.4 160 4 4 32.8 kB" in lines
     assert "empty.mp4: the file is empty (0 bytes); fetch it again" in lines
     assert "1 video cannot be opened" in lines
-    assert any(line.startswith("about 2 s: the networks alone") for line in lines)
+    assert any(line.startswith("about 2 s: networks only") for line in lines)
 
 
-def test_headers_are_read_as_they_are_asked_for(tiny_model, video, monkeypatch):
-    """A list of 100,000 is neither opened nor kept as a whole."""
+def test_headers_are_read_on_demand(tiny_model, video, monkeypatch):
+    """A list of 100,000 videos is neither opened nor held at once."""
     opened = []
     read = planning._read_header
     monkeypatch.setattr(planning, "_HANDED_OUT_AT_A_TIME", 2)
     monkeypatch.setattr(planning, "_read_header", lambda p, v, d: opened.append(v) or read(p, v, d))
-    plans = planning.plan_videos(Pipeline(Options()), [str(video)] * 100_000, FeatureFormat())
+    plans = planning.plan_videos(Plan.make(Options()), [str(video)] * 100_000, FeatureFormat())
     assert next(plans).rows == 1
     plans.close()
     assert len(opened) == 2
 
 
-def test_bytes_are_those_of_the_matrix(vid3d, plan, tmp_path, monkeypatch, tiny_model, video):
-    """With the widths of the stand-in network: 9 and 6."""
-    widths = {"rgb": 9, "flow": 6}
-    monkeypatch.setattr(planning, "clip_cost", lambda name, stream, *_, **__: ClipCost((widths[stream],), 1))
-    _, totals = plan(video, "--out", "f.npy", "--window", 16, "--stride", 4)
-    assert vid3d("extract", video, "--out", "f.npy", "--window", 16, "--stride", 4).exit_code == 0
-    assert totals["bytes"] == np.load(tmp_path / "f.npy").nbytes
+@pytest.mark.parametrize("name", [name for name in BACKBONES if "own" not in name])
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_the_registry_gives_the_bytes_of_the_network(name, stream):
+    """A dry run loads no network: the registry has the width of its features."""
+    entry = find_model(name)
+    facts = entry.streams.get(stream) or entry.streams["rgb"]
+    if stream not in entry.streams:
+        pytest.skip("no such stream")
+    frames = min(entry.clip_length, 16) if not BACKBONES[name].is_fixed_size else entry.clip_length
+    cost = clip_cost(name, stream, facts.normalisation, (frames, entry.crop_px, entry.crop_px), variant=entry.variant)
+    assert cost.feature_shape == (BACKBONES[name].feature_dim,)
+
+
+def test_without_an_estimate_torch_is_not_imported(video):
+    code = (
+        "import sys\nfrom vid3d_cli.cli import app\n"
+        f"app(['extract', {str(video)!r}, '--out', 'f.npy', '--dry-run'], standalone_mode=False)\n"
+        "assert not {'torch', 'torchvision'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *_, totals = map(json.loads, done.stdout.splitlines())
+    assert (totals["rows"], totals["multiply_adds"], totals["estimate"]) == (1, None, None)
+
+
+def test_an_estimate_is_for_a_dry_run(vid3d, tiny_model, video):
+    result = vid3d("extract", video, "--out", "f.npy", "--estimate")
+    assert (result.exit_code, "--estimate needs --dry-run" in result.stderr) == (EXIT_USAGE, True)
+
+
+def test_digests_unknown_without_weights_are_unchecked(plan, vid3d, tiny_model, video):
+    """A checkpoint that was never downloaded has no digest to compare; "auto" precision adopts the output's."""
+    assert vid3d("extract", video, "--out", "f.npy", "--window", 16, "--streams", "flow").exit_code == 0
+    _, totals = plan(video, "--out", "f.npy", "--window", 16, "--streams", "flow")
+    assert (totals["videos"], totals["done_before"]) == (0, 1)
+    assert totals["unchecked"] == ["flow"]

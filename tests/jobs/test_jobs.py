@@ -1,4 +1,4 @@
-"""What is left of a list of videos, and who works on which: resume, shards, claims."""
+"""Which videos of a list are left, and which worker processes them: resume, shards, claims."""
 
 import json
 import os
@@ -6,7 +6,9 @@ import random
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,8 +20,8 @@ from videos import write_video
 from vid3d_cli.errors import UsageError
 from vid3d_cli.features.directory import paths_of_all
 from vid3d_cli.features.entries import video_key
-from vid3d_cli.features.stores import open_store
-from vid3d_cli.jobs import extraction
+from vid3d_cli.features.stores import create_store, open_store
+from vid3d_cli.jobs import extraction, shards
 from vid3d_cli.jobs.claims import Claims
 from vid3d_cli.jobs.shards import Shard, balance, select_shard
 from vid3d_cli.video.fingerprint import ENDS_BYTES, Fingerprint
@@ -31,14 +33,14 @@ FORMATS = ["f.npy", "f.npz", "f.h5", "f.parquet", "f"]
 
 @pytest.fixture
 def three(tmp_path):
-    """Three videos and what makes their features."""
+    """Three videos, and the options for their features."""
     for name, num_frames in (("a", 12), ("b", 25), ("c", 9)):
         write_video(tmp_path / f"{name}.mp4", num_frames=num_frames)
     return ["a.mp4", "b.mp4", "c.mp4"]
 
 
 def rows_of(path):
-    """The rows of each video, by the first matrix."""
+    """Return the rows of each video in the first matrix."""
     with open_store(str(path)) as store:
         return {e.video: np.array(next(iter(store.read(e).matrices.values()))) for e in store.entries()}
 
@@ -49,54 +51,54 @@ def assert_same_rows(found, expected):
         np.testing.assert_array_equal(found[video], rows, err_msg=video)
 
 
-# Going on ------------------------------------------------------------------------------------------------------------
+# Resume --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", FORMATS)
-def test_the_same_command_does_nothing_when_all_is_done(vid3d, tiny_model, three, tmp_path, monkeypatch, out):
+def test_the_same_command_does_nothing_if_all_videos_are_done(vid3d, tiny_model, three, tmp_path, monkeypatch, out):
     assert vid3d("extract", *three, "--out", out, *OPTIONS).exit_code == 0
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("f*") if p.is_file()}
     monkeypatch.setattr(extraction.VideoFeatures, "of", None)  # nothing is computed
     result = vid3d("extract", *three, "--out", out, *OPTIONS)
     assert result.exit_code == 0
-    assert f"{out}: 3 of 3 videos there already; 0 left" in result.stderr
+    assert f"{out}: 3 of 3 videos done before; 0 left" in result.stderr
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("f*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("out", FORMATS)
-def test_a_longer_list_adds_to_what_is_there(vid3d, tiny_model, three, tmp_path, out):
+def test_a_longer_list_adds_to_an_existing_output(vid3d, tiny_model, three, tmp_path, out):
     vid3d("extract", *three, "--out", f"all{out}", *OPTIONS)
     assert vid3d("extract", three[0], "--out", out, *OPTIONS).exit_code == 0
     result = vid3d("extract", *three, "--out", out, *OPTIONS)
-    assert "1 of 3 videos there already; 2 left" in result.stderr
+    assert "1 of 3 videos done before; 2 left" in result.stderr
     assert_same_rows(rows_of(tmp_path / out), rows_of(tmp_path / f"all{out}"))
 
 
 @pytest.mark.parametrize("out", FORMATS)
-def test_a_video_that_has_changed_is_done_again(vid3d, tiny_model, three, tmp_path, out):
+def test_a_changed_video_is_extracted_again(vid3d, tiny_model, three, tmp_path, out):
     vid3d("extract", *three, "--out", out, *OPTIONS)
     write_video(tmp_path / "b.mp4", num_frames=31)
     result = vid3d("extract", *three, "--out", out, *OPTIONS)
-    assert "2 of 3 videos there already; 1 left" in result.stderr
+    assert "2 of 3 videos done before; 1 left" in result.stderr
     assert {video: len(rows) for video, rows in rows_of(tmp_path / out).items()} == {"a.mp4": 2, "b.mp4": 4, "c.mp4": 1}
 
 
-def test_rows_of_a_video_that_has_gone_stay(vid3d, tiny_model, three, tmp_path):
+def test_rows_of_a_deleted_video_stay(vid3d, tiny_model, three, tmp_path):
     vid3d("extract", *three, "--out", "f.npy", *OPTIONS)
     (tmp_path / "b.mp4").unlink()
     result = vid3d("extract", *three, "--out", "f.npy", *OPTIONS)
     assert result.exit_code == 0
-    assert "3 of 3 videos there already" in result.stderr
+    assert "3 of 3 videos done before" in result.stderr
     assert len(rows_of(tmp_path / "f.npy")) == 3
 
 
 @pytest.mark.parametrize("out", FORMATS)
-def test_another_recipe_is_refused_with_the_difference(vid3d, tiny_model, three, tmp_path, out):
+def test_another_recipe_is_refused_with_its_differences(vid3d, tiny_model, three, tmp_path, out):
     vid3d("extract", *three, "--out", out, *OPTIONS)
     before = rows_of(tmp_path / out)
     result = vid3d("extract", *three, "--out", out, *OPTIONS, "--stride", "5", "--dtype", "float16")
     assert result.exit_code == 2
-    for part in ("made by another recipe", "stride: 10 there, 5 now", "dtype: float32 there, float16 now"):
+    for part in ("made with another recipe", "stride: 10 there, 5 now", "dtype: float32 there, float16 now"):
         assert part in result.stderr
     assert_same_rows(rows_of(tmp_path / out), before)
     assert vid3d("extract", *three, "--out", out, *OPTIONS, "--stride", "5", "--overwrite").exit_code == 0
@@ -104,7 +106,7 @@ def test_another_recipe_is_refused_with_the_difference(vid3d, tiny_model, three,
 
 
 @pytest.mark.parametrize("out", FORMATS)
-def test_failures_are_kept_told_and_tried_again_when_asked_or_changed(vid3d, tiny_model, three, tmp_path, out):
+def test_failures_are_kept_reported_and_retried_on_request_or_change(vid3d, tiny_model, three, tmp_path, out):
     (tmp_path / "bad.mp4").write_bytes(b"not yet a video")
     videos = [*three, "bad.mp4", "gone.mp4"]
     assert vid3d("extract", *videos, "--out", out, *OPTIONS).exit_code == 1
@@ -113,7 +115,7 @@ def test_failures_are_kept_told_and_tried_again_when_asked_or_changed(vid3d, tin
         failures = store.failures_path
     result = vid3d("extract", *videos, "--out", out, *OPTIONS)
     assert result.exit_code == 1
-    assert "3 of 5 videos there already, 1 failed before (again with --redo-failed); 1 left" in result.stderr
+    assert "3 of 5 videos done before, 1 failed before (retry with --redo-failed); 1 left" in result.stderr
     assert "gone.mp4: no such file" in result.stderr
     result = vid3d("extract", *videos, "--out", out, *OPTIONS, "--redo-failed")
     assert "bad.mp4: not a video" in result.stderr
@@ -123,10 +125,10 @@ def test_failures_are_kept_told_and_tried_again_when_asked_or_changed(vid3d, tin
     assert result.exit_code == 1
     with open_store(str(tmp_path / out)) as store:
         assert [f.video for f in store.failures()] == ["gone.mp4"]
-        assert [e.video for e in store.entries()] == [*three, "bad.mp4"]
+        assert [e.video for e in store.entries()] == (sorted if out == "f" else list)([*three, "bad.mp4"])
 
 
-def test_a_video_that_is_written_to_while_it_is_read_fails(vid3d, tiny_model, three, tmp_path, monkeypatch):
+def test_a_video_that_changes_while_it_is_read_fails(vid3d, tiny_model, three, tmp_path, monkeypatch):
     original = Fingerprint.of
 
     def of(video):
@@ -138,40 +140,40 @@ def test_a_video_that_is_written_to_while_it_is_read_fails(vid3d, tiny_model, th
     monkeypatch.setattr(Fingerprint, "of", of)
     result = vid3d("extract", *three, "--out", "f.npy", *OPTIONS)
     assert result.exit_code == 1
-    assert "b.mp4: it was changed while it was read" in result.stderr
+    assert "b.mp4: it changed while it was read" in result.stderr
     assert set(rows_of(tmp_path / "f.npy")) == {"a.mp4", "c.mp4"}
 
 
-def test_another_ones_video_is_not_replaced(vid3d, tiny_model, tmp_path):
+def test_another_video_of_the_same_stem_is_not_replaced(vid3d, tiny_model, tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         write_video(tmp_path / folder / "a.mp4", num_frames=10)
     vid3d("extract", "x/a.mp4", "--out", "f", *OPTIONS)
     result = vid3d("extract", "y/a.mp4", "--out", "f", *OPTIONS)
     assert result.exit_code == 2
-    assert "f/a is of x/a.mp4, and y/a.mp4 would take its place" in result.stderr
+    assert "f/a belongs to x/a.mp4, and y/a.mp4 would replace it" in result.stderr
     assert vid3d("extract", "x/a.mp4", "y/a.mp4", "--out", "g", *OPTIONS).exit_code == 0
     assert (tmp_path / "g" / "x" / "a.npz").exists()
     assert (tmp_path / "g" / "y" / "a.npz").exists()
 
 
 @pytest.mark.parametrize("out", FORMATS)
-def test_what_is_not_ours_is_not_touched_unasked(vid3d, tiny_model, three, tmp_path, out):
+def test_other_files_are_replaced_only_with_overwrite(vid3d, tiny_model, three, tmp_path, out):
     path = tmp_path / (out if "." in out else "f/b.npz")
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"precious")
     result = vid3d("extract", *three, "--out", out, *OPTIONS)
     assert result.exit_code == 2
-    assert "already there, and not of vid3d extract" in result.stderr
+    assert "already exists, and vid3d extract did not write it" in result.stderr
     assert path.read_bytes() == b"precious"
     assert vid3d("extract", *three, "--out", out, *OPTIONS, "--overwrite").exit_code == 0
     assert len(rows_of(tmp_path / out)) == 3
 
 
-def test_a_name_may_be_written_in_another_way(vid3d, tiny_model, three):
+def test_a_path_may_be_spelled_in_another_way(vid3d, tiny_model, three):
     vid3d("extract", *three, "--out", "f.npy", *OPTIONS)
     result = vid3d("extract", *[f"./{video}" for video in three], "--out", "f.npy", *OPTIONS)
-    assert "3 of 3 videos there already" in result.stderr
+    assert "3 of 3 videos done before" in result.stderr
     assert video_key("./x//y.mp4") == "x/y.mp4"
     assert video_key("http://a//b") == "http://a//b"
 
@@ -182,7 +184,7 @@ def test_a_video_that_changed_and_fails_keeps_its_rows_and_is_listed(vid3d, tiny
     (tmp_path / "b.mp4").write_bytes(b"half of an upload")
     result = vid3d("extract", *three, "--out", out, *OPTIONS)
     assert result.exit_code == 1
-    assert f"{out}: 1 video changed since and made anew" in result.stderr
+    assert f"{out}: 1 video changed since; extracting again" in result.stderr
     assert {video: len(rows) for video, rows in rows_of(tmp_path / out).items()} == {"a.mp4": 2, "b.mp4": 3, "c.mp4": 1}
     with open_store(str(tmp_path / out)) as store:
         assert [failed.video for failed in store.failures()] == ["b.mp4"]
@@ -205,8 +207,18 @@ def test_overwriting_forgets_failures_and_another_recipe_does_not_inherit_them(v
 
 
 @pytest.mark.parametrize("out", FORMATS)
-def test_two_jobs_on_one_new_output_are_refused(tmp_path, out):
-    """From the start: the second one must not think that all is left to do."""
+def test_a_second_job_on_an_output_is_refused_while_the_first_one_writes(vid3d, tiny_model, three, tmp_path, out):
+    with create_store(str(tmp_path / out)) as first:
+        first.prepare([])
+        result = vid3d("extract", *three, "--out", out, *OPTIONS)
+        assert (result.exit_code, "another vid3d is writing to it" in result.stderr) == (2, True)
+    assert vid3d("extract", *three, "--out", out, *OPTIONS).exit_code == 0
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("out", FORMATS)
+def test_two_jobs_that_start_together_write_no_row_twice(tmp_path, out):
+    """The second job must see what the first one has done."""
     for i in range(60):
         write_video(tmp_path / f"v{i:02d}.mp4", num_frames=10)
     command = ("extract", *[f"v{i:02d}.mp4" for i in range(60)], "--out", out, *OPTIONS)
@@ -222,17 +234,17 @@ def test_two_jobs_on_one_new_output_are_refused(tmp_path, out):
 
 
 @pytest.mark.parametrize("taken", ["f.failures.jsonl", "f.npy", "f.recipe.json", "f.videos.jsonl", "f.index.jsonl"])
-def test_failures_go_into_no_file_of_the_output(vid3d, tiny_model, three, taken):
+def test_failures_cannot_replace_a_file_of_the_output(vid3d, tiny_model, three, taken):
     result = vid3d("extract", *three, "--out", "f.npy", "--failures", taken, *OPTIONS)
     assert result.exit_code == 2
-    assert "a file of the output itself" in result.stderr
+    assert "would replace a file of the output" in result.stderr
 
 
 # Fingerprints --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 10, ENDS_BYTES, ENDS_BYTES + 1, 2 * ENDS_BYTES, 3 * ENDS_BYTES])
-def test_a_fingerprint_tells_changes_of_size_time_and_ends(tmp_path, size):
+def test_a_fingerprint_detects_changes_of_size_time_and_ends(tmp_path, size):
     path = tmp_path / "a.mp4"
     data = np.random.default_rng(0).bytes(size)
     path.write_bytes(data)
@@ -277,24 +289,42 @@ def test_shards_are_a_partition_that_does_not_depend_on_the_order(seconds, num_s
         assert max(loads.values()) <= best_possible * 2 + 1e-6
 
 
-def test_videos_of_no_known_duration_are_spread_evenly():
+def test_videos_of_unknown_duration_are_spread_evenly():
     assert sorted(Counter(balance({f"{i}": 0.0 for i in range(10)}, 4).values()).values()) == [2, 2, 3, 3]
 
 
-def test_shards_are_balanced_by_duration_and_written_down_once(tmp_path):
+def test_shards_are_balanced_by_duration_and_saved_once(tmp_path):
     sources = []
     for i, num_frames in enumerate([60, 10, 10, 10, 10, 10, 10]):
         path = write_video(tmp_path / f"{i}.mp4", num_frames=num_frames)
         sources.append(Source(str(path), PurePosixPath(str(i))))
     first = select_shard(sources, Shard(1, 2), tmp_path / "plans")
     assert [s.output_stem.name for s in first] == ["0"]
-    (tmp_path / "1.mp4").unlink()  # a file that can be read by one worker and not by another one
+    (tmp_path / "1.mp4").unlink()  # now only one of the workers could read this file
     second = select_shard(sources[::-1], Shard(2, 2), tmp_path / "plans")
     assert {s.output_stem.name for s in second} == set("123456")
-    assert len(list((tmp_path / "plans").iterdir())) == 1
+    assert [path.name for path in (tmp_path / "plans").glob("*.json")] == ["shards-of-2.json"]
 
 
-def test_a_list_that_grows_leaves_no_video_out(tmp_path):
+def test_workers_that_start_together_probe_the_list_once(tmp_path, monkeypatch):
+    probed = []
+    monkeypatch.setattr(shards, "_probe_duration", lambda video, _: probed.append(video) or time.sleep(0.01) or 1.0)
+    sources = [Source(f"{i}.mp4", PurePosixPath(str(i))) for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda i: select_shard(sources, Shard(i, 4), tmp_path / "plans"), range(1, 5)))
+    assert sorted(probed) == sorted(source.video for source in sources)
+    assert sorted(source.video for part in parts for source in part) == sorted(probed)
+
+
+def test_a_hanging_video_does_not_block_sharding(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    write_video(tmp_path / "a.mp4", num_frames=10)
+    sources = [Source(str(tmp_path / name), PurePosixPath(name)) for name in ("pipe.mp4", "a.mp4")]
+    parts = [select_shard(sources, Shard(i, 2), tmp_path / "plans", timeout=1.0) for i in (1, 2)]
+    assert sorted(len(part) for part in parts) == [1, 1]
+
+
+def test_a_longer_list_leaves_no_video_out(tmp_path):
     sources = [Source(f"{i}.mp4", PurePosixPath(str(i))) for i in range(20)]
     first = select_shard(sources[:12], Shard(1, 2), tmp_path / "plans")
     second = select_shard(sources, Shard(2, 2), tmp_path / "plans")
@@ -303,18 +333,18 @@ def test_a_list_that_grows_leaves_no_video_out(tmp_path):
     assert {s.video for s in first} <= {s.video for s in again}
 
 
-def test_workers_that_start_together_agree(tmp_path, monkeypatch):
+def test_workers_on_a_file_system_without_locks_agree(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError("not supported")))
     sources = [Source(f"{i}.mp4", PurePosixPath(str(i))) for i in range(9)]
-    from vid3d_cli.jobs import shards
 
     chance = random.Random(0)
-    monkeypatch.setattr(shards, "_duration", lambda video: chance.random())  # every worker measures something else
+    monkeypatch.setattr(shards, "_probe_duration", lambda *_: chance.random())  # every worker measures another duration
     real = os.link
     (tmp_path / "plans").mkdir()
 
     def late(mine, path):
         monkeypatch.setattr(os, "link", real)
-        select_shard(sources, Shard(2, 3), tmp_path / "plans")  # another worker is quicker
+        select_shard(sources, Shard(2, 3), tmp_path / "plans")  # another worker is faster
         real(mine, path)
 
     monkeypatch.setattr(os, "link", late)
@@ -323,7 +353,7 @@ def test_workers_that_start_together_agree(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("0/4", "counted from 1"), ("5/4", "1/4 to 4/4"), ("3", "write i/n"), ("a/b", "write i/n")]
+    ("text", "named"), [("0/4", "count from 1"), ("5/4", "1/4 to 4/4"), ("3", "write i/n"), ("a/b", "write i/n")]
 )
 def test_shards_that_do_not_exist_are_usage_errors(text, named):
     with pytest.raises(UsageError, match=named):
@@ -343,12 +373,14 @@ def slurm(task, first, last, count, step=1):
         (slurm(7, 3, 11, 3, 4), Shard(2, 3)),
     ],
 )
-def test_a_slurm_array_says_which_shard_a_task_has(environ, shard):
+def test_a_slurm_array_gives_each_task_its_shard(environ, shard):
     assert Shard.parse("slurm", environ) == shard
 
 
-@pytest.mark.parametrize(("environ", "named"), [({}, "no task of a Slurm array"), (slurm(7, 0, 9, 3), "has gaps")])
-def test_slurm_arrays_that_say_nothing_are_usage_errors(environ, named):
+@pytest.mark.parametrize(
+    ("environ", "named"), [({}, "works inside a Slurm array only"), (slurm(7, 0, 9, 3), "has gaps")]
+)
+def test_incomplete_slurm_arrays_are_usage_errors(environ, named):
     with pytest.raises(UsageError, match=named):
         Shard.parse("slurm", environ)
 
@@ -365,12 +397,12 @@ def test_names_of_shards_sort_like_their_numbers():
 SOURCE = Source("a.mp4", PurePosixPath("a"))
 
 
-def test_one_of_two_workers_gets_a_video(tmp_path):
+def test_only_one_of_two_workers_claims_a_video(tmp_path):
     with Claims(tmp_path, "one") as one, Claims(tmp_path, "two") as two:
         assert one.take(SOURCE)
         assert not two.take(SOURCE)
         assert one.holds(SOURCE) and not two.holds(SOURCE)
-        two.give_back(SOURCE)  # it is not his to give
+        two.give_back(SOURCE)  # it does not hold this claim
         assert not two.take(SOURCE)
         one.give_back(SOURCE)
         assert two.take(SOURCE)
@@ -386,7 +418,7 @@ def test_a_living_worker_keeps_its_claim_and_a_dead_one_loses_it(tmp_path):
         time.sleep(2)
         assert other.take(SOURCE)
         assert other.holds(SOURCE)
-        assert not living.holds(SOURCE)  # it is told when it comes back
+        assert not living.holds(SOURCE)  # it sees this when it resumes
         living.give_back(SOURCE)
         assert other.holds(SOURCE)
 
@@ -413,7 +445,7 @@ def test_a_stale_claim_is_taken_over_by_one_worker_only(tmp_path):
         for thread in threads:
             thread.join()
         assert [worker for worker in workers if worker.holds(SOURCE)] == got
-        assert len(got) <= 1
+        assert len(got) == 1
         for worker in workers:
             worker.close()
 
@@ -421,14 +453,14 @@ def test_a_stale_claim_is_taken_over_by_one_worker_only(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--claim", "--out", "f.npy"], "--claim is for a directory"),
+        (["--claim", "--out", "f.npy"], "--claim needs a directory"),
         (["--claim", "--shard", "1/2", "--out", "f"], "choose one"),
-        (["--claim", "--overwrite", "--out", "f"], "--overwrite would remove what other workers write"),
-        (["--shard", "1/2", "--overwrite", "--out", "f"], "--overwrite would remove what other workers write"),
-        (["--stale-after", "5", "--out", "f"], "add --claim"),
+        (["--claim", "--overwrite", "--out", "f"], "--overwrite would delete what other workers write"),
+        (["--shard", "1/2", "--overwrite", "--out", "f"], "--overwrite would delete what other workers write"),
+        (["--stale-after", "5", "--out", "f"], "--stale-after needs --claim"),
     ],
 )
-def test_ways_to_share_that_do_not_go_together(vid3d, tiny_model, three, arguments, named):
+def test_incompatible_ways_to_share_are_usage_errors(vid3d, tiny_model, three, arguments, named):
     result = vid3d("extract", *three, *arguments, *OPTIONS)
     assert result.exit_code == 2
     assert named in result.stderr
@@ -436,19 +468,21 @@ def test_ways_to_share_that_do_not_go_together(vid3d, tiny_model, three, argumen
 
 # Workers -------------------------------------------------------------------------------------------------------------
 
-NUM_VIDEOS = 200
 
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """200 tiny videos, and what one worker makes of them."""
+@pytest.fixture(scope="module", params=[60, pytest.param(200, marks=pytest.mark.exhaustive)])
+def many(tmp_path_factory, request):
+    """Many tiny videos, and the output of one worker."""
     directory = tmp_path_factory.mktemp("many")
-    for i in range(NUM_VIDEOS):
+    for i in range(request.param):
         path = directory / "v" / f"s{i % 7}" / f"{i:03d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, num_frames=10 + i % 13, width=32, height=32)
     assert run_job("extract", "v", "--out", "single.npy", *OPTIONS, "-q", cwd=directory) == 0
     return directory
+
+
+def count_videos(directory):
+    return len(list((directory / "v").rglob("*.mp4")))
 
 
 def journal_lines(directory):
@@ -458,13 +492,13 @@ def journal_lines(directory):
 def test_four_workers_that_claim_videos_do_each_of_them_once(many):
     command = ("extract", "v", "--out", "claimed", "--claim", "--stale-after", "6", *OPTIONS)
     jobs = [start_job(*command, cwd=many) for _ in range(4)]
-    wait_until(lambda: len(list((many / "claimed").rglob("*.npz"))) >= NUM_VIDEOS // 4, jobs[0])
+    wait_until(lambda: len(list((many / "claimed").rglob("*.npz"))) >= count_videos(many) // 4, jobs[0])
     jobs[0].kill()
     for job in jobs:
         job.join()
     assert [job.exitcode for job in jobs] == [-9, 0, 0, 0], (many / "stderr.txt").read_text()
     done = Counter(line["video"] for line in journal_lines(many / "claimed"))
-    assert len(done) == NUM_VIDEOS
+    assert len(done) == count_videos(many)
     assert set(done.values()) == {1}
     assert not (many / "claimed" / ".claims").exists()
     assert_same_rows(rows_of(many / "claimed"), rows_of(many / "single.npy"))
@@ -487,13 +521,13 @@ def test_four_shards_do_each_video_once(many, out):
     else:
         parts = [rows_of(path) for path in sorted(many.glob("parts.shard-?-of-4.npy"))]
         assert len(parts) == 4
-        assert sum(map(len, parts)) == NUM_VIDEOS
+        assert sum(map(len, parts)) == count_videos(many)
         found = {video: rows for part in parts for video, rows in part.items()}
     assert_same_rows(found, rows_of(many / "single.npy"))
 
 
-def test_a_claimed_job_is_gone_on_with(many):
-    """With a shorter list first; the worker that comes later finds what is done by the journals."""
+def test_a_claimed_job_resumes(many):
+    """The first list is shorter; a later worker finds the finished videos in the journals."""
     some = sorted(str(p.relative_to(many)) for p in (many / "v").rglob("*.mp4"))[:10]
     command = ("--out", "again", "--claim", "--stale-after", "2", *OPTIONS)
     assert run_job("extract", *some, *command, cwd=many) == 0
@@ -508,7 +542,7 @@ def test_a_claimed_job_is_gone_on_with(many):
     assert len(paths_of_all(many / "again", "failures.jsonl")) == 1
 
 
-def test_a_video_that_fails_as_before_is_settled(many):
+def test_a_video_that_fails_again_is_settled(many):
     command = ("extract", "v/s1/001.mp4", "missing.mp4", "--out", "twice", "--claim", *OPTIONS)
     assert run_job(*command, cwd=many) == 1
     assert run_job(*command, cwd=many) == 1
@@ -516,15 +550,15 @@ def test_a_video_that_fails_as_before_is_settled(many):
     assert "internal error" not in (many / "stderr.txt").read_text()
 
 
-def test_a_job_without_claims_does_not_meddle_with_those_that_claim(vid3d, tiny_model, three, tmp_path):
+def test_a_job_without_claims_is_refused_while_workers_claim(vid3d, tiny_model, three, tmp_path):
     with Claims(tmp_path / "f", "other"):
         result = vid3d("extract", *three, "--out", "f", *OPTIONS)
         assert result.exit_code == 2
-        assert "workers are at it with --claim" in result.stderr
+        assert "in use by --claim workers" in result.stderr
     assert vid3d("extract", *three, "--out", "f", *OPTIONS).exit_code == 0
 
 
-def test_a_worker_is_not_taken_for_dead_before_its_own_time(tmp_path):
+def test_a_worker_does_not_expire_before_its_own_timeout(tmp_path):
     with Claims(tmp_path, "patient", stale_seconds=60) as patient, Claims(tmp_path, "hasty", 0.1) as hasty:
         assert patient.take(SOURCE)
         time.sleep(0.5)

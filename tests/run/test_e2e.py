@@ -1,4 +1,4 @@
-"""`vid3d extract` against the features that the field's most used extractor gave for real videos.
+"""Compares `vid3d extract` with the features that the field's most used extractor gave for real videos.
 
 The references are v-iashin/video_features' I3D rgb features, its batch-norm eps corrected to 1e-3, with the seeded
 weights of case i3d_rgb_hassony2-64f. It needs one frame more than a window, so it may have one window fewer.
@@ -14,6 +14,7 @@ from seeded import SeededCase
 SHARED = Path(__file__).parents[3] / "shared"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the reference videos beside the checkout")
 @pytest.mark.parametrize("name, window, stride", [("short_32_frames", 16, 8), ("v_GGSY1Qvo990", 64, 64)])
 def test_features_of_real_videos(vid3d, tmp_path, name, window, stride):

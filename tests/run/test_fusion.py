@@ -20,7 +20,7 @@ logits_drawn = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=8).ma
 
 
 def exact_softmax(logits):
-    """In Python's own floats, shifted so that nothing overflows."""
+    """Return softmax in Python's own floats, shifted so that nothing overflows."""
     highest = max(map(float, logits))
     exp = [math.exp(float(x) - highest) for x in logits]
     return np.array(exp) / math.fsum(exp)
@@ -30,21 +30,21 @@ def exact_softmax(logits):
     ("text", "rgb", "flow"),
     [("1:1", 1, 1), ("1:1.5", 1, 1.5), ("0:1", 0, 1), ("2:0", 2, 0), (" 1 : 2 ", 1, 2), (".5:1e-1", 0.5, 0.1)],
 )
-def test_weights_are_read_as_rgb_then_flow(text, rgb, flow):
+def test_weights_are_parsed_as_rgb_then_flow(text, rgb, flow):
     assert dict(Fusion.parse(text).weights) == {"rgb": rgb, "flow": flow}
 
 
 @pytest.mark.parametrize(
     "text", ["", "1", "1:", ":1", "1:1:1", "a:b", "1,1", "-1:1", "1:-0.5", "0:0", "nan:1", "1:nan", "inf:1", "1:inf"]
 )
-def test_weights_that_mean_nothing_are_refused_with_the_value(text):
+def test_invalid_weights_are_refused_with_the_value(text):
     with pytest.raises(UsageError) as error:
         Fusion.parse(text)
     assert f"'{text}'" in str(error.value)
     assert "1:1" in str(error.value)
 
 
-def test_an_unknown_kind_of_score_is_refused():
+def test_fusing_on_an_unknown_quantity_is_refused():
     with pytest.raises(UsageError, match=r"'scores'.*logits or probs"):
         Fusion.parse("1:1", on="scores")
 
@@ -55,7 +55,7 @@ def test_one_to_one_is_the_sum_of_the_logits():
     assert fused.dtype == np.float32
 
 
-def test_each_weight_is_of_its_own_stream_whatever_the_order():
+def test_weights_belong_to_streams_in_any_order():
     fusion = Fusion.parse("2:0.5")
     expected = np.float32([1.875, -2.0, 1.0625, 7.0])
     np.testing.assert_array_equal(fusion({"rgb": RGB, "flow": FLOW}), expected)
@@ -73,7 +73,7 @@ def test_on_probs_the_score_is_the_weighted_mean_of_the_probabilities(text, rgb,
 
 @pytest.mark.parametrize("text", ["1:1", "1:3", "0:1"])
 def test_on_probs_confident_streams_give_finite_logits_and_no_warning(text):
-    """A class with a probability below float32's smallest still has a logit, which JSON can say."""
+    """A probability too small for float32 still has a finite logit, which JSON can hold."""
     rgb, flow = np.float32([1e4, -1e4, 0]), np.float32([200, 50, 0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -94,7 +94,7 @@ def clip_output(index, **logits):
 
 @pytest.mark.parametrize("on", ["logits", "probs"])
 @pytest.mark.parametrize("num_clips", [1, 2, 5])
-def test_the_videos_logits_are_the_mean_over_its_clips(num_clips, on):
+def test_a_videos_logits_are_the_mean_over_its_clips(num_clips, on):
     rng = np.random.default_rng(num_clips)
     rgb, flow = rng.normal(size=(2, num_clips, 4)).astype(np.float32)
     clips = [clip_output(i, rgb=rgb[i], flow=flow[i]) for i in range(num_clips)]
@@ -117,7 +117,7 @@ def test_the_videos_logits_are_the_mean_over_its_clips(num_clips, on):
         assert list(clip.logits) == ["rgb", "flow", "fused"]
         np.testing.assert_array_equal(clip.logits["fused"], fusion({"rgb": rgb[i], "flow": flow[i]}))
         np.testing.assert_array_equal(clip.features["rgb"], [i])
-    assert all("fused" not in clip.logits for clip in clips)  # the caller's are left as they were
+    assert all("fused" not in clip.logits for clip in clips)  # the arguments stay unchanged
 
 
 def test_pooling_one_stream_reports_it_as_fused_too():

@@ -1,4 +1,4 @@
-"""Work that several threads do comes back in its order, whoever was quicker; and its time is counted."""
+"""Workers return results in the order of the calls, and measure their time."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from vid3d_cli.workers import Workers
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 4])
-def test_results_come_in_the_order_of_the_calls(num_threads):
+def test_results_keep_the_order_of_the_calls(num_threads):
     def answer(number):
         time.sleep(0.002 * (number % 3))
         return number**2
@@ -25,7 +25,7 @@ def test_results_come_in_the_order_of_the_calls(num_threads):
 
 
 @pytest.mark.parametrize("num_threads", [0, 3])
-def test_no_more_is_drawn_than_there_are_threads_for(num_threads):
+def test_no_more_items_are_drawn_than_threads_need(num_threads):
     drawn = []
     with Workers(num_threads) as workers:
         items = workers.ahead(drawn.append(number) or number for number in range(10))
@@ -38,11 +38,11 @@ def test_as_many_calls_run_at_once_as_there_are_threads():
     together = threading.Barrier(3, timeout=10)
     with Workers(3) as workers:
         for wait in list(workers.ahead(workers.start("flow", together.wait) for _ in range(3))):
-            wait()  # a BrokenBarrierError, were there fewer
+            wait()  # raises BrokenBarrierError if there are fewer
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
-def test_an_error_reaches_whoever_handed_out_the_work(num_threads):
+def test_an_error_reaches_the_caller(num_threads):
     with Workers(num_threads) as workers, pytest.raises(ZeroDivisionError):
         workers.start("flow", lambda: 1 // 0)()
 
@@ -66,7 +66,7 @@ def test_seconds_of_all_threads_add_up():
     assert spent.decode == spent.resize == spent.network == spent.waited == 0
 
 
-def test_only_the_making_of_items_is_counted():
+def test_only_the_time_to_make_items_is_counted():
     spent = StageSeconds()
 
     def items():
@@ -89,7 +89,7 @@ def test_seconds_in_words():
 
 
 @pytest.mark.parametrize("crop_px", [None, 32])
-def test_streams_are_the_same_whoever_makes_them(crop_px):
+def test_streams_do_not_depend_on_the_number_of_threads(crop_px):
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(12)]
     shown = [pictures[i // 2] for i in range(24)]  # each twice, as at twice the rate

@@ -1,6 +1,6 @@
-"""The `vid3d` command: parse, call the library, print. A file a command group.
+"""The `vid3d` command. Each command parses its arguments, calls the library and prints; it has a file of its own.
 
-Errors become one message and an exit code here and nowhere else; see `errors` for the codes.
+Only this file turns errors into messages and exit codes; `errors` lists the codes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_TERMINATED, Vid3dE
 from . import bench, classify, demo, evaluate, extract, features, flow, models, probe, weights
 from .console import log, set_verbosity
 
-_EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as the shell reports it of other programs
+_EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells report it
 _ANYWHERE = re.compile(r"-[vq]+|--verbose|--quiet|--debug|--log-json")
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: a cluster wants its machine back, and will not ask again."""
+    """SIGTERM arrived, as when a cluster takes its machine back."""
 
 
 class _Group(TyperGroup):
-    """Takes the global flags wherever they stand, and turns exceptions into messages and exit codes."""
+    """Accepts the global flags at any position and turns exceptions into messages and exit codes."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = args[: args.index("--")] if "--" in args else args
@@ -50,10 +50,10 @@ class _Group(TyperGroup):
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as interrupt:
             is_terminated = isinstance(interrupt, _Terminated)
-            log.error("%s; what was done is whole", "terminated (SIGTERM)" if is_terminated else "interrupted")
+            log.error("%s; finished results are kept", "terminated (SIGTERM)" if is_terminated else "interrupted")
             raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader of our output has had enough. Python would complain again when it flushes at exit.
+            # The reader of stdout closed it. Without this, Python would fail again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(_EXIT_BROKEN_PIPE) from None
         except OSError as error:
@@ -81,11 +81,11 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def root(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more, on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors; no progress bar.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more messages to stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors; no progress bar.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     log_json: Annotated[
-        bool, typer.Option("--log-json", help="Messages on stderr as JSON lines: failures, progress, a summary.")
+        bool, typer.Option("--log-json", help="Print messages to stderr as JSON lines: failures, progress, a summary.")
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -114,11 +114,11 @@ app.add_typer(weights.app, name="weights")
 
 
 def main() -> None:
-    """Run the command line; an exception that nobody foresaw is a bug, and said to be one."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115  (closed by whoever started us)
+    """Run the command line; report an unexpected exception as a bug."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115  (the caller may have closed it)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # file names may be no UTF-8
+            stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     arrived = _watch_signals()
     try:
         app()
@@ -130,15 +130,15 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         print(f"vid3d: internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("This is a bug in vid3d: please report what --debug shows.", file=sys.stderr)
+        print("This is a bug in vid3d: run the command again with --debug and report the traceback.", file=sys.stderr)
         sys.exit(EXIT_SOME_FAILED)
 
 
 def _watch_signals() -> list[int]:
-    """Have the first Ctrl-C or SIGTERM end the work in good order, and a second one end it at once.
+    """Make the first Ctrl-C or SIGTERM end the work cleanly, and a second one end it at once.
 
     Returns:
-        The signals that have arrived, at any time.
+        The signals received; the list grows as they arrive.
     """
     codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
     arrived: list[int] = []
@@ -146,18 +146,18 @@ def _watch_signals() -> list[int]:
     def interrupt(number: int, frame: Any) -> NoReturn:
         arrived.append(number)
         if len(arrived) > 1:
-            os.write(2, b"vid3d: left at once; what was committed is whole\n")
+            os.write(2, b"vid3d: stopped at once; committed results are kept\n")
             _leave_at_once(codes[signal.Signals(number)])
         raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     for number in codes:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background, or under nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in the background and under nohup
             signal.signal(number, interrupt)
     return arrived
 
 
 def _leave_at_once(code: int) -> NoReturn:
-    """End the process without waiting for threads: one may be inside a decoder or a network, and may not come out."""
+    """End the process without waiting for threads: one may hang inside a decoder or a network."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # its reader may be gone
             stream.flush()

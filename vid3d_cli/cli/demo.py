@@ -18,13 +18,13 @@ MODEL = "s3d_mini.camera_motion"
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the film and the results go.")] = Path(
-        "vid3d-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Directory of the video and the results.")
+    ] = Path("vid3d-demo"),
 ) -> None:
-    """See the tool work, offline: a rendered film of camera motions, classified and turned into features.
+    """Try vid3d offline: render a video of camera motions, classify it and extract its features.
 
-    The model comes with vid3d. It tells camera motions apart (pan, tilt, zoom, roll, shake, static), nothing else.
+    The model comes with vid3d. It recognises camera motions (pan, tilt, zoom, roll, shake, static) and nothing else.
 
     Example: vid3d demo
     """
@@ -33,17 +33,17 @@ def demo(
     from ..video.demo import render
 
     out.mkdir(parents=True, exist_ok=True)
-    film, predictions, features = out / "camera.mp4", out / "predictions.jsonl", out / "feats.npy"
-    truth = render(film)
-    typer.echo(f"rendered {film}: {truth[-1].end_seconds:.1f} s of a virtual camera over a made-up scene")
-    _run("classify", film, "--model", MODEL, "-o", predictions, "--overwrite")
-    _run("extract", film, "--model", MODEL, "--out", features, "--overwrite")
+    video, predictions, features = out / "camera.mp4", out / "predictions.jsonl", out / "feats.npy"
+    truth = render(video)
+    typer.echo(f"rendered {video}: {truth[-1].end_seconds:.1f} s, a virtual camera moves over a random scene")
+    _run("classify", video, "--model", MODEL, "-o", predictions, "--overwrite")
+    _run("extract", video, "--model", MODEL, "--out", features, "--overwrite")
     clips = [r for r in map(json.loads, predictions.read_text("utf-8").splitlines()) if r["clip"] is not None]
     num_right = _print_timeline(clips, truth)
     shape = " × ".join(map(str, np.load(features, mmap_mode="r").shape))
-    typer.echo(f"\n{num_right} of {len(clips)} clips right. Features: {features}, {shape}; which row is which seconds:")
+    typer.echo(f"\n{num_right} of {len(clips)} clips right. Features: {features}, {shape}. The seconds of each row:")
     typer.echo(f"{features.with_suffix('.index.jsonl')}")
-    typer.echo(f"\nYour own film:  vid3d classify VIDEO --model {MODEL}")
+    typer.echo(f"\nYour own video: vid3d classify VIDEO --model {MODEL}")
     typer.echo("Human actions:  vid3d classify VIDEO    (downloads I3D's weights, 100 MB)")
 
 
@@ -59,7 +59,7 @@ def _run(*words: object) -> None:
 
 
 def _print_timeline(clips: list[dict[str, Any]], truth: list[Segment]) -> int:
-    """Print what was found beside what is true; returns how many clips the fused scores got right."""
+    """Print predictions beside the truth; return how many clips the fused scores got right."""
     from rich.text import Text
 
     from .tables import make_console, make_table

@@ -1,4 +1,4 @@
-"""`vid3d extract --dry-run`: what a job would do."""
+"""Prints what a job would do, for `vid3d extract --dry-run`."""
 
 from __future__ import annotations
 
@@ -8,74 +8,78 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .batch import count
-from .console import duration, stdout_is_terminal
+from .console import duration, log, plural, stdout_is_terminal
 
 if TYPE_CHECKING:
     from ..features.format import FeatureFormat
-    from ..features.store import FeatureStore
-    from ..jobs.extraction import Left
-    from ..jobs.planning import CannotOpen, Estimate, Totals, VideoPlan
-    from ..run.pipeline import Pipeline
+    from ..features.store import Store
+    from ..jobs.planning import Comparison, Estimate, Totals, VideoPlan
+    from ..plan import Plan
+    from ..records import VideoFailure
     from ..video.sources import Source
 
 MAX_LISTED = 100
-"""Videos in a table; a pipe has all of them."""
+"""Videos listed in a table; a pipe gets all of them."""
 
 
 def print_plan(
-    pipeline: Pipeline,
+    plan: Plan,
     sources: Sequence[Source],
-    store: FeatureStore,
+    store: Store,
     form: FeatureFormat,
     *,
     overwrite: bool = False,
     redo_failed: bool = False,
     timeout: float | None = None,
+    estimate: bool = False,
 ) -> None:
-    """List the videos that are left, with clips, rows and bytes, and the totals with an estimate of the time.
+    """Print the videos left to do, with clips, rows and bytes, and the totals.
 
     Args:
-        pipeline: what would be done.
+        plan: what to do with each video.
         sources: all videos of the job.
-        store: where features would go; nothing is written there.
-        form: how.
-        overwrite: see `Extraction`.
-        redo_failed: likewise.
-        timeout: see `engines.local.run`.
+        store: the output; it is only read.
+        form: format of the features.
+        overwrite: see `jobs.extraction.extract`.
+        redo_failed: see `jobs.extraction.extract`.
+        timeout: see `run.local.run`.
+        estimate: count what the networks compute, and estimate the time; imports torch.
     """
-    from ..jobs.planning import Totals, estimate, find_left_roughly, plan_videos
+    from ..jobs.planning import Totals, compare, estimate_time, plan_videos
 
-    left = find_left_roughly(pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed)
-    videos = [source.video for source in left.sources]
+    for message in plan.warnings:
+        log.warning("%s", message)
+    comparison = compare(plan, sources, store, form, overwrite=overwrite, redo_failed=redo_failed)
+    videos = [source.video for source in comparison.left.sources]
     totals = Totals()
     printer = _Table() if stdout_is_terminal() else _JsonLines()
-    for plan in plan_videos(pipeline, videos, form, timeout=timeout):
-        totals.add(plan)
-        printer.add(plan)
-    expected = estimate(pipeline, totals.multiply_adds) if totals.multiply_adds else None
-    printer.end(left, totals, expected)
+    for planned in plan_videos(plan, videos, form, timeout=timeout, count_operations=estimate):
+        totals.add(planned)
+        printer.add(planned)
+    expected = estimate_time(plan, totals.multiply_adds) if totals.multiply_adds else None
+    printer.end(comparison, totals, expected)
 
 
 class _JsonLines:
-    """A line a video, in the form of a list of failures where it cannot be opened, and one of totals."""
+    """Prints a line per video, or a failure line that `@FILE` reads; then a line of totals."""
 
-    def add(self, plan: VideoPlan | CannotOpen) -> None:
+    def add(self, plan: VideoPlan | VideoFailure) -> None:
         from ..records import to_json
 
         typer.echo(to_json(asdict(plan)))
 
-    def end(self, left: Left, totals: Totals, expected: Estimate | None) -> None:
+    def end(self, comparison: Comparison, totals: Totals, expected: Estimate | None) -> None:
         from ..records import to_json
 
         line: dict[str, Any] = {"event": "plan", **asdict(totals)}
-        line |= {"done_before": left.num_done, "failed_before": left.num_failed}
+        left = comparison.left
+        line |= {"done_before": left.num_done, "failed_before": left.num_failed, "unchecked": comparison.unchecked}
         line["estimate"] = None if expected is None else {**asdict(expected), "rests_on": describe_estimate(expected)}
         typer.echo(to_json(line))
 
 
 class _Table:
-    """A row a video, the first of them at least; below it those that cannot be opened, and what all would take."""
+    """Prints a row per video, up to `MAX_LISTED`; then the totals and the videos that cannot be opened."""
 
     def __init__(self) -> None:
         from .tables import make_console, make_table
@@ -85,24 +89,24 @@ class _Table:
         self._table = make_table("video", *numbers, narrow=numbers)
         self._failed: list[str] = []
 
-    def add(self, plan: VideoPlan | CannotOpen) -> None:
-        from ..jobs.planning import CannotOpen
+    def add(self, plan: VideoPlan | VideoFailure) -> None:
+        from ..records import VideoFailure
 
-        if isinstance(plan, CannotOpen):
+        if isinstance(plan, VideoFailure):
             if len(self._failed) < MAX_LISTED:
                 self._failed.append(f"{plan.video}: {plan.message}")
         elif self._table.row_count < MAX_LISTED:
             self._table.add_row(plan.video, *_cells(plan))
 
-    def end(self, left: Left, totals: Totals, expected: Estimate | None) -> None:
+    def end(self, comparison: Comparison, totals: Totals, expected: Estimate | None) -> None:
         num_opened = totals.videos - totals.cannot_be_opened
         if num_opened > self._table.row_count:
-            self._table.add_row(f"… and {num_opened - self._table.row_count} more; a pipe has all")
+            self._table.add_row(f"… and {num_opened - self._table.row_count} more; a pipe gets all")
         if num_opened:
             self._table.add_section()
-            self._table.add_row(count(num_opened, "video"), *_cells(totals))
+            self._table.add_row(plural(num_opened, "video"), *_cells(totals))
             self._console.print(self._table)
-        for line in [*self._failed, *_describe(left, totals)]:
+        for line in [*self._failed, *_describe(comparison, totals)]:
             self._console.print(line)
         if expected is not None:
             self._console.print(f"about {duration(expected.seconds)}: {describe_estimate(expected)}")
@@ -114,31 +118,34 @@ def _cells(plan: VideoPlan | Totals) -> list[str]:
     return [seconds, *numbers, "–" if plan.bytes is None else describe_bytes(plan.bytes)]
 
 
-def _describe(left: Left, totals: Totals) -> list[str]:
-    lines = []
+def _describe(comparison: Comparison, totals: Totals) -> list[str]:
+    lines, left = [], comparison.left
     if totals.cannot_be_opened:
-        lines.append(f"{count(totals.cannot_be_opened, 'video')} cannot be opened")
+        lines.append(f"{plural(totals.cannot_be_opened, 'video')} cannot be opened")
     if totals.unknown_length:
-        lines.append(f"{count(totals.unknown_length, 'video')} of unknown length, which the totals leave out")
+        lines.append(f"{plural(totals.unknown_length, 'video')} of unknown length, not in the totals")
     if left.num_done:
-        lines.append(f"{count(left.num_done, 'video')} done already")
+        lines.append(f"{plural(left.num_done, 'video')} done before")
     if left.num_failed:
-        lines.append(f"{count(left.num_failed, 'video')} failed before and left out (again with --redo-failed)")
+        lines.append(f"{plural(left.num_failed, 'video')} failed before and are skipped (retry with --redo-failed)")
+    if comparison.unchecked:
+        streams = " and ".join(comparison.unchecked)
+        lines.append(f"the {streams} checkpoint was not compared: its digest is unknown until it is downloaded")
     return lines or ["all videos can be opened"]
 
 
 def describe_estimate(expected: Estimate) -> str:
-    """What an estimate rests on, and what it leaves out."""
+    """Return what an estimate is based on and what it leaves out."""
     rate = f"{expected.operations_per_second / 1e9:,.0f} GFLOP/s in {expected.precision} on {expected.devices}"
     if expected.devices == "cpu":
-        beside = "decoding and flow share its cores, and come on top"
+        beside = "decoding and flow use the same cores and add to this time"
     else:
-        beside = "decoding and flow run beside them, and may take longer"
-    return f"the networks alone, at the speed of large matrix products measured now, {rate}; {beside}"
+        beside = "decoding and flow run in parallel and may take longer"
+    return f"networks only, at the measured speed of large matrix products, {rate}; {beside}"
 
 
 def describe_bytes(number: int) -> str:
-    """A size that a person reads: 12.3 kB, 4.0 GB."""
+    """Return a size as text: "12.3 kB", "4.0 GB"."""
     size = float(number)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

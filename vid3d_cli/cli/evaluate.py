@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
-from ..options import TIMEOUT_SECONDS, Options
-from .batch import Failures, Jobs, NulSeparated, Timeout, Videos, count, find_videos, make_pipeline, run_batch
-from .console import log, stdout_is_terminal
-from .options import Fuse, FuseOn, takes_pipeline_options
+from ..options import Options
+from ..video import TIMEOUT_SECONDS
+from .batch import Failures, Jobs, NulSeparated, Timeout, Videos, find_videos, make_plan, run_classes
+from .console import log, plural, stdout_is_terminal
+from .options import takes_options
 
 if TYPE_CHECKING:
     from ..records import VideoResult
@@ -22,27 +23,28 @@ _MAX_CONFUSION_COLUMNS = 16
 _NUM_CONFUSIONS_LISTED = 10
 
 
-@takes_pipeline_options
+@takes_options
 def evaluate(
     videos: Videos,
     options: Options,
     labels: Annotated[
-        Path, typer.Option(metavar="CSV", help="Columns video,label; or Kinetics' annotations.", show_default=False)
+        Path,
+        typer.Option(metavar="CSV", help="CSV with columns video,label, or Kinetics annotations.", show_default=False),
     ],
-    sweep_fusion: Annotated[bool, typer.Option("--sweep-fusion", help="Try weights from 1:0 to 0:1.")] = False,
+    sweep_fusion: Annotated[
+        bool, typer.Option("--sweep-fusion", help="Evaluate fusion weights from 1:0 to 0:1.")
+    ] = False,
     class_names: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Class names of an own checkpoint, one a line.", show_default=False),
+        typer.Option(metavar="FILE", help="Class names of your checkpoint, one per line.", show_default=False),
     ] = None,
-    fuse: Fuse = Options.fuse,
-    fuse_on: FuseOn = Options.fuse_on,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object; the default in a pipe.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; the default in a pipe.")] = False,
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
     timeout: Timeout = TIMEOUT_SECONDS,
 ) -> None:
-    """Measure a model on labelled videos: top-1, top-5, mean class accuracy, mAP and confusion, per stream and fused.
+    """Evaluate a model on labelled videos: top-1, top-5, mean class accuracy, mAP and confusion, per stream and fused.
 
     Example: vid3d eval --labels labels.csv videos/
     """
@@ -52,14 +54,16 @@ def evaluate(
     sources = find_videos(videos, nul_separated)
     label_of = {s.video: label for s in sources if (label := find_label(table, s.video, s.output_stem)) is not None}
     if not label_of:
-        raise UsageError(f"{labels} labels none of the {count(len(sources), 'video')}: its column must name them")
+        raise UsageError(
+            f"{labels} has no label for the {plural(len(sources), 'video')} given: its video column must name them"
+        )
     if unlabelled := len(sources) - len(label_of):
-        log.warning("%s without a label left out", count(unlabelled, "video"))
-    pipeline = make_pipeline(options)
-    pipeline.check_classes()
-    if pipeline.labels is not None:  # an own checkpoint may have classes of its own: then it is told at the end
-        class_numbers(list(label_of.values()), pipeline.labels)
-    if sweep_fusion and len(pipeline.streams) < 2:
+        log.warning("skipping %s without a label", plural(unlabelled, "video"))
+    plan = make_plan(replace(options, labels=class_names))
+    plan.check_classes()
+    if plan.labels is not None:  # else the checkpoint may have classes of its own, which are checked at the end
+        class_numbers(list(label_of.values()), plan.labels)
+    if sweep_fusion and len(plan.networks) < 2:
         raise UsageError("--sweep-fusion needs both streams")
     results: list[VideoResult] = []
 
@@ -67,7 +71,7 @@ def evaluate(
         results.append(result)
 
     labelled = [source for source in sources if source.video in label_of]
-    code = run_batch(pipeline, labelled, keep, jobs=jobs, timeout=timeout, failures_path=failures)
+    code = run_classes(plan, labelled, keep, jobs=jobs, timeout=timeout, failures=failures)
     if results:
         report = make_report(results, label_of, options.fuse_on if sweep_fusion else None)
         if as_json or not stdout_is_terminal():
@@ -80,7 +84,7 @@ def evaluate(
 
 
 def make_report(results: list[VideoResult], label_of: dict[str, str], sweep_on: str | None) -> dict[str, Any]:
-    """What is told of the results, as plain values; `sweep_on` is what swept fusion works on, or None."""
+    """Return the report as plain values; `sweep_on` is "logits" or "probs" for a fusion sweep, or None."""
     import numpy as np
 
     from ..predictions import evaluation
@@ -110,7 +114,7 @@ def _print_report(report: dict[str, Any]) -> None:
     from .tables import make_console
 
     console = make_console()
-    title = f"{report['model']} on {count(report['num_videos'], 'video')}, percent"
+    title = f"{report['model']} on {plural(report['num_videos'], 'video')}, percent"
     console.print(_metrics_table("stream", report["metrics"], title))
     if "fusion_sweep" in report:
         console.print(_metrics_table("rgb:flow", report["fusion_sweep"], "fusion"))
@@ -128,7 +132,7 @@ def _metrics_table(first: str, rows: dict[str, dict[str, float]], title: str) ->
 
 
 def _confusion_table(confusion: dict[str, dict[str, int]]) -> Any:
-    """The whole matrix where it fits, else the most frequent mistakes."""
+    """Return the whole matrix if it fits, else the most frequent mistakes."""
     from .tables import make_table
 
     classes = list(dict.fromkeys([*confusion, *(found for row in confusion.values() for found in row)]))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import EXIT_SOME_FAILED, OutputError, UsageError
-from ..options import TIMEOUT_SECONDS, Options
+from ..options import Options
+from ..video import TIMEOUT_SECONDS
 from .batch import (
     Engine,
     Failures,
@@ -17,25 +18,22 @@ from .batch import (
     RayAddress,
     Timeout,
     Videos,
-    count,
+    fetch_weights,
     find_videos,
-    make_pipeline,
-    open_engine,
-    refuse_same_file,
-    run_batch,
+    make_plan,
+    report_failures,
 )
-from .console import log
-from .options import takes_pipeline_options
+from .console import log, plural
+from .options import takes_options
+from .progress import EventPrinter
 
 if TYPE_CHECKING:
-    from ..jobs.claims import Claims
-    from ..jobs.extraction import Extraction
-    from ..video.sources import Source
+    from ..jobs.events import JobSummary
 
 _BATCH = "Batch jobs"
 
 
-@takes_pipeline_options
+@takes_options
 def extract(
     videos: Videos,
     options: Options,
@@ -45,39 +43,30 @@ def extract(
             "--out",
             "-o",
             metavar="PATH",
-            help="feats.npy, .npz, .h5, .parquet, or a directory; what is there already is gone on with.",
+            help="feats.npy, .npz, .h5, .parquet, or a directory; an existing output is resumed.",
             show_default=False,
         ),
     ],
-    layer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Features of this layer; see: vid3d models show.", show_default="before the classifier"
-        ),
-    ] = None,
-    pool: Annotated[
-        str,
-        typer.Option(metavar="avg|max|none|spatial", help="A layer's map: mean, maximum, as it is, mean over space."),
-    ] = Options.pool,
-    keep_crops: Annotated[
-        bool, typer.Option("--keep-crops", help="Features of every crop, (N, crops, D), not their mean.")
-    ] = False,
     layout: Annotated[
         str, typer.Option(metavar="vid3d|video_features", help="File names and arrays in a directory.")
     ] = "vid3d",
-    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Of the features on disk.")] = "float32",
-    concat: Annotated[bool, typer.Option(help="One matrix with rgb and flow side by side, or one each.")] = True,
+    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Type of the features on disk.")] = "float32",
+    concat: Annotated[
+        bool, typer.Option(help="Write one matrix with rgb and flow side by side, or one per stream.")
+    ] = True,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew, and remove what is there.", rich_help_panel=_BATCH)
+        bool, typer.Option("--overwrite", help="Start over and replace the output.", rich_help_panel=_BATCH)
     ] = False,
     redo_failed: Annotated[
-        bool, typer.Option("--redo-failed", help="Try failed videos again.", rich_help_panel=_BATCH)
+        bool, typer.Option("--redo-failed", help="Retry videos that failed before.", rich_help_panel=_BATCH)
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="List videos, clips, rows, bytes and time; run no network.", rich_help_panel=_BATCH
-        ),
+        typer.Option("--dry-run", help="List videos, clips, rows and bytes; run no network.", rich_help_panel=_BATCH),
+    ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="With --dry-run: estimate the time of the networks.", rich_help_panel=_BATCH),
     ] = False,
     shard: Annotated[
         str | None,
@@ -96,7 +85,7 @@ def extract(
         typer.Option(
             min=0.1,
             metavar="SECONDS",
-            help="With --claim: a worker that is silent for so long is taken for dead.",
+            help="With --claim: claims expire when their worker is silent for this long.",
             show_default="60",
             rich_help_panel=_BATCH,
         ),
@@ -108,117 +97,66 @@ def extract(
     engine: Engine = "local",
     ray_address: RayAddress = None,
 ) -> None:
-    """Extract one feature vector per clip and stream, with the seconds it describes and the recipe.
+    """Extract one feature vector per clip and stream, with its times and the recipe.
 
-    The same command goes on where it stopped.
+    Run the same command again to resume an interrupted job.
 
     Example: vid3d extract --out feats.npy videos/
     """
     from ..features.format import FeatureFormat
-    from ..features.stores import create_store
-    from ..jobs.extraction import Extraction
+    from ..jobs import extraction
 
+    if estimate and not dry_run:
+        raise UsageError("--estimate needs --dry-run")
     sources = find_videos(videos, nul_separated)
-    if stale_after is not None and not claim:
-        raise UsageError("--stale-after is for workers that share a list: add --claim")
-    if claim and engine == "ray":
-        raise UsageError("--engine ray shares the videos out among its workers by itself: leave --claim out")
-    form = FeatureFormat(dtype, concat, layout)
-    worker, sources = _select_part(sources, out, shard, claim=claim, overwrite=overwrite, dry_run=dry_run)
-    store = create_store(out, layout=layout, worker=worker)
-    for own in (store.failures_path, *store.own_paths()):
-        refuse_same_file(failures, own)
-    pipeline = make_pipeline(options)
+    plan, form = make_plan(options), FeatureFormat(dtype, concat, layout)
     if dry_run:
+        from ..features.stores import create_store
         from .dry_run import print_plan
 
-        print_plan(
-            pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed, timeout=timeout or None
-        )
+        extraction.check_sharing(out, shard, claim=claim, stale_after=stale_after, overwrite=overwrite, engine=engine)
+        worker, sources = extraction.select_part(sources, out, shard, keep=False, timeout=timeout or None)
+        store = create_store(out, layout=layout, worker=worker)
+        extraction.refuse_same_file(failures, store.failures_path, *store.own_paths())
+        skips = {"overwrite": overwrite, "redo_failed": redo_failed}
+        print_plan(plan, sources, store, form, **skips, timeout=timeout or None, estimate=estimate)
         return
-    claims = None if worker is None or not claim else _make_claims(out, worker, stale_after)
-    with (
-        open_engine(engine, ray_address, pipeline) as run,
-        Extraction(pipeline, sources, store, form, overwrite=overwrite, redo_failed=redo_failed, claims=claims) as job,
-    ):
-        _tell_what_is_there(job, len(sources), out)
+    with EventPrinter(len(sources)) as printer:
         try:
-            code = run_batch(
-                pipeline,
-                job.pending,
-                job.write,
-                on_failure=job.fail,
-                rounds=job.rounds(),
+            summary = extraction.extract(
+                plan,
+                sources,
+                out,
+                form=form,
+                overwrite=overwrite,
+                redo_failed=redo_failed,
+                shard=shard,
+                claim=claim,
+                stale_after=stale_after,
+                failures=failures,
                 jobs=jobs,
-                timeout=timeout,
-                failures_path=failures,
-                on_end=job.finish,
-                run=run,
+                timeout=timeout or None,
+                engine=engine,
+                ray_address=ray_address,
+                fetch=fetch_weights,
+                on_event=printer,
             )
         except (OutputError, KeyboardInterrupt):
-            job.stop()
-            kept = f"{count(job.progress.skipped + job.progress.safe, 'video')} of {len(sources)}"
-            log.error("%s kept in %s; the same command goes on from there", kept, out)
+            if (kept := printer.summary) is not None:
+                videos_kept = f"{plural(kept.num_kept, 'video')} of {kept.num_videos}"
+                log.error("%s kept in %s; run the same command to resume", videos_kept, out)
             raise
-    _tell_the_end(job, str(store.path))
-    raise typer.Exit(EXIT_SOME_FAILED if job.progress.skipped_failed else code)
+    raise typer.Exit(_report(summary, failures))
 
 
-def _select_part(
-    sources: list[Source], out: str, shard: str | None, *, claim: bool, overwrite: bool, dry_run: bool
-) -> tuple[str | None, list[Source]]:
-    """The name of this worker among several, and the videos that are its part."""
-    from ..features.stores import is_directory
-
-    if shard is None and not claim:
-        return None, sources
-    if shard is not None and claim:
-        raise UsageError("--shard gives every worker its part, --claim lets them take what is left: choose one")
-    if overwrite and is_directory(out):
-        raise UsageError(f"--overwrite would remove what other workers write to {out}: remove it before they start")
-    if claim:
-        from ..jobs.claims import worker_name
-
-        if not is_directory(out):
-            raise UsageError(
-                f"--claim is for a directory that the workers share: --out feats/, and when all have ended: "
-                f"vid3d features convert feats/ {out}"
-            )
-        return worker_name(), sources
-    from ..jobs.shards import Shard, select_shard
-
-    part = Shard.parse(shard or "")
-    plans = Path(out) / ".shards" if is_directory(out) else Path(out).with_name(f".{Path(out).name}.shards")
-    selected = select_shard(sources, part, plans, keeps=not dry_run)
-    log.info("%s: %s of %d", part.name, count(len(selected), "video"), len(sources))
-    return part.name, selected
-
-
-def _make_claims(out: str, worker: str, stale_after: float | None) -> Claims:
-    from ..jobs.claims import STALE_SECONDS, Claims
-
-    return Claims(Path(out), worker, STALE_SECONDS if stale_after is None else stale_after)
-
-
-def _tell_what_is_there(job: Extraction, num_videos: int, out: str) -> None:
-    before = job.progress
-    if before.changed:
-        log.info("%s: %s changed since and made anew", out, count(before.changed, "video"))
-    if before.skipped or before.skipped_failed:
-        log.info(
-            "%s: %d of %s there already%s; %d left",
-            out,
-            before.skipped,
-            count(num_videos, "video"),
-            f", {before.skipped_failed} failed before (again with --redo-failed)" if before.skipped_failed else "",
-            len(job.pending),
-        )
-
-
-def _tell_the_end(job: Extraction, out: str) -> None:
-    done = job.progress
-    if done.done:
-        log.info("%s of %s → %s", count(done.clips, "clip"), count(done.done, "video"), out)
-    if done.lost_frames:
-        damaged = count(len(done.lost_frames), "video")
-        log.warning("%s damaged: how many frames each lost says vid3d features info %s", damaged, out)
+def _report(summary: JobSummary, failures: Path | None) -> int:
+    """Say what was done; return the exit code."""
+    num_videos = summary.done + summary.failed + summary.progress["left"]
+    code = report_failures(summary.failed, num_videos, failures)
+    if summary.done:
+        clips = plural(summary.num_clips, "clip")
+        log.info("%s of %s → %s", clips, plural(summary.done, "video"), summary.out)
+    if summary.lost_frames:
+        damaged = plural(len(summary.lost_frames), "video")
+        log.warning("%s damaged; run 'vid3d features info %s' for lost frames", damaged, summary.out)
+    return EXIT_SOME_FAILED if summary.num_skipped_failed else code

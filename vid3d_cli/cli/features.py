@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,27 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, Vid3dError
-from .batch import count
-from .console import duration, log, shows_bars, stdout_is_terminal
+from .console import duration, log, plural, shows_bars, stdout_is_terminal
 
 if TYPE_CHECKING:
     from ..features.comparing import Comparison, RowPair
     from ..features.entries import VideoFeatures
-    from ..features.inspection import Summary
     from ..features.merging import Merged
 
-app = typer.Typer(no_args_is_help=True, help="Look into features, check, join, convert and compare them.")
+app = typer.Typer(no_args_is_help=True, help="Inspect, check, merge, convert and compare features.")
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="What was given to extract with --out.", show_default=False)]
-Out = Annotated[
-    str,
-    typer.Option(
-        "--out", "-o", metavar="PATH", help="As of extract; what is there is gone on with.", show_default=False
-    ),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew, and remove what is there.")]
+File = Annotated[str, typer.Argument(metavar="FILE", help="Output of vid3d extract.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete an existing output and start over.")]
 Layout = Annotated[
-    str, typer.Option(metavar="vid3d|video_features", help="File names and arrays, where PATH is a directory.")
+    str, typer.Option(metavar="vid3d|video_features", help="File names and arrays, if the output is a directory.")
 ]
 Concat = Annotated[
     bool | None,
@@ -41,10 +34,10 @@ Concat = Annotated[
 ]
 
 _SHOWN_NUMBERS = 4
-"""Of a row, in a table."""
+"""Numbers of a row in a table."""
 
 _SHOWN_DIGITS = 12
-"""Of a digest, for a person."""
+"""Digits of a digest in a table."""
 
 
 # info ----------------------------------------------------------------------------------------------------------------
@@ -52,7 +45,7 @@ _SHOWN_DIGITS = 12
 
 @app.command()
 def info(file: File) -> None:
-    """Tell what features are of: videos, rows, seconds, the recipe, failures, damaged videos; JSON in a pipe.
+    """Summarise features: videos, rows, seconds, recipe, failures, damaged videos. In a pipe: JSON.
 
     Example: vid3d features info feats.npy
     """
@@ -63,33 +56,32 @@ def info(file: File) -> None:
     with open_store(file) as store:
         summary = summarise(store)
     if stdout_is_terminal():
-        _print_summary(file, summary)
+        _print_table(["features", file], _summary_lines(summary))
     else:
-        fields = {name.removeprefix("num_"): value for name, value in asdict(summary).items()}
-        typer.echo(to_json({"file": file, **fields}))
+        typer.echo(to_json({"file": file, **summary}))
 
 
-def _print_summary(file: str, summary: Summary) -> None:
+def _print_table(columns: Sequence[str], rows: Iterator[Sequence[str]], **options: Any) -> None:
     from .tables import make_console, make_table
 
-    table = make_table("features", file)
-    for label, text in _summary_lines(summary):
-        table.add_row(label, text)
+    table = make_table(*columns, **options)
+    for row in rows:
+        table.add_row(*row)
     make_console().print(table)
 
 
-def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
-    """(label, text), in the order of reading."""
-    yield "videos", f"{summary.num_videos:,}, {duration(summary.seconds)} of video"
-    for name, matrix in summary.matrices.items():
+def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) in reading order."""
+    yield "videos", f"{summary['videos']:,}, {duration(summary['seconds'])} of video"
+    for name, matrix in summary["matrices"].items():
         yield name, f"{' × '.join(f'{n:,}' for n in matrix['shape'])} {matrix['dtype']}"
-    yield from _recipe_lines(summary.recipe)
-    failures = ", ".join(f"{number} {name}" for name, number in summary.failures.items())
+    yield from _recipe_lines(summary["recipe"])
+    failures = ", ".join(f"{number} {name}" for name, number in summary["failures"].items())
     yield "failed", failures or "none"
-    for video, num_lost in summary.lost_frames.items():
-        yield "damaged", f"{video}: {count(num_lost, 'frame')} lost"
-    if summary.unfinished:
-        yield "unfinished", summary.unfinished
+    for video, num_lost in summary["lost_frames"].items():
+        yield "damaged", f"{video}: {plural(num_lost, 'frame')} lost"
+    if summary["unfinished"]:
+        yield "unfinished", summary["unfinished"]
 
 
 def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -102,7 +94,7 @@ def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "frames", f"{fps}; {recipe['resize']}; crop {recipe['crops']}"
     if recipe["start_seconds"] or recipe["end_seconds"] is not None:
         end = "the end" if recipe["end_seconds"] is None else f"{recipe['end_seconds']:g} s"
-        yield "read", f"from {recipe['start_seconds']:g} s to {end}"
+        yield "span", f"from {recipe['start_seconds']:g} s to {end}"
     dense = f"; dense: {recipe['dense']}" if recipe["dense"] else ""
     yield "clips", f"{recipe['window']} frames every {recipe['stride']}, tail {recipe['tail']}{dense}"
     if recipe["flow"]:
@@ -117,43 +109,44 @@ def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 @app.command()
 def get(
     file: File,
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="Its path, its stem, or the end of either.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="Path or stem of the video, or the end of either.")],
     at: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Only the clips that cover this moment.", show_default="all")
     ] = None,
 ) -> None:
-    """Show the rows of a video; JSON lines in a pipe, with all numbers.
+    """Show the rows of a video. In a pipe: JSON lines with all numbers.
 
     Example: vid3d features get feats.npy video.mp4 --at 1.5
     """
-    from ..features.inspection import find_video, read_whole, rows_at
+    from ..features.inspection import find_video, read_verified, rows_at
     from ..features.stores import open_store
 
     with open_store(file) as store:
-        features = read_whole(store, find_video(store.entries(), video))
+        features = read_verified(store, find_video(store.entries(), video))
         rows = range(len(features.spans)) if at is None else rows_at(features, at)
         (_print_rows if stdout_is_terminal() else _echo_rows)(features, rows)
 
 
 def _echo_rows(features: VideoFeatures, rows: Sequence[int]) -> None:
-    from ..features.entries import SPAN_COLUMNS
+    from ..features.entries import SPAN_COLUMNS, span_arrays
     from ..records import to_json
 
+    spans = span_arrays(features.spans)
     for row in rows:
-        span = {"clip": features.spans[row].index, **asdict(features.spans[row])}
+        span = {name: spans[name][row].item() for name in SPAN_COLUMNS}
         matrices = {name: matrix[row].tolist() for name, matrix in features.matrices.items()}
-        typer.echo(to_json({"video": features.entry.video, **{n: span[n] for n in SPAN_COLUMNS}, **matrices}))
+        typer.echo(to_json({"video": features.entry.video, **span, **matrices}))
 
 
 def _print_rows(features: VideoFeatures, rows: Sequence[int]) -> None:
-    from .tables import make_console, make_table
+    def cells() -> Iterator[list[str]]:
+        for row in rows:
+            span = features.spans[row]
+            seconds = f"{span.start_seconds:.2f} – {span.end_seconds:.2f}"
+            yield [str(span.index), seconds, *(_describe_row(m[row]) for m in features.matrices.values())]
 
-    table = make_table("clip", "seconds", *features.matrices, title=features.entry.video, narrow=["clip", "seconds"])
-    for row in rows:
-        span = features.spans[row]
-        seconds = f"{span.start_seconds:.2f} – {span.end_seconds:.2f}"
-        table.add_row(str(span.index), seconds, *[_describe_row(matrix[row]) for matrix in features.matrices.values()])
-    make_console().print(table)
+    columns = ["clip", "seconds", *features.matrices]
+    _print_table(columns, cells(), title=features.entry.video, narrow=["clip", "seconds"])
 
 
 def _describe_row(row: Any) -> str:
@@ -166,20 +159,17 @@ def _describe_row(row: Any) -> str:
 
 @app.command()
 def check(
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILE…", help="What was given to extract with --out.", show_default=False)
-    ],
+    files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Outputs of vid3d extract.", show_default=False)],
 ) -> None:
-    """Read every row and compare it with its checksum; exit code 1 where something is damaged.
+    """Read every row and compare it with its checksum. The exit code is 1 if rows are damaged.
 
     Example: vid3d features check feats.npy
     """
-    codes = [_check(file) for file in files]
-    raise typer.Exit(max(codes))
+    raise typer.Exit(max([_check(file) for file in files]))
 
 
 def _check(file: str) -> int:
-    from ..features.checking import find_problems
+    from ..features.inspection import find_problems
     from ..features.stores import open_store
 
     num_damaged = 0
@@ -190,20 +180,18 @@ def _check(file: str) -> int:
                 for problem in find_problems(store, on_video):
                     num_damaged += problem.is_damage
                     (log.error if problem.is_damage else log.warning)("%s: %s", file, problem.what)
-    except Vid3dError as error:  # the other files are looked at all the same
+    except Vid3dError as error:  # continue with the other files
         log.error("%s", error)
         return error.exit_code
-    rows = count(sum(entry.num_rows for entry in entries), "row")
-    result = f"{count(num_damaged, 'problem')} found" if num_damaged else "whole"
-    typer.echo(f"{file}: {rows} of {count(len(entries), 'video')}: {result}")
+    rows = plural(sum(entry.num_rows for entry in entries), "row")
+    result = f"{plural(num_damaged, 'problem')} found" if num_damaged else "no damage"
+    typer.echo(f"{file}: {rows} of {plural(len(entries), 'video')}: {result}")
     return EXIT_SOME_FAILED if num_damaged else EXIT_OK
 
 
 @contextmanager
 def _bar(num_videos: int) -> Iterator[Any]:
-    """Gives what is to be called after each video."""
-    import sys
-
+    """Show a progress bar; yield the function to call after each video."""
     from tqdm import tqdm
 
     with tqdm(total=num_videos, unit="video", disable=not shows_bars(), file=sys.stderr, leave=False) as bar:
@@ -216,17 +204,26 @@ def _bar(num_videos: int) -> Iterator[Any]:
 @app.command()
 def merge(
     parts: Annotated[
-        list[str], typer.Argument(metavar="FILE…", help="Features of one recipe, of any formats.", show_default=False)
+        list[str], typer.Argument(metavar="FILE…", help="Features of one recipe, in any formats.", show_default=False)
     ],
-    out: Out,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="Output, as for extract; an interrupted merge is resumed.",
+            show_default=False,
+        ),
+    ],
     layout: Layout = "vid3d",
     concat: Concat = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Join the features of shards, or of any jobs of one recipe; a video that several have stands once.
+    """Merge the features of shards, or of any jobs with the same recipe. A video in several files is written once.
 
-    Rows keep the order of the files; those of a directory are in the order of the videos' names. The same command goes
-    on where it stopped. Rows that are damaged are left out, and the exit code is 1.
+    Rows keep the order of the files; those of a directory are sorted by video name. Damaged rows are left out, and the
+    exit code is then 1. Run the same command again to resume an interrupted merge.
 
     Example: vid3d features merge feats.shard-*.npy --out feats.npy
     """
@@ -235,13 +232,13 @@ def merge(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="Features of any format.", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="FILE", help="Features in any format.", show_default=False)],
     out: Annotated[str, typer.Argument(metavar="OUT", help="feats.npy, .npz, .h5, .parquet, or a directory.")],
     layout: Layout = "vid3d",
     concat: Concat = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Copy features into another format; also a directory that several workers filled into one matrix.
+    """Convert features to another format, for example the directory of several workers to one matrix.
 
     Example: vid3d features convert feats.npy feats.h5
     """
@@ -260,17 +257,20 @@ def _merge(files: list[str], out: str, layout: str, concat: bool | None, overwri
         merged = merge(parts, target, concat=concat, overwrite=overwrite, on_video=on_video)
     for problem in merged.damaged.values():
         log.error("left out: %s", problem)
+    if merged.provenance:
+        differences = "; ".join(f"{name}: {kept} and {other}" for name, (kept, other) in merged.provenance.items())
+        log.warning("%s: the rows have the same recipe but different provenance: %s", out, differences)
     log.info("%s", _describe_merged(merged, out))
     return EXIT_SOME_FAILED if merged.damaged else EXIT_OK
 
 
 def _describe_merged(merged: Merged, out: str) -> str:
     more = [
-        f"{merged.num_there} there already" if merged.num_there else "",
-        f"{merged.num_repeated} in several files, taken once" if merged.num_repeated else "",
+        f"{merged.num_there} already in the output" if merged.num_there else "",
+        f"{merged.num_repeated} in several files, written once" if merged.num_repeated else "",
         f"{merged.num_failures} failed" if merged.num_failures else "",
     ]
-    rows = f"{count(merged.num_rows, 'row')} of {count(merged.num_videos, 'video')} → {out}"
+    rows = f"{plural(merged.num_rows, 'row')} of {plural(merged.num_videos, 'video')} → {out}"
     return "; ".join([rows, *filter(None, more)])
 
 
@@ -280,14 +280,14 @@ def _describe_merged(merged: Merged, out: str) -> str:
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Features, or a plain .npy matrix.", show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="B", help="Likewise.", show_default=False)],
-    per_row: Annotated[bool, typer.Option("--per-row", help="Show every pair of rows too.")] = False,
+    b: Annotated[str, typer.Argument(metavar="B", help="Features or matrix to compare with A.", show_default=False)],
+    per_row: Annotated[bool, typer.Option("--per-row", help="Also show every pair of rows.")] = False,
 ) -> None:
-    """Compare features row by row: cosine, largest relative difference, what only one has, what differs in the recipe.
+    """Compare features row by row: cosine, largest relative difference, rows of only one side, recipe differences.
 
-    Rows belong together that are of the same video, by its path as it was given, and start at the same time; those of a
-    plain .npy matrix, such as published features, by their order. A difference is relative to the largest number of the
-    two rows. The exit code is 1 where nothing can be compared, else 0, however unlike they are.
+    Rows match if they have the same video path and start time; rows of a plain .npy matrix, such as published
+    features, match by position. A difference is relative to the largest number of both rows. The exit code is 1 if no
+    rows match, else 0, even if the differences are large.
 
     Example: vid3d features compare feats.npy other.h5
     """
@@ -296,24 +296,17 @@ def compare(
     comparison = Comparison(open_rows(a), open_rows(b))
     cosines: dict[str, list[float]] = {}
     differences: dict[str, list[float]] = {}
-    shown = _shown_pairs(per_row)
     for pair in comparison.pairs():
         for name in pair.cosine:
             cosines.setdefault(name, []).append(pair.cosine[name])
             differences.setdefault(name, []).append(pair.relative_difference[name])
-        shown(pair)
+        if per_row:
+            (_print_pair if stdout_is_terminal() else _echo_pair)(pair)
     statistics = {name: _statistics(cosines[name], differences[name]) for name in cosines}
     (_print_comparison if stdout_is_terminal() else _echo_comparison)(a, b, comparison, statistics)
     if not comparison.num_rows:
-        log.error("%s and %s have no row in common: the same videos, as they were given, and the same times", a, b)
+        log.error("%s and %s have no row in common: their video paths or start times differ", a, b)
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def _shown_pairs(per_row: bool) -> Any:
-    """What is done with each pair of rows."""
-    if not per_row:
-        return lambda pair: None
-    return _print_pair if stdout_is_terminal() else _echo_pair
 
 
 def _print_pair(pair: RowPair) -> None:
@@ -325,14 +318,14 @@ def _print_pair(pair: RowPair) -> None:
 def _echo_pair(pair: RowPair) -> None:
     from ..records import to_json
 
-    numbers = ("cosine", "relative_difference")
-    line = asdict(pair) | {field: {n: _finite(v) for n, v in getattr(pair, field).items()} for field in numbers}
-    typer.echo(to_json(line))
+    typer.echo(to_json(_finite(asdict(pair))))
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no other numbers."""
-    return value if math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    """Return the value with NaN and infinity replaced by None, since JSON has neither."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _statistics(cosines: list[float], differences: list[float]) -> dict[str, float]:
@@ -356,25 +349,23 @@ def _echo_comparison(a: str, b: str, comparison: Comparison, statistics: Mapping
         "rows": comparison.num_rows,
         "rows_only": comparison.num_rows_only,
         "videos_only": comparison.num_videos_only,
-        "matrices": {name: {n: _finite(v) for n, v in values.items()} for name, values in statistics.items()},
-        "recipe": {name: {"a": there, "b": here} for name, (there, here) in comparison.recipe_differences().items()},
+        "matrices": _finite(statistics),
+        "recipe": {name: {"a": in_a, "b": in_b} for name, (in_a, in_b) in comparison.recipe_differences().items()},
     }
     typer.echo(to_json(line))
 
 
 def _print_comparison(a: str, b: str, comparison: Comparison, statistics: Mapping[str, Mapping[str, float]]) -> None:
-    from .tables import make_console, make_table
+    def cells() -> Iterator[list[str]]:
+        for name, of in statistics.items():
+            cosines = [f"{of[f'{which}_cosine']:.6f}" for which in ("min", "median", "mean")]
+            yield [name, str(comparison.num_rows), *cosines, f"{of['max_relative_difference']:.1e}"]
 
-    columns = ("rows", "cosine: min", "median", "mean", "difference")
-    table = make_table("matrix", *columns, narrow=columns)
-    for name, of in statistics.items():
-        cosines = [f"{of[f'{which}_cosine']:.6f}" for which in ("min", "median", "mean")]
-        table.add_row(name, str(comparison.num_rows), *cosines, f"{of['max_relative_difference']:.1e}")
-    console = make_console()
-    console.print(table)
+    columns = ["rows", "cosine: min", "median", "mean", "difference"]
+    _print_table(["matrix", *columns], cells(), narrow=columns)
     for side, path in (("a", a), ("b", b)):
         if num_rows := comparison.num_rows_only[side]:
-            videos = count(comparison.num_videos_only[side], "video")
-            console.print(f"only in {path}: {count(num_rows, 'row')}, those of {videos} as a whole")
-    for name, (there, here) in comparison.recipe_differences().items():
-        console.print(f"{name}: {there} in {a}, {here} in {b}")
+            videos = plural(comparison.num_videos_only[side], "video")
+            typer.echo(f"only in {path}: {plural(num_rows, 'row')}, among them all rows of {videos}")
+    for name, (in_a, in_b) in comparison.recipe_differences().items():
+        typer.echo(f"{name}: {in_a} in {a}, {in_b} in {b}")

@@ -8,29 +8,32 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .batch import count
-from .console import log
+from .console import log, plural
 
 
 def inflate(
     image: Annotated[Path, typer.Argument(metavar="FILE", help="torchvision's googlenet-….pth or resnet…-….pth.")],
-    backbone: Annotated[str, typer.Option("--to", metavar="BACKBONE", help="i3d, s3d, r3d_18, mc3_18, p3d63, …")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)],
+    backbone: Annotated[
+        str, typer.Option("--to", metavar="BACKBONE", help="Backbone: i3d, s3d, r3d_18, mc3_18, p3d63, …")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Output, a .safetensors file.", show_default=False)
+    ],
     stream: Annotated[
-        str, typer.Option(metavar="rgb|flow", help="flow: the first kernels' mean over colours.")
+        str, typer.Option(metavar="rgb|flow", help="flow averages the first kernels over the colours.")
     ] = "rgb",
     num_classes: Annotated[
         int | None,
-        typer.Option("--classes", min=1, help="Start a new classifier.", show_default="ImageNet's 1000 and theirs"),
+        typer.Option("--classes", min=1, help="Classes of a new classifier.", show_default="ImageNet's 1000"),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="PREFIX", help="Inflate only the tensors whose names begin so; repeatable."),
+        typer.Option(metavar="PREFIX", help="Inflate only tensors whose names begin with this; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what starts at random.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the randomly initialised tensors.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Make a 3-D initialisation for training of a 2-D ImageNet checkpoint; it recognises no actions yet.
+    """Convert a 2-D ImageNet checkpoint into a 3-D initialisation for training; it recognises no actions yet.
 
     Example: vid3d weights inflate googlenet-1378be20.pth --to i3d --classes 51 --out i3d_start.safetensors
     """
@@ -39,9 +42,9 @@ def inflate(
     from ..features.store import refuse_existing
 
     refuse_existing([out], overwrite)
-    from ..models.backbones import BACKBONES
-    from ..models.clip_model import read_checkpoint
+    from ..models.checkpoint import read_checkpoint
     from ..models.inflation import inflate, save_inflated
+    from ..models.registry import BACKBONES
     from ..records import STREAMS
 
     if backbone not in BACKBONES:
@@ -56,11 +59,11 @@ def inflate(
     random = inflated.random
     examples = f" ({', '.join(random[:3])}{', …' if len(random) > 3 else ''})" if random else ""
     log.info(
-        "%s of %s → %s; %s at random%s",
-        count(len(inflated.from_image), "tensor"),
+        "%s of %s → %s; %s initialised at random%s",
+        plural(len(inflated.from_image), "tensor"),
         inflated.image_network,
         backbone,
-        count(len(random), "tensor"),
+        plural(len(random), "tensor"),
         examples,
     )
     typer.echo(str(out))

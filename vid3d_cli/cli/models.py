@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,25 +12,14 @@ import typer
 from .console import stdout_is_terminal
 
 if TYPE_CHECKING:
-    from ..models.manifest import Metric, ModelEntry, StreamEntry, WeightsFile
+    from ..models.manifest import ModelEntry, StreamEntry, WeightsFile
 
 app = typer.Typer()
 
 SHORT_NAMES = {"Kinetics-400": "K400", "rendered camera motion held-out": "rendered"}
-"""Of what was classified, for tables."""
+"""Names of datasets in tables."""
 
-_SIZE, _WIDTH = ("params", "mult-adds"), ("width", "classes")
-_NUMBERS = (*_SIZE, *_WIDTH, "\n".join(_SIZE), "\n".join(_WIDTH))
-
-_LAYOUTS: Sequence[tuple[bool, Sequence[str]]] = (
-    (False, ()),
-    (True, ()),
-    (True, ("licence",)),
-    (True, ("licence", "\n".join(_SIZE))),
-)
-"""Of the table of models, by preference: whether it has two lines a model, and which columns it does without."""
-
-Json = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -39,7 +27,7 @@ def models(
     context: typer.Context,
     as_json: Json = False,
 ) -> None:
-    """List the models: streams, clips, sizes, classes, published accuracy, licence; JSON lines in a pipe.
+    """List the models: streams, clips, sizes, classes, published accuracy, licence. In a pipe: JSON lines.
 
     Example: vid3d models
     """
@@ -61,7 +49,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model, or a backbone for its default model.")],
     as_json: Json = False,
 ) -> None:
-    """Show all that is known of a model: paper, recipe, weights, published accuracy, layers, variants.
+    """Show everything about a model: paper, recipe, weights, published accuracy, layers, variants.
 
     Example: vid3d models show i3d
     """
@@ -75,8 +63,8 @@ def show(
 
 
 def model_row(entry: ModelEntry) -> dict[str, Any]:
-    """What a table tells of a model; the README's is made of the same."""
-    from ..models.manifest import backbone_entries
+    """Return the facts of a model that `vid3d models` and the README's table show."""
+    from ..models.registry import BACKBONES
     from ..models.weights import is_on_disk
 
     streams = entry.streams.items()
@@ -90,52 +78,47 @@ def model_row(entry: ModelEntry) -> dict[str, Any]:
         "input": {"resize_px": entry.resize_px, "antialias": entry.antialias, "crop_px": entry.crop_px},
         "parameters": {name: stream.num_parameters for name, stream in streams},
         "multiply_adds": {name: stream.multiply_adds for name, stream in streams},
-        "feature_dim": backbone_entries()[entry.backbone].feature_dim,
+        "feature_dim": BACKBONES[entry.backbone].feature_dim,
         "classes": entry.num_classes if entry.has_classes else None,
         "dataset": entry.dataset if entry.files else None,
-        "published": [_metric_row(metric) for metric in entry.metrics],
+        "published": [
+            {
+                **{"stream": metric.stream, "dataset": metric.dataset, "split": metric.split},
+                **metric.scores,
+                **{"views": metric.views, "protocol": metric.protocol, "source": metric.source},
+            }
+            for metric in entry.metrics
+        ],
         "licence": entry.licence,
     }
 
 
-def _metric_row(metric: Metric) -> dict[str, Any]:
-    return {
-        "stream": metric.stream,
-        "dataset": metric.dataset,
-        "split": metric.split,
-        **metric.scores,
-        "views": metric.views,
-        "protocol": metric.protocol,
-        "source": metric.source,
-    }
-
-
 def describe_clip(row: dict[str, Any]) -> str:
-    """Frames of a clip, and how many of them a second has: "64 at 25/s"."""
+    """Return the frames of a clip and their rate: "64 at 25/s"."""
     return f"{row['clip']['frames']} at {row['clip']['fps']:g}/s"
 
 
 def describe_input(row: dict[str, Any]) -> str:
-    """Pixels of the resized frame, its shorter side or height × width, and of its crop: "256→224", "128×171→112"."""
+    """Return the pixels of the resized frame (shorter side, or height × width) and of its crop: "256→224"."""
     resized, crop = row["input"]["resize_px"], row["input"]["crop_px"]
     return f"{resized if isinstance(resized, int) else '×'.join(map(str, resized))}→{crop}"
 
 
 def describe_size(row: dict[str, Any]) -> tuple[str, str]:
-    """Parameters and multiply-adds of the rgb network: ("12.7 M", "111.2 G")."""
+    """Return parameters and multiply-adds of the rgb network: ("12.7 M", "111.2 G")."""
     stream = next(iter(row["parameters"]))
     return f"{row['parameters'][stream] / 1e6:.1f} M", f"{row['multiply_adds'][stream] / 1e9:.1f} G"
 
 
 def describe_classes(row: dict[str, Any]) -> str:
-    """Their number, or that there are none."""
+    """Return the number of classes: "400"; "any" if the user gives the weights; "none" for an embedding."""
     if row["classes"] is None:
         return "none"
     return str(row["classes"]) if row["streams"] else "any"
 
 
 def describe_accuracy(row: dict[str, Any]) -> tuple[str, str]:
-    """Published top-1 of the streams that have one; on what, and how: ("71.1 / 63.4", "K400 test, whole videos")."""
+    """Return the published top-1 of each stream and its data: ("71.1 / 63.4", "K400 test, whole videos")."""
     from ..records import FUSED, STREAMS
 
     if not row["published"]:
@@ -152,11 +135,20 @@ def _place(metric: dict[str, Any]) -> str:
     return f"{metric['dataset']} {metric['split']}" + (f", {metric['views']}" if metric["views"] else "")
 
 
-def _describe_streams(row: dict[str, Any], joint: str) -> str:
-    if not row["streams"]:
-        return joint.join(["own", "weights"])
-    published = [stream + ("✓" if row["on_disk"][stream] else "") for stream in row["streams"]]
-    return joint.join(published + [f"no {stream}" for stream in row["unpublished"]])
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """Return a model's two lines of the table, by column."""
+    backbone, tag = row["model"].split(".", 1)
+    streams = [stream + ("✓" if row["on_disk"][stream] else "") for stream in row["streams"]]
+    streams += [f"no {stream}" for stream in row["unpublished"]]
+    return {
+        "model": f"{backbone}\n.{tag}" + (" *" if row["default"] else ""),
+        "streams": "\n".join(streams if row["streams"] else ["own", "weights"]),
+        "frames\ninput": f"{describe_clip(row)}\n{describe_input(row)}",
+        "params\nmult-adds": "\n".join(describe_size(row)),
+        "width\nclasses": f"{row['feature_dim']}\n{describe_classes(row)}",
+        "top-1 %": "\n".join(describe_accuracy(row)),
+        "licence": row["licence"].split(" (")[0] if row["streams"] else "–",
+    }
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -164,49 +156,32 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
     console = make_console()
     endless = console.options.update(max_width=1000)
-    for narrow, left_out in _LAYOUTS:
-        cells = [_cells(row, narrow=narrow) for row in rows]
-        columns = [name for name in cells[0] if name not in left_out]
-        table = make_table(*columns, narrow=_NUMBERS)
+    cells = [_cells(row) for row in rows]
+    columns = list(cells[0])
+    for left_out in (None, "licence", "params\nmult-adds"):  # until the table fits the terminal
+        columns = [column for column in columns if column != left_out]
+        table = make_table(*columns, narrow=["params\nmult-adds", "width\nclasses"])
         for row in cells:
-            table.add_row(*(row[name] for name in columns))
+            table.add_row(*(row[column] for column in columns))
         if console.measure(table, options=endless).maximum <= console.width:
             break
     console.print(table)
     console.print(
-        "* what the bare backbone name means   ✓ on disk\n"
-        "own weights: none to fetch, give yours (--weights)\n"
+        "* the default model of its backbone   ✓ on disk\n"
+        "own weights: no weights are public; give yours with --weights\n"
         "Input is the resized frame → its crop, in pixels; width is that of the features.\n"
         "Parameters and multiply-adds (of one clip) are the rgb network's.\n"
         "Top-1: rgb / flow / fused as published; vid3d measured only camera_motion.\n"
         "K400 is Kinetics-400. Licences are the repositories'.\n"
-        "Papers, recipes, protocols, layers: vid3d models show NAME"
+        "For papers, recipes, protocols and layers: vid3d models show NAME"
     )
 
 
-def _cells(row: dict[str, Any], *, narrow: bool) -> dict[str, str]:
-    """A model's cells by column: in a line, or, what belongs together one below the other, in two."""
-    joint = "\n" if narrow else " "
-
-    def pair(columns: tuple[str, str], values: tuple[str, str]) -> dict[str, str]:
-        return {"\n".join(columns): "\n".join(values)} if narrow else dict(zip(columns, values, strict=True))
-
-    return {
-        "model": (row["model"].replace(".", "\n.", 1) if narrow else row["model"]) + (" *" if row["default"] else ""),
-        "streams": _describe_streams(row, joint),
-        **pair(("frames", "input"), (describe_clip(row), describe_input(row))),
-        **pair(_SIZE, describe_size(row)),
-        **pair(_WIDTH, (str(row["feature_dim"]), describe_classes(row))),
-        "top-1 %": joint.join(describe_accuracy(row)),
-        "licence": row["licence"].split(" (")[0] if row["streams"] else "–",
-    }
-
-
 def model_details(entry: ModelEntry) -> dict[str, Any]:
-    """Everything that is known of a model. Imports torch, for the layers."""
+    """Return everything that vid3d knows about a model."""
     from ..clips.preprocess import describe_resize
-    from ..models.backbones import BACKBONES, DEFAULT_VARIANT
     from ..models.manifest import backbone_entries, model_entries
+    from ..models.registry import BACKBONES, DEFAULT_VARIANT
 
     about, net = backbone_entries()[entry.backbone], BACKBONES[entry.backbone]
     return {
@@ -262,17 +237,17 @@ def _print_details(row: dict[str, Any]) -> None:
     lines = _detail_lines(row)
     indent = max(len(label) for label, _ in lines) + 2
     for label, text in lines:
-        # Whole addresses, digests and commands can be copied: what is longer than a line is left to the terminal.
+        # Addresses, digests and commands must stay copyable: the terminal wraps what is longer than a line.
         wrapped = textwrap.wrap(text, max(width - indent, 20), break_long_words=False, break_on_hyphens=False)
         for i, part in enumerate(wrapped or [""]):
             console.print(f"{'' if i else label:{indent}}{part}".rstrip(), soft_wrap=True)
 
 
 def _detail_lines(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """(label, text), in the order of reading."""
+    """Return (label, text) pairs in reading order."""
     clip, gap = row["clip"], ("", "")
     classes = f"{row['classes']} classes" if row["classes"] else "an embedding, no classes"
-    own = f"those of your checkpoint (sizes are with the {row['sizes_are_with']})"
+    own = f"those of your checkpoint (sizes assume the {row['sizes_are_with']})"
     lines = [
         ("paper", row["paper"]),
         ("code", row["code"] or "none was published"),
@@ -288,7 +263,7 @@ def _detail_lines(row: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append((f"{stream} input", details["normalisation"] + trained_on))
     for stream, details in row["files"].items():
         parameters, giga = f"{row['parameters'][stream]:,}", row["multiply_adds"][stream] / 1e9
-        lines += [gap, (f"{stream} network", f"{parameters} parameters, {giga:.2f} G multiply-adds a clip")]
+        lines += [gap, (f"{stream} network", f"{parameters} parameters, {giga:.2f} G multiply-adds per clip")]
         for part in details["parts"]:
             lines += _file_lines(part)
         if details["unpublished"]:
@@ -302,7 +277,7 @@ def _detail_lines(row: dict[str, Any]) -> list[tuple[str, str]]:
     if row["variants"]:
         form = "for own weights; default is the plain form"
         if row["variant"]:
-            form += f"; these weights, and own ones unless --variant says otherwise, take {row['variant']}"
+            form += f"; without --variant, these weights and own ones take {row['variant']}"
         lines.append(("variants", f"--variant {' '.join(row['variants'])}: {form}"))
     if row["other_models"]:
         lines.append(("see also", " ".join(row["other_models"])))
@@ -317,7 +292,9 @@ def _file_lines(part: dict[str, Any]) -> list[tuple[str, str]]:
     if part["sha256"]:
         lines.append(f"sha256 {part['sha256']}" + ("" if len(part["sha256"]) == 64 else "…"))
     if not part["git_blob"] and not part["sha256"]:
-        lines.append("no digest was published: the sha256 of what is seen first is remembered")
+        lines.append(
+            "no digest was published: vid3d records the sha256 of the first download and compares later ones with it"
+        )
     return [("weights", lines[0]), *(("", line) for line in lines[1:])]
 
 
@@ -329,7 +306,7 @@ def _describe_metric(metric: dict[str, Any]) -> str:
 
 
 def example_command(row: dict[str, Any]) -> str:
-    """What to type to run this model."""
+    """Return the command that runs this model."""
     name = row["backbone"] if row["default"] else row["model"]
     if row["classes"] is None:
         return f"vid3d extract --model {name} --out feats.npy video.mp4"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,15 +20,17 @@ def probe(
     videos: Videos,
     form: Annotated[
         str | None,
-        typer.Option("--format", metavar="table|json|jsonl", help="Default: table on a terminal, else jsonl."),
+        typer.Option(
+            "--format", metavar="table|json|jsonl", help="Output format; default: table on a terminal, else jsonl."
+        ),
     ] = None,
     decode: Annotated[
-        bool, typer.Option(help="Decode everything, to count frames and damage; else the header alone.")
+        bool, typer.Option(help="Decode the video to count its frames and damage; otherwise read only the header.")
     ] = True,
     nul_separated: NulSeparated = False,
     timeout: Timeout = TIMEOUT_SECONDS,
 ) -> None:
-    """Tell what videos are: codec, size, rotation, frame rate, frames declared and decoded, damage.
+    """Show codec, size, rotation, frame rate, frames declared and decoded, and damage of videos.
 
     Example: vid3d probe video.mp4
     """
@@ -51,18 +53,23 @@ def probe(
                 continue
             infos.append(info)
             if form == "jsonl":
-                typer.echo(to_json(asdict(info)))
+                typer.echo(to_json(_to_record(info)))
     if form == "json":
-        typer.echo(to_json([asdict(info) for info in infos]))
+        typer.echo(to_json([_to_record(info) for info in infos]))
     if form == "table" and infos:
         _print_table(infos)
     raise typer.Exit(code)
 
 
+def _to_record(info: VideoInfo) -> dict[str, Any]:
+    renamed = {"num_lost_frames": "num_decode_failures"}  # the key in JSON records since the first version
+    return {renamed.get(name, name): value for name, value in asdict(info).items()}
+
+
 def _print_table(infos: list[VideoInfo]) -> None:
     from .tables import make_console, make_table
 
-    narrow = ("codec", "size", "turned", "fps", "seconds", "frames", "damaged")
+    narrow = ("codec", "size", "rotation", "fps", "seconds", "frames", "damaged")
     table = make_table("video", *narrow, narrow=narrow)
     for info in infos:
         frames = _or_dash(info.num_frames_decoded)
@@ -76,7 +83,7 @@ def _print_table(infos: list[VideoInfo]) -> None:
             f"{info.fps:.4g}",
             _or_dash(info.duration_seconds, ".2f"),
             frames,
-            _or_dash(info.num_decode_failures),
+            _or_dash(info.num_lost_frames),
         )
     make_console().print(table)
 

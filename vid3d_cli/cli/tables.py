@@ -1,4 +1,4 @@
-"""Tables for a person at a terminal."""
+"""Tables for terminals."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..predictions.files import Record, streams_of
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # for the group of commands, which answers it; rich would exit with 1
+        raise BrokenPipeError  # the command group handles it; rich would exit with 1
 
 
 def make_console(file: TextIO | None = None) -> Console:
-    """A console that prints names as they are: "[/x]" and ":cat:" occur in file names."""
+    """Return a console that prints names unchanged: "[/x]" and ":cat:" occur in file names."""
     return _Console(file=file, highlight=False, markup=False, emoji=False)
 
 
 def make_table(*columns: str, title: str | None = None, narrow: Sequence[str] = ()) -> Table:
-    """An empty table in the one style; the columns named in `narrow` are to the right and keep their width."""
+    """Return an empty table; the columns named in `narrow` are right-aligned and keep their width."""
     table = Table(
         title=title,
         title_justify="left",
@@ -41,7 +41,7 @@ def make_table(*columns: str, title: str | None = None, narrow: Sequence[str] = 
 
 
 class PredictionTables:
-    """One table a video: a row a clip, then the whole video."""
+    """Prints one table per video: a row per clip, then the whole video."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = make_console(stream)
@@ -50,7 +50,7 @@ class PredictionTables:
         """Print the records of one video; the last one is the whole video's."""
         *clips, whole = records
         streams = streams_of(whole)
-        if len(streams) == 2:  # one stream and its "fusion", which says the same
+        if len(streams) == 2:  # with one stream, the fusion equals it
             streams.pop("fused")
         table = make_table("seconds", *streams, title=whole["video"], narrow=["seconds"])
         for record in clips:
@@ -59,7 +59,7 @@ class PredictionTables:
         self._console.print(table)
 
     def close(self) -> None:
-        """Nothing is left to print."""
+        """Do nothing: every table is already printed."""
 
 
 def _seconds(record: Record) -> str:
@@ -67,7 +67,7 @@ def _seconds(record: Record) -> str:
 
 
 def _top(predictions: list[dict[str, Any]]) -> Text:
-    """The classes one below the other, the best one bold."""
+    """Return the classes, one per line, the best in bold."""
     lines = [f"{p['score']:6.1%} {p['label']}" for p in predictions]
     text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
     text.stylize("bold", 0, len(lines[0]))

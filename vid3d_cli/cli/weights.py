@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..models.manifest import WeightsFile
 
 app = typer.Typer(
-    no_args_is_help=True, help="List, fetch, verify and add the checkpoints of the models; inflate 2-D ones."
+    no_args_is_help=True, help="List, download, verify and add the checkpoints of the models; inflate 2-D ones."
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, or one stream of it: i3d.kinetics400:rgb")]
@@ -24,7 +24,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, or one strea
 
 @app.command("list")
 def list_() -> None:
-    """List all checkpoint files and whether they are on disk; JSON lines in a pipe.
+    """List all checkpoint files and whether they are on disk. In a pipe: JSON lines.
 
     Example: vid3d weights list
     """
@@ -47,14 +47,14 @@ def list_() -> None:
             typer.echo(json.dumps(row, ensure_ascii=False))
         return
     _print_table(rows)
-    log.info("kept in %s; set VID3D_CACHE to change that", cache_dir())
+    log.info("cache: %s; set VID3D_CACHE to change it", cache_dir())
 
 
 @app.command()
 def pull(name: Name) -> None:
     """Download the checkpoints of a model and verify them.
 
-    Where no digest was published, the sha256 of what came first is remembered, and checked from then on.
+    If no digest was published, vid3d records the sha256 of the first download and compares later ones with it.
 
     Example: vid3d weights pull i3d.kinetics400
     """
@@ -68,9 +68,9 @@ def pull(name: Name) -> None:
 
 @app.command()
 def verify(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all that are on disk.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all on disk.")] = None,
 ) -> None:
-    """Check the checkpoints on disk against their published digests, or the sha256 remembered at first sight.
+    """Verify the checkpoints on disk against the published digests, or those recorded at the first download.
 
     Example: vid3d weights verify
     """
@@ -86,13 +86,13 @@ def verify(
             log.error("%s", error)
             code = EXIT_WEIGHTS
     if not files:
-        log.info("no checkpoints on disk; fetch some with: vid3d weights pull i3d.kinetics400")
+        log.info("no checkpoints on disk; download some with: vid3d weights pull i3d.kinetics400")
     raise typer.Exit(code)
 
 
 @app.command()
 def path(name: Name) -> None:
-    """Print where the verified checkpoints of a model lie.
+    """Verify a model's checkpoints and print their paths.
 
     Example: vid3d weights path i3d.kinetics400:rgb
     """
@@ -107,9 +107,9 @@ def add(
     name: Name,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The published file, downloaded by other means.")],
 ) -> None:
-    """File a checkpoint that was downloaded by other means, after verifying it.
+    """Verify a checkpoint that was downloaded by other means, and add it to the cache.
 
-    Where no digest was published, it must fit the network. A checkpoint of two files is added one after the other.
+    If no digest was published, the file must fit the network. Add the two files of a TensorFlow checkpoint one by one.
 
     Example: vid3d weights add i3d.kinetics400 rgb_imagenet.pt
     """
@@ -120,7 +120,7 @@ def add(
 
 
 def _check_fit(file: WeightsFile, path: Path) -> None:
-    """Raise CheckpointError for a checkpoint that is not of this model's stream."""
+    """Raise CheckpointError if a checkpoint does not fit this model's stream."""
     from ..models.clip_model import create_model
     from ..models.manifest import find_model
 
@@ -129,7 +129,7 @@ def _check_fit(file: WeightsFile, path: Path) -> None:
 
 
 def _how(file: WeightsFile) -> str:
-    """How a user comes by the file."""
+    """Return how a user gets the file."""
     from ..models.manifest import PackagedSource
 
     if any(isinstance(source, PackagedSource) for source in file.sources):

@@ -1,10 +1,10 @@
-"""`--claim`: workers that share a directory take videos one by one, each by a file that only one of them can make.
+"""`--claim`: workers that share a directory claim videos one by one, with a file that only one of them can create.
 
-    .claims/.host-12-af.clock   touched again and again while this worker lives
-    .claims/1c5f….claim         {"worker": …, "video": …}; touched again and again while its worker lives
+    .claims/.host-12-af.clock   touched regularly while its worker lives
+    .claims/1c5f….claim         {"worker": …, "video": …}; touched regularly while its worker lives
 
-A claim that nobody has touched for a while is of a worker that died, and is taken over. What is done is told by the
-journals of all workers: a claim goes when its video is in one.
+A claim that is not touched for a while belongs to a dead worker, and expires. A worker removes its claim once the video
+is in its journal.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from ..durable import cannot_write
+from ..durable import cannot_write, output_errors
 from ..errors import UsageError
 from ..records import to_json
 from ..video.sources import Source
+from .locking import only_one
 
 CLAIMS = ".claims"
 
 _TAKING_OVER = ".taking-over"
 
 STALE_SECONDS = 60.0
-"""A worker that has not touched its claims for so long is taken for dead."""
+"""Claims that are not touched for this long expire."""
 
 BEATS = 6
-"""How often a claim is touched in that time."""
+"""Touches of a claim within `STALE_SECONDS`."""
 
 
 def worker_name() -> str:
-    """Unique among all machines, and a person sees whose it is."""
+    """Return a name that is unique among all machines, and readable."""
     return f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
 class Claims:
-    """The claims of one worker; a context manager, whose end gives back what was not done.
+    """The claims of one worker; leaving its block releases them.
 
     Args:
-        directory: that all workers share.
-        worker: its name.
+        directory: shared by all workers.
+        worker: name of this worker.
         stale_seconds: see `STALE_SECONDS`; the same for all workers.
     """
 
@@ -60,11 +60,11 @@ class Claims:
         self._lock = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._now()  # as long as we live there is a file of ours: no one removes the directory
+        self._now()  # while this worker lives, its clock file keeps the directory from being removed
         self._thread.start()
 
     def take(self, source: Source) -> bool:
-        """Claim a video, unless another worker that lives has it."""
+        """Claim a video; False if a living worker has it."""
         path = self._path(source)
         if not self._create(path, source) and not self._take_over(path, source):
             return False
@@ -73,11 +73,11 @@ class Claims:
         return True
 
     def holds(self, source: Source) -> bool:
-        """Whether the claim is still ours: a worker that was asleep for too long has lost it."""
+        """Whether this worker still holds the claim; a worker that sleeps for too long loses it."""
         return self._owner(self._path(source)) == self._worker
 
     def give_back(self, source: Source) -> None:
-        """End a claim: the video is done, failed, or left to others."""
+        """Release a claim: the video is done, failed, or left to other workers."""
         path = self._path(source)
         with self._lock:
             self._held.discard(path)
@@ -89,7 +89,7 @@ class Claims:
         return self._directory / f"{digest[:24]}.claim"
 
     def _create(self, path: Path, source: Source) -> bool:
-        """Make the file, or find that there is one."""
+        """Create the file; False if it exists."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with path.open("x") as file:
@@ -109,14 +109,14 @@ class Claims:
             return None
 
     def _is_stale(self, path: Path) -> bool:
-        """By the clock of the file system, which the machines share: a file that we touch now says what time it is."""
+        """Whether a claim has expired, by the clock of the file system, which all machines share."""
         with suppress(FileNotFoundError):
             return self._now() - path.stat().st_mtime > max(self._stale_seconds, _stale_seconds_of(path))
         return True
 
     def _now(self) -> float:
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)  # gone, if we slept while all others came to an end
+            self._directory.mkdir(parents=True, exist_ok=True)  # the last of the other workers may have removed it
             if not self._clock.exists():
                 self._clock.write_text(to_json({"worker": self._worker, "stale_seconds": self._stale_seconds}))
             os.utime(self._clock)
@@ -125,37 +125,25 @@ class Claims:
             raise cannot_write(self._clock, error) from None
 
     def _take_over(self, path: Path, source: Source) -> bool:
-        """Replace the claim of a dead worker. One worker at a time looks whether it is one and takes it away."""
+        """Replace an expired claim; one worker at a time checks and replaces."""
         if not self._is_stale(path):
             return False
-        with self._taking_over():
+        with output_errors(path), only_one(self._directory / _TAKING_OVER):
             if not self._is_stale(path):
                 return False
             path.unlink(missing_ok=True)
             return self._create(path, source)
-
-    @contextmanager
-    def _taking_over(self) -> Iterator[None]:
-        import fcntl
-
-        try:
-            with (self._directory / _TAKING_OVER).open("w") as file:
-                with suppress(OSError):  # a file system without locks: what `holds` says is all that there is then
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                yield
-        except OSError as error:
-            raise cannot_write(self._directory / _TAKING_OVER, error) from None
 
     def _beat(self) -> None:
         while not self._is_over.wait(self._stale_seconds / BEATS):
             with self._lock:
                 held = list(self._held)
             for path in (self._clock, *held):
-                with suppress(OSError):  # the worker that took it over, or the disk, will be heard of elsewhere
+                with suppress(OSError):  # lost claims and full disks are reported elsewhere
                     os.utime(path)
 
     def close(self) -> None:
-        """Give back all claims."""
+        """Release all claims."""
         self._is_over.set()
         with self._lock:
             held = list(self._held)
@@ -163,12 +151,12 @@ class Claims:
         for path in held:
             if self._owner(path) == self._worker:
                 path.unlink(missing_ok=True)
-        with suppress(OSError):  # others still work
+        with suppress(OSError):  # other workers are still running
             self._remove_traces()
             self._directory.rmdir()
 
     def _remove_traces(self) -> None:
-        """Remove our clock, and all that dead workers have left."""
+        """Remove this worker's clock and the files of dead workers."""
         now = self._now()
         for path in self._directory.iterdir():
             if path == self._clock or now - path.stat().st_mtime > max(self._stale_seconds, _stale_seconds_of(path)):
@@ -186,18 +174,18 @@ class Claims:
 
 
 def refuse_living_claims(directory: Path) -> None:
-    """Raise UsageError for a directory in which workers that claim videos are at work.
+    """Raise UsageError for a directory that --claim workers are writing to.
 
-    By the clock of this machine, and so only by hours: it is a warning in time, and not what keeps workers apart.
+    It uses the clock of this machine, so it is only an early check; the claims keep workers apart.
     """
     for clock in (directory / CLAIMS).glob("*.clock"):
         with suppress(FileNotFoundError):
             if abs(time.time() - clock.stat().st_mtime) < max(STALE_SECONDS, _stale_seconds_of(clock)):
-                raise UsageError(f"{directory}: workers are at it with --claim: wait for them, or add --claim")
+                raise UsageError(f"{directory}: in use by --claim workers: wait for them, or add --claim")
 
 
 def _stale_seconds_of(path: Path) -> float:
-    """After which time its worker wants to be taken for dead."""
+    """Return the seconds after which the worker of a claim or clock counts as dead."""
     try:
         return float(json.loads(path.read_text())["stale_seconds"])
     except (OSError, ValueError, KeyError, TypeError):

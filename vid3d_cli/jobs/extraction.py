@@ -1,203 +1,354 @@
-"""The job of `vid3d extract`: which videos of a list are left, and how results become rows that no crash can harm."""
+"""The job of `vid3d extract`: no crash loses committed rows; it resumes, and shares videos by shards or claims."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, UsageError, VideoChanged
 from ..features.committer import Committer, Item
-from ..features.directory import JournalTail, TreeStore
+from ..features.directory import JournalTail
 from ..features.entries import FailedVideo, VideoFeatures, video_key
 from ..features.format import FeatureFormat
-from ..features.store import FeatureStore, is_done, refuse_other_recipe
+from ..features.store import Store, is_done, refuse_other_recipe
+from ..features.stores import create_store, is_directory
+from ..plan import Fetch, Plan
+from ..recipe import Recipe, provenance_differences
 from ..records import VideoFailure, VideoResult
-from ..run.pipeline import Pipeline
+from ..run.engines import ENGINES, open_engine
+from ..run.local import Results
+from ..video import TIMEOUT_SECONDS
 from ..video.fingerprint import Fingerprint
 from ..video.sources import Source
-from .claims import Claims, refuse_living_claims
+from .batch import Batch
+from .claims import STALE_SECONDS, Claims, refuse_living_claims, worker_name
+from .events import Finished, JobSummary, OnEvent, Resumed, ShardSelected, Warned
+from .shards import Shard, select_shard
 
 _CHECKING_THREADS = 16
-"""For looking at files, which may be far away."""
+"""Threads that check files, which may be on slow network drives."""
 
 WAIT_SECONDS = 2.0
-"""Between looks at what other workers have claimed."""
+"""Seconds between two checks of what other workers have claimed."""
+
+_WARN_OF = ("flow", "runtime")
+"""Keys of provenance whose change causes a warning: the last digits may differ."""
 
 
-@dataclass
-class Progress:
-    """How far a job has come, in videos."""
+def extract(
+    plan: Plan,
+    sources: Sequence[Source],
+    out: str,
+    *,
+    form: FeatureFormat,
+    overwrite: bool = False,
+    redo_failed: bool = False,
+    shard: str | None = None,
+    claim: bool = False,
+    stale_after: float | None = None,
+    failures: Path | None = None,
+    jobs: int | None = None,
+    timeout: float | None = TIMEOUT_SECONDS,
+    engine: str = "local",
+    ray_address: str | None = None,
+    fetch: Fetch | None = None,
+    on_event: OnEvent = lambda event: None,
+) -> JobSummary:
+    """Extract the features of videos to files; an existing output is resumed.
 
-    done: int = 0
-    """Now."""
-    safe: int = 0
-    """Of these, whose rows the disk has."""
-    skipped: int = 0
-    """Done by an earlier run, or by another worker."""
-    failed: int = 0
-    """Now."""
-    changed: int = 0
-    """Done by an earlier run, and another file since; their rows stay until the new ones are there."""
-    skipped_failed: int = 0
-    """Failed in an earlier run, and are still the same file."""
-    clips: int = 0
-    """Of the videos done now."""
-    lost_frames: dict[str, int] = field(default_factory=dict)
-    """Of the videos done now that are damaged."""
+    If all videos are done, no network is loaded.
+
+    Args:
+        plan: what to do with each video.
+        sources: all videos of the job.
+        out: `feats.npy`, `.npz`, `.h5`, `.parquet` or a directory.
+        form: dtype, layout and concatenation of the features.
+        overwrite: start over and replace the output.
+        redo_failed: retry videos that failed before and have not changed.
+        shard: "3/16" or "slurm": work on one of n parts of the list.
+        claim: share the list with all workers that write to this directory.
+        stale_after: with `claim`, seconds after which the claims of a silent worker expire; None is 60.
+        failures: file that also lists the failed videos, as JSON lines.
+        jobs: see `run.local.run`.
+        timeout: see `run.local.run`.
+        engine: "local" or "ray".
+        ray_address: address of the cluster.
+        fetch: see `run.local.run`.
+        on_event: called with every event, see `events`.
+
+    Returns:
+        The outcome of the job, with its failed videos; these raise no error.
+
+    Raises:
+        UsageError: options that exclude each other, or another process that writes to the output.
+        OutputExists: the path holds files that no such job wrote.
+        RecipeDiffers: the output was made with another recipe; the text lists the differences.
+        WeightsError: checkpoints that are missing or do not fit.
+        OutputError: the output cannot be written. Committed rows are kept, and the same call resumes.
+    """
+    check_sharing(out, shard, claim=claim, stale_after=stale_after, overwrite=overwrite, engine=engine)
+    worker, sources = select_part(sources, out, shard, claim=claim, timeout=timeout, on_event=on_event)
+    store = create_store(out, layout=form.layout, worker=worker)
+    refuse_same_file(failures, store.failures_path, *store.own_paths())
+    with ExitStack() as stack:
+        run = stack.enter_context(open_engine(engine, ray_address))
+        claims = Claims(Path(out), worker, stale_after or STALE_SECONDS) if worker and claim else None
+        job = stack.enter_context(
+            Extraction(plan, sources, store, form, overwrite, redo_failed, claims, fetch, on_event)
+        )
+        batch = Batch(
+            job.plan,
+            job.pending,
+            job.write,
+            on_failure=job.fail,
+            on_start=job.start,
+            run=run,
+            jobs=jobs,
+            timeout=timeout,
+            fetch=fetch,
+            failures_path=failures,
+            on_event=on_event,
+        )
+        try:
+            if job.pending or failures is not None:
+                batch.work(job.rounds() if job.pending else [])
+            job.finish()
+        except BaseException:
+            job.stop()
+            raise
+        finally:
+            summary = job.summarise(batch)
+            on_event(Finished(summary))
+    return summary
 
 
-@dataclass(frozen=True)
-class Left:
-    """What of a list is left to do."""
+def refuse_same_file(failures: Path | None, *own: Path) -> None:
+    """Raise UsageError for a list of failures that would replace a file of the output."""
+    if failures is not None and failures.absolute() in (path.absolute() for path in own):
+        raise UsageError(f"--failures {failures} would replace a file of the output: choose another name")
 
-    sources: list[Source]
-    """In their order."""
-    num_done: int
-    """Videos whose rows are there, and which are still the same file."""
-    num_failed: int
-    """Videos that failed before and have not changed."""
-    outdated: set[str]
-    """Keys of videos whose rows are there, and which are another file now."""
+
+def check_sharing(
+    out: str, shard: str | None, *, claim: bool, stale_after: float | None, overwrite: bool, engine: str
+) -> None:
+    """Raise UsageError for ways to share a list that exclude each other or do not suit the output."""
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine '{engine}': choose one of {', '.join(ENGINES)}")
+    if stale_after is not None and not stale_after > 0:
+        raise UsageError(f"--stale-after must be more than 0 s, got {stale_after:g}")
+    if stale_after is not None and not claim:
+        raise UsageError("--stale-after needs --claim")
+    if claim and engine == "ray":
+        raise UsageError("--engine ray shares the videos among its workers by itself: leave --claim out")
+    if shard is not None and claim:
+        raise UsageError("--shard gives every worker its part, --claim lets workers take what is left: choose one")
+    if overwrite and (shard is not None or claim) and is_directory(out):
+        raise UsageError(f"--overwrite would delete what other workers write to {out}: delete it before they start")
+    if claim and not is_directory(out):
+        raise UsageError(
+            "--claim needs a directory: give --out feats/, and when all workers have ended, run: "
+            f"vid3d features convert feats/ {out}"
+        )
+
+
+def select_part(
+    sources: Sequence[Source],
+    out: str,
+    shard: str | None,
+    *,
+    claim: bool = False,
+    keep: bool = True,
+    timeout: float | None = TIMEOUT_SECONDS,
+    on_event: OnEvent = lambda event: None,
+) -> tuple[str | None, list[Source]]:
+    """Return the name of this worker, None if it works alone, and its videos.
+
+    Args:
+        sources: the whole list.
+        out: see `extract`.
+        shard: see `extract`.
+        claim: see `extract`.
+        keep: whether to save the assignment of videos to shards.
+        timeout: seconds without progress before probing a video fails.
+        on_event: called with the selected shard.
+    """
+    if claim:
+        return worker_name(), list(sources)
+    if shard is None:
+        return None, list(sources)
+    part, path = Shard.parse(shard), Path(out)
+    plans = path / ".shards" if is_directory(out) else path.with_name(f".{path.name}.shards")
+    selected = select_shard(sources, part, plans, keep=keep, timeout=timeout)
+    on_event(ShardSelected(part.name, len(selected), len(sources)))
+    return part.name, selected
 
 
 class Extraction:
-    """Features of a list of videos, on their way into a store; a context manager.
+    """The output of a running job: it selects the videos left to do and writes their rows.
 
-        with Extraction(pipeline, sources, store, form) as job:
-            for sources in job.rounds():
-                for source in sources: ...        # as an engine draws them
-                    job.write(source, result)     # or job.fail(source, failure)
-            job.finish()
-
-    A video is done when its rows are there, whole, by the same recipe, of the same file. Leaving the block commits what
-    was written; only `finish` says that the job has ended.
-
-    Args:
-        pipeline: makes the features.
-        sources: all videos of the job.
-        store: where features go.
-        form: how.
-        overwrite: start anew.
-        redo_failed: try videos again that failed before and have not changed.
-        claims: shares the list with other workers.
+    A video is done when the output has its rows, made with the same recipe from the same file. Leaving the block
+    commits all rows; only `finish` marks the job as ended.
 
     Raises:
-        OutputExists: files that are no output of such a job are in the way.
-        RecipeDiffers: what is there was made in another way.
-        UsageError: another process is writing to the store.
+        OutputExists: the path holds files that no such job wrote.
+        RecipeDiffers: the output was made with another recipe.
+        UsageError: another process is writing to the output.
     """
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        plan: Plan,
         sources: Sequence[Source],
-        store: FeatureStore,
+        store: Store,
         form: FeatureFormat,
-        *,
-        overwrite: bool = False,
-        redo_failed: bool = False,
-        claims: Claims | None = None,
+        overwrite: bool,
+        redo_failed: bool,
+        claims: Claims | None,
+        fetch: Fetch | None,
+        on_event: OnEvent,
     ) -> None:
-        self.progress = Progress()
-        self._pipeline, self._store, self._form, self._claims = pipeline, store, form, claims
-        self._sources = list(sources)
+        self.plan = plan
+        self._sources, self._store, self._form, self._claims = list(sources), store, form, claims
+        self._overwrite, self._fetch, self._on_event = overwrite, fetch, on_event
         self._files: dict[str, Fingerprint | None] = {}
         self._claimed: dict[str, Source] = {}
-        # Before the plan: what others do while it is made is seen twice rather than not at all.
+        # Opened before the store is read: a row that another worker writes meanwhile may be seen twice, but not missed.
         self._journals = None if claims is None else JournalTail(store.path)
+        self._recipe: Recipe | None = None
         self._committer: Committer | None = None
+        self._num_safe = 0
+        self.has_ended = False
+        self.left = Left(self._sources, 0, 0, set())
         try:
-            if overwrite:
-                pipeline.recipe  # noqa: B018  (what is wrong with the options is told before anything is removed)
-            there = store.take_place([str(source.output_stem) for source in self._sources], overwrite=overwrite)
-            if there is not None:
-                refuse_other_recipe(store.path, there, self._recipe())
-            if isinstance(store, TreeStore):
-                if claims is None:
-                    refuse_living_claims(store.path)
-                store.refuse_taken_stems({str(s.output_stem): video_key(s.video) for s in self._sources})
-            # Without a recipe nobody knows what made videos fail before.
-            known = find_left(store, self._sources, redo_failed=redo_failed or there is None)
+            if not overwrite:  # else the output is kept until the networks are loaded
+                self._resume(redo_failed)
         except BaseException:
             store.close()
+            if claims is not None:
+                claims.close()
             raise
-        self._pending, self.progress.changed = known.sources, len(known.outdated)
-        self.progress.skipped, self.progress.skipped_failed = known.num_done, known.num_failed
+
+    def _resume(self, redo_failed: bool) -> None:
+        there = self._prepare()
+        if there is not None:
+            self.plan = adopt(self.plan, there, self._fetch)
+            refuse_other_recipe(self._store.path, there, self._form.describe(self.plan.recipe))
+        # Without a recipe it is unknown why videos failed before.
+        self.left = find_left(self._store, self._sources, redo_failed=redo_failed or there is None)
+        left = self.left
+        if left.num_done or left.num_failed or left.outdated:
+            self._on_event(
+                Resumed(
+                    str(self._store.path),
+                    num_videos=len(self._sources),
+                    num_left=len(left.sources),
+                    num_done=left.num_done,
+                    num_failed=left.num_failed,
+                    num_changed=len(left.outdated),
+                )
+            )
+
+    def _prepare(self) -> dict[str, Any] | None:
+        stems = {str(source.output_stem): video_key(source.video) for source in self._sources}
+        if self._claims is None:
+            refuse_living_claims(self._store.path)  # before anything is removed
+        there = self._store.prepare(stems, overwrite=self._overwrite)
+        self._store.refuse_taken_stems(stems)
+        return there
+
+    def start(self, results: Results) -> None:
+        """Use the recipe of the loaded networks, and warn if the provenance has changed."""
+        there = self._prepare() if self._overwrite else self._store.recipe()
+        self._recipe = results.recipe
+        if there is not None:
+            differences = provenance_differences(there, self._form.describe(results.recipe))
+            for name in _WARN_OF:
+                if name in differences:
+                    before, now = differences[name]
+                    self._on_event(Warned(f"{self._store.path}: {name} has changed from {before} to {now}"))
 
     # What is left ----------------------------------------------------------------------------------------------------
-
-    def _recipe(self) -> dict[str, Any]:
-        return self._form.describe(self._pipeline.recipe)
 
     @property
     def pending(self) -> list[Source]:
         """The videos that were left when the job began."""
-        return self._pending
+        return self.left.sources
 
-    def left(self) -> Iterator[Source]:
-        """The videos to work on, drawn one by one; with claims, those that no other worker has."""
-        for source in self._pending:
+    def rounds(self) -> Iterator[Iterator[Source]]:
+        """Yield the videos to work on, in rounds, until this or another worker has finished every video."""
+        yield self._draw()
+        while self._wait():
+            yield self._draw()
+
+    def _draw(self) -> Iterator[Source]:
+        """Yield the videos one by one; with claims, only those that no other worker has claimed."""
+        for source in self.pending:
             if self._claims is not None and not self._claim(source):
                 continue
             self._files[source.video] = Fingerprint.of(source.video)
             yield source
 
-    def rounds(self) -> Iterator[Iterator[Source]]:
-        """`left`, again and again until every video is settled, by this worker or by another one."""
-        yield self.left()
-        while self._wait():
-            yield self.left()
-
     # Results ---------------------------------------------------------------------------------------------------------
 
-    def write(self, source: Source, result: VideoResult) -> None:
-        """Add the rows of a video.
+    def write(self, source: Source, result: VideoResult) -> bool:
+        """Add the rows of a video; False if another worker has taken it over.
 
         Raises:
-            VideoChanged: its file is not the one that was opened.
-            OddFeatures: its rows do not go into one matrix with those before.
-            OutputError: the store cannot be written.
+            VideoChanged: its file changed while it was read.
+            FeatureShapeMismatch: its rows do not fit into one matrix with earlier rows.
+            OutputError: the output cannot be written.
         """
         file = self._files.pop(source.video)
         if file is not None and not file.may_be(source.video):
-            raise VideoChanged(source.video, "it was changed while it was read; run again when it is complete")
+            raise VideoChanged(source.video, "it changed while it was read; run again when it is complete")
         features = VideoFeatures.of(result, source.output_stem, file, self._form)
         committer = self._begin()
         self._store.check(features)
         if not self._still_holds(source):
-            return
+            return False
         committer.put(features)
-        self.progress.done += 1
-        self.progress.clips += len(result.clips)
-        if result.num_decode_failures:
-            self.progress.lost_frames[source.video] = result.num_decode_failures
+        return True
 
     def fail(self, source: Source, failure: VideoFailure) -> None:
-        """List a video that cannot be used."""
+        """Record a failed video."""
         file = self._files.pop(source.video, None) or Fingerprint.of(source.video)
         if self._still_holds(source):
             self._begin().put(FailedVideo.of(failure, file))
-            self.progress.failed += 1
 
     def _begin(self) -> Committer:
         if self._committer is None:
-            self._store.begin(self._recipe())
+            assert self._recipe is not None
+            self._store.begin(self._form.describe(self._recipe))
             self._committer = Committer(self._store, self._on_commit)
         return self._committer
 
     def finish(self) -> None:
-        """All videos are done or have failed: put the output into its last form."""
+        """Put the output into its final form: all videos are done or have failed."""
+        if self._overwrite and not self.pending:
+            self._prepare()
         self._close_committer()
         self._store.finish()
+        self.has_ended = True
 
     def stop(self) -> None:
-        """Commit what was written, before its time; an error of that has been told of already."""
+        """Commit all rows when the job is stopped; errors of the committer were raised before."""
         with suppress(OutputError):
             self._close_committer()
+
+    def summarise(self, batch: Batch) -> JobSummary:
+        """Return the outcome of the job, from the batch of this run."""
+        return replace(
+            batch.summary(has_ended=self.has_ended),
+            out=str(self._store.path),
+            num_videos=len(self._sources),
+            num_kept=self.left.num_done + self._num_safe,
+            num_skipped_failed=self.left.num_failed,
+        )
 
     def _close_committer(self) -> None:
         if self._committer is not None:
@@ -205,7 +356,7 @@ class Extraction:
             committer.close()
 
     def close(self) -> None:
-        """Commit what was written, and give everything back."""
+        """Commit all rows, and release the output and the claims."""
         try:
             self._close_committer()
         finally:
@@ -222,7 +373,7 @@ class Extraction:
     # Claims ----------------------------------------------------------------------------------------------------------
 
     def _claim(self, source: Source) -> bool:
-        """Claim a video, and see that no other worker has done it just before.
+        """Claim a video, unless another worker has just done it.
 
         Raises:
             UsageError: another worker has done another video of the same name.
@@ -237,21 +388,21 @@ class Extraction:
             return False
         if self._journals.key_of_stem.get(stem, key) != key:
             raise UsageError(
-                f"{self._store.path / stem} is of {self._journals.key_of_stem[stem]}, and {source.video} would take "
-                "its place: give all workers the same list"
+                f"{self._store.path / stem} holds {self._journals.key_of_stem[stem]}, and {source.video} would replace "
+                "it: give all workers the same list"
             )
         self._claimed[source.video] = source
         return True
 
     def _still_holds(self, source: Source) -> bool:
-        """Whether the result is ours to write: not if we were silent for so long that another worker took over."""
+        """Whether this worker may write the result; if it was silent too long, its claim has expired."""
         if self._claims is None or self._claims.holds(source):
             return True
         self._claimed.pop(source.video, None)
         return False
 
     def _on_commit(self, items: list[Item]) -> None:
-        self.progress.safe += sum(isinstance(item, VideoFeatures) for item in items)
+        self._num_safe += sum(isinstance(item, VideoFeatures) for item in items)
         if self._claims is not None:
             for item in items:
                 video = item.entry.video if isinstance(item, VideoFeatures) else item.video
@@ -260,29 +411,45 @@ class Extraction:
                 self._claims.give_back(self._claimed.pop(video))
 
     def _wait(self) -> bool:
-        """Wait for videos that other workers have claimed: theirs are ours if they die. False when none is left."""
+        """Wait for videos that other workers have claimed; False when none is left."""
         if self._claims is None:
             return False
         self._close_committer()
-        if not self._unsettled():
-            self.progress.skipped = len(self._sources) - self.progress.done - self.progress.failed
+        assert self._journals is not None
+        self._journals.read()
+        if all(video_key(source.video) in self._journals.keys for source in self.pending):
             return False
         time.sleep(WAIT_SECONDS)
         return True
 
-    def _unsettled(self) -> list[Source]:
-        assert self._journals is not None
-        self._journals.read()
-        return [source for source in self._pending if video_key(source.video) not in self._journals.keys]
+
+def adopt(plan: Plan, there: dict[str, Any], fetch: Fetch | None = None) -> Plan:
+    """Return the plan for resuming an output: with all digests, and the output's precision instead of "auto"."""
+    plan = plan.fetch(fetch)
+    return replace(plan, precision=there.get("precision", "auto")) if plan.precision == "auto" else plan
 
 
-def find_left(store: FeatureStore, sources: Sequence[Source], *, redo_failed: bool) -> Left:
-    """Compare a list of videos with what an output has; their files are looked at, not decoded.
+@dataclass(frozen=True)
+class Left:
+    """The videos of a list that are left to do."""
+
+    sources: list[Source]
+    """Videos left to do, in list order."""
+    num_done: int
+    """Videos whose rows are in the output and whose file has not changed."""
+    num_failed: int
+    """Videos that failed before and have not changed."""
+    outdated: set[str]
+    """Keys of videos whose rows are in the output and whose file has changed."""
+
+
+def find_left(store: Store, sources: Sequence[Source], *, redo_failed: bool) -> Left:
+    """Return which videos of a list an output lacks; files are checked, not decoded.
 
     Args:
-        store: that nobody is writing to.
+        store: the output; no process may be writing to it.
         sources: the list.
-        redo_failed: whether videos that failed before are left although they have not changed.
+        redo_failed: whether to retry failed videos that have not changed.
     """
     keys = {video_key(source.video) for source in sources}
     entries = [entry for entry in store.entries() if entry.key in keys]
@@ -298,5 +465,5 @@ def find_left(store: FeatureStore, sources: Sequence[Source], *, redo_failed: bo
 
 
 def _fails_again(failed: FailedVideo) -> bool:
-    """Whether nothing speaks for another try: what has no file here, such as a URL, may be there now."""
+    """Whether a failed video has not changed; a video without a local file, such as a URL, may have."""
     return failed.file is not None and failed.file.is_of(failed.video)

@@ -1,7 +1,7 @@
-"""`--shard 3/16`: one list of videos in n parts, of about equal duration, that n workers find without talking.
+"""`--shard 3/16`: splits a list of videos into n parts of about equal duration.
 
-Who comes first measures the videos and writes down which shard each is in; the others read it. So a file that can be
-opened here and not there, or a list in another order, makes no difference: no video is left out or taken twice.
+The first worker saves which shard each video is in, and the others read that. So every video is in exactly one shard,
+even if the workers' lists differ in order, or a file opens on one machine only.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..durable import write_once
 from ..errors import OutputError, UsageError, VideoError
 from ..features.entries import video_key
-from ..features.store import write_once
-from ..video.reader import probe
+from ..video.process import TIMEOUT_SECONDS, Decoders, probe
 from ..video.sources import Source, is_url
+from .locking import only_one
 
 UNKNOWN_SECONDS = 60.0
-"""What a video counts that does not tell its duration: URLs are not opened for it."""
+"""Assumed for a video whose header has no duration, and for URLs, which are not opened."""
 
 _PROBING_THREADS = 8
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several equal parts of a list."""
+    """One of several parts of a list."""
 
     number: int
     """From 1 to `count`."""
@@ -38,15 +39,15 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """As in shard-03-of-16: sorted like the numbers."""
+        """A name such as shard-03-of-16; names sort like numbers."""
         return f"shard-{self.number:0{len(str(self.count))}d}-of-{self.count}"
 
     @classmethod
     def parse(cls, text: str, environ: Mapping[str, str] = os.environ) -> Shard:
-        """Read "3/16", or "slurm" for the place of this task in its Slurm array.
+        """Return the shard for "3/16", or for "slurm" that of this task in its Slurm array.
 
         Raises:
-            UsageError: neither.
+            UsageError: the text is neither, or there is no such shard.
         """
         if text == "slurm":
             return cls._of_slurm(environ)
@@ -55,9 +56,7 @@ class Shard:
             raise UsageError(f"--shard {text}: write i/n, as in 3/16, or slurm inside a Slurm array")
         number, count = int(match[1]), int(match[2])
         if not 1 <= number <= count:
-            raise UsageError(
-                f"--shard {text}: shards are counted from 1 to n: give 1/{max(count, 1)} to {count}/{count}"
-            )
+            raise UsageError(f"--shard {text}: shards count from 1 to n: give 1/{max(count, 1)} to {count}/{count}")
         return cls(number, count)
 
     @classmethod
@@ -68,34 +67,49 @@ class Shard:
             task, first, last, count = (int(environ[name]) for name in names)
             step = int(environ.get("SLURM_ARRAY_TASK_STEP", "1"))
         except (KeyError, ValueError):
-            raise UsageError("--shard slurm: no task of a Slurm array: submit it with sbatch --array=1-16") from None
+            raise UsageError("--shard slurm works inside a Slurm array only: submit with sbatch --array=1-16") from None
         if (last - first) // step + 1 != count:
             raise UsageError(
-                "--shard slurm: this array has gaps, and its tasks would share the work out anew; to repeat tasks of "
-                "an earlier array give each its place, as in --shard $SLURM_ARRAY_TASK_ID/16"
+                "--shard slurm: this array has gaps. To repeat tasks of an earlier array, give each its shard: "
+                "--shard $SLURM_ARRAY_TASK_ID/16"
             )
         return cls((task - first) // step + 1, count)
 
 
-def select_shard(sources: Sequence[Source], shard: Shard, plans: Path, *, keeps: bool = True) -> list[Source]:
-    """The videos of one shard, in the order of the list.
+def select_shard(
+    sources: Sequence[Source],
+    shard: Shard,
+    plans: Path,
+    *,
+    keep: bool = True,
+    timeout: float | None = TIMEOUT_SECONDS,
+) -> list[Source]:
+    """Return the videos of one shard, in list order.
+
+    The first worker probes the videos and saves which shard each is in; the others wait for it and read that.
 
     Args:
-        sources: of the whole list, in any order. A video that was not in the list when the plan was made goes into the
-            shard that its name says.
+        sources: the whole list, in any order. A video that is missing in the saved plan goes into the shard that a
+            hash of its name selects.
         shard: which part.
-        plans: a directory of this output alone, which all workers share; who is in which shard is written down there.
-        keeps: whether to write it down.
+        plans: the directory of the plan, which all workers of this output share.
+        keep: whether to save the plan.
+        timeout: seconds without progress before a video counts as unreadable; None for no limit.
 
     Raises:
-        OutputError: it cannot be written or read there.
+        OutputError: the plan cannot be written or read.
     """
     path = plans / f"shards-of-{shard.count}.json"
-    numbers = _read_plan(path) if path.exists() else balance(_durations(sources), shard.count)
-    if keeps and not path.exists():
-        write_once(path, json.dumps(numbers).encode())
-        numbers = _read_plan(path)  # another worker's, if it was quicker
+    if keep and not path.exists():
+        with only_one(path.with_suffix(".lock")):
+            if not path.exists():
+                write_once(path, json.dumps(_assign(sources, shard.count, timeout)).encode())
+    numbers = _read_plan(path) if path.exists() else _assign(sources, shard.count, timeout)
     return [source for source in sources if _number(video_key(source.video), numbers, shard.count) == shard.number]
+
+
+def _assign(sources: Sequence[Source], num_shards: int, timeout: float | None) -> dict[str, int]:
+    return balance(_probe_durations(sources, timeout), num_shards)
 
 
 def _number(key: str, numbers: Mapping[str, int], count: int) -> int:
@@ -105,10 +119,10 @@ def _number(key: str, numbers: Mapping[str, int], count: int) -> int:
 
 
 def balance(seconds: Mapping[str, float], num_shards: int) -> dict[str, int]:
-    """Put the longest video that is left into the shard that has least, whatever the order they came in.
+    """Assign each video, longest first, to the shortest shard so far; the order of the list does not matter.
 
     Returns:
-        The number of the shard, from 1, of each name.
+        The shard of each name, from 1.
 
     Source: Graham, "Bounds on multiprocessing timing anomalies" (1969): at most 4/3 of the best possible.
     """
@@ -121,20 +135,20 @@ def balance(seconds: Mapping[str, float], num_shards: int) -> dict[str, int]:
     return numbers
 
 
-def _durations(sources: Sequence[Source]) -> dict[str, float]:
+def _probe_durations(sources: Sequence[Source], timeout: float | None) -> dict[str, float]:
     videos = [source.video for source in sources]
-    with ThreadPoolExecutor(_PROBING_THREADS) as pool:
-        seconds = pool.map(_duration, videos)
+    with ThreadPoolExecutor(_PROBING_THREADS) as pool, Decoders(timeout) as decoders:
+        seconds = pool.map(lambda video: _probe_duration(video, decoders), videos)
         return {video_key(video): s for video, s in zip(videos, seconds, strict=True)}
 
 
-def _duration(video: str) -> float:
+def _probe_duration(video: str, decoders: Decoders) -> float:
     if is_url(video):
         return UNKNOWN_SECONDS
     try:
-        seconds = probe(video, decode=False).duration_seconds
+        seconds = probe(video, decode=False, decoders=decoders).duration_seconds
     except VideoError:
-        return 0.0  # it will fail as quickly in its shard
+        return 0.0  # it fails as quickly in its shard
     return UNKNOWN_SECONDS if seconds is None else seconds
 
 
@@ -142,5 +156,5 @@ def _read_plan(path: Path) -> dict[str, int]:
     try:
         plan: dict[str, int] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read: {error}; remove it when no worker runs") from None
+        raise OutputError(f"{path}: cannot be read: {error}; delete it when no worker is running") from None
     return plan

@@ -1,245 +1,160 @@
-"""A cluster: Ray Data reads clips on CPUs, and actors run the networks over them, on a GPU each.
+"""Runs a plan on a Ray cluster: an actor per GPU, or per machine without GPUs, runs the local engine on its share.
 
-    videos → a task a video, on CPUs → clips ─────────→ actors: the networks → outputs → this process: results
-                                     └ how it ended ──────────────────────────────────────┘
+    this process:  videos ──→ the next one, when it is due to be read ──→ actor: local.run
+                   results ←───────────── a result or a failure ←────────────┘
 
-Every node has the same installation and sees the same files by the same names. Whatever dies is replaced by Ray, which
-repeats its work from the start. So an output may come twice, and is taken once; a video is done when there are as many
-as its reader says at the end. Where workers die over one video again and again, that video fails.
+All machines have the same installation and see the same files under the same names. An actor that dies is replaced. Its
+videos are retried one at a time, so that a video that kills actors fails alone.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import os
 import pickle
 import platform
+import queue
 import signal
 import socket
 import threading
-from collections import defaultdict
+import time
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from ..errors import ResourceError, ShapeError, UsageError, Vid3dError, VideoError, WorkerDied
-from ..flow.methods import find_flow_method
-from ..options import TIMEOUT_SECONDS, Options
-from ..recipe import Recipe
-from ..records import Clip, ClipOutput, VideoResult
+from ..errors import ResourceError, UsageError, Vid3dError, VideoError, WorkerDied
+from ..models.weights import cache_dir, pull
+from ..plan import Fetch, Plan
+from ..recipe import Recipe, deciding_differences
+from ..records import VideoResult
 from ..timings import StageSeconds
-from ..video.process import Decoders
-from ..workers import Workers
-from .local import OnClips, OnFailure, are_alike, check_run, tell
-from .pipeline import Pipeline, ReadVideo, package_versions
-from .threads import one_opencv_thread
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from ..runtimes.base import Runtime
+from ..video.process import TIMEOUT_SECONDS
+from ..video.sources import is_url
+from . import local
+from .load import load
+from .local import OnClips, OnFailure, Results, check_run, report_failure
 
 MAX_ATTEMPTS = 4
-"""So many workers may die over one video, or one batch of clips."""
+"""A video fails after this many actors died while they processed it."""
 
 CONNECT_SECONDS = 10.0
-"""So long a cluster may take to answer at its address."""
+"""How long a cluster may take to answer at its address."""
 
-VIDEOS_PER_PROCESS = 1000
-"""A reader's process is replaced after so many. Without this the actors' resources might be the same as the readers',
-and Ray would have the actors read."""
+CHECK_SECONDS = 5.0
+"""Seconds between checks that the cluster is alive. If it is not, Ray silently ends this process after a minute."""
+
+NUM_AHEAD = 1
+"""Videos queued at an actor before it asks for them, so that it need not wait for this process."""
 
 
-class Cluster:
-    """A Ray cluster, connected to; a context manager.
+class Cluster(ExitStack):
+    """A connection to a Ray cluster.
 
         with Cluster("auto") as cluster:
-            for result in cluster.run(pipeline, videos): ...
+            for result in cluster.run(plan, videos): ...
 
     Args:
-        address: "auto" for the cluster that this machine is part of, or "host:port" of its head; None is $RAY_ADDRESS,
-            else a Ray of this machine alone, which ends with the block.
+        address: "auto" for the cluster of this machine, or "host:port" of its head; None for $RAY_ADDRESS, else for a
+            local Ray, which ends with the block.
 
     Raises:
         UsageError: Ray is not installed, or there is no cluster at the address.
     """
 
     def __init__(self, address: str | None = None) -> None:
+        super().__init__()
         self._ray = _import_ray()
-        self._stack = ExitStack()
         if not self._ray.is_initialized():
-            self._stack.enter_context(_silent_stdout(self._ray))
+            self.enter_context(_silent_stdout(self._ray))
             _connect(self._ray, address or os.environ.get("RAY_ADDRESS") or "local")
-            self._stack.callback(self._ray.shutdown)
-
-    def __enter__(self) -> Cluster:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    def prepare(self, pipeline: Pipeline) -> None:
-        """Have a worker load the networks, and take over what runs there into `pipeline.recipe`.
-
-        This process loads no network and needs no GPU.
-
-        Raises:
-            UsageError: options that do not suit a cluster or its machines, or packages that differ from those here.
-            WeightsError: weights that cannot be had or used.
-            ResourceError: the worker died.
-        """
-        if isinstance(pipeline.__dict__.get("runtime"), _RemoteRuntime):
-            return
-        pipeline.checkpoints  # noqa: B018  (fetched here first: nodes that share the cache find them)
-        plan = self._plan(pipeline)
-        describe = self._ray.remote(**plan.actor_resources)(_describe_networks)
-        with self._failing():
-            answer = self._ray.get(describe.remote(_Job.of(pipeline, plan)))
-        if isinstance(answer, Exception):
-            raise answer
-        runtime, recipe = answer
-        pipeline.runtime = cast("Runtime", runtime)
-        _refuse_difference(recipe, pipeline.recipe, "a worker of the cluster", "this process")
+            self.callback(self._ray.shutdown)
 
     def run(
         self,
-        pipeline: Pipeline,
+        plan: Plan,
         videos: Iterable[str],
         *,
         jobs: int | None = None,
         timeout: float | None = TIMEOUT_SECONDS,
+        fetch: Fetch = pull,
         on_failure: OnFailure | None = None,
         on_clips: OnClips | None = None,
         spent: StageSeconds | None = None,
-    ) -> Generator[VideoResult, None, None]:
-        """Run the pipeline over videos, like `local.run` but for this: results come as they are ready, in any order.
+        networks: None = None,
+    ) -> Results:
+        """Return the results of a plan over videos like `local.run`, but in any order; the call loads the networks.
 
         Args:
-            pipeline: see `prepare`.
-            videos: all are drawn at once.
-            jobs: how many videos are read at the same time in the whole cluster; None: as many as CPUs are left.
-            timeout: see `local.run`.
-            on_failure: see `local.run`.
-            on_clips: is told of the clips of each video when all are there.
-            spent: the time of every stage is added there, of all machines.
+            plan: what to do with each video; its device is "auto", "cpu" or "cuda".
+            videos: paths or URLs, drawn when an actor is due to read them.
+            jobs: how many videos are read at the same time in the whole cluster; None: each actor decides.
+            timeout: seconds without progress before a video fails; None for no limit.
+            fetch: downloads checkpoints to this machine, for all that share its cache; others download their own.
+            on_failure: called with each failed video, and the run continues; None raises the failure.
+            on_clips: called once per video, when all its clips are done.
+            spent: collects the seconds of every stage, summed over all machines.
+            networks: not used, because the actors load them.
 
         Raises:
-            UsageError: see `prepare`, or no jobs or no time.
-            WeightsError: weights that cannot be had or used.
-            ResourceError: while iterating: the cluster failed, or a machine of it has too little of something.
+            UsageError: options that do not suit the cluster; while iterating: a machine that differs from the first.
+            WeightsError: checkpoints that are missing or do not fit.
+            ResourceError: the cluster failed; while iterating: a machine has no more processes or open files.
         """
         check_run(jobs, timeout)
-        self.prepare(pipeline)
-        plan = self._plan(pipeline)
-        job = replace(_Job.of(pipeline, plan), timeout=timeout, recipe=pipeline.recipe)
-        names = list(videos)
-        results = _Results(pipeline, names, on_failure, StageSeconds() if spent is None else spent)
-        return results.collect(self._stream(names, job, plan, jobs), on_clips)
+        places = share_out(plan, self._ray.nodes(), jobs)
+        plan.find_checkpoints(fetch)
+        run = _Run(self._ray, plan, videos, jobs and jobs // len(places), timeout, spent or StageSeconds())
+        generator = run.results(places, on_failure, on_clips)
+        recipe, warnings = next(generator)
+        return Results(replace(recipe, flow=plan.recipe.flow), warnings, generator)
 
-    def _stream(self, videos: list[str], job: _Job, plan: _Plan, jobs: int | None) -> Iterator[_Item]:
-        """What the cluster makes of videos; no item is a clip."""
-        if not videos:
-            return
-        data = self._ray.data
-        rows = [{"number": number, "video": os.fsencode(video)} for number, video in enumerate(videos)]
-        with self._failing():
-            with data.DataContext.current(self._context()):
-                dataset = (
-                    data.from_items(rows, override_num_blocks=len(rows))  # a task a video
-                    .map_batches(
-                        _read_clips,
-                        fn_kwargs={"job": job},
-                        batch_size=1,
-                        batch_format="pyarrow",
-                        num_cpus=plan.reader_cpus,
-                        max_calls=VIDEOS_PER_PROCESS,
-                        compute=data.TaskPoolStrategy(size=jobs),
-                    )
-                    .map_batches(
-                        _Networks,
-                        fn_constructor_kwargs={"job": job},
-                        batch_size=plan.batch_size,
-                        batch_format="pyarrow",
-                        compute=data.ActorPoolStrategy(size=plan.num_actors),
-                        **plan.actor_resources,
-                    )
-                )
-            for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                yield from _unpack(table)
 
-    def _context(self) -> Any:
-        context = self._ray.data.DataContext.get_current().copy()
-        context.enable_progress_bars = False
-        context.target_max_block_size = 1  # a block a clip: it goes on to the networks at once
-        # What is lost in spite of all repetition is missed by `_Results`, and costs its videos alone.
-        context.max_errored_blocks = -1
-        return context
-
-    def _plan(self, pipeline: Pipeline) -> _Plan:
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        return _Plan.of(pipeline, [n.get("CPU", 0.0) for n in nodes], int(sum(n.get("GPU", 0.0) for n in nodes)))
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        """What goes wrong with Ray itself, in one line."""
-        try:
-            yield
-        except self._ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ResourceError(f"the Ray cluster failed ({type(error).__name__}: {reason}): see its logs") from error
+# Connecting -----------------------------------------------------------------------------------------------------------
 
 
 def _import_ray() -> Any:
-    # Before it is imported: it tells a server of its use, and hides GPUs from tasks that ask for none with a remark.
+    # Set before the import: Ray reports its use to a server, and hides GPUs from actors that ask for none.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lower levels are printed by this process, too
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # this process prints lower levels too
     try:
         import ray
-        import ray.data
+        import ray.util.client
     except ImportError as error:
         raise UsageError(f'--engine ray needs Ray ({error}): pip install "vid3d[ray]"') from None
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.CRITICAL)  # its log file has the same
     return ray
 
 
 def _connect(ray: Any, address: str) -> None:
-    _knock(address)
-    is_main = threading.current_thread() is threading.main_thread()
+    try:
+        _knock(address)  # without this, Ray would try for minutes and then end this process
+    except OSError as error:
+        raise UsageError(f"--ray-address {address}: nothing listens there ({error})") from None
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _silent_stderr():
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"--ray-address {address}: there is no Ray cluster to connect to ({reason})") from error
-    if is_main:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the place of ours
+        raise UsageError(f"--ray-address {address}: cannot connect to a Ray cluster ({reason})") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it
 
 
 def _knock(address: str) -> None:
-    """Raise UsageError where nothing listens: Ray would try for minutes, and then take this process down."""
+    """Raise OSError if nothing listens at "host:port"; any other address passes."""
     host, _, port = address.rpartition(":")
     if port.isdigit():
-        try:
-            socket.create_connection((host.rpartition("/")[2], int(port)), CONNECT_SECONDS).close()
-        except OSError as error:
-            raise UsageError(f"--ray-address {address}: nothing answers there ({error})") from None
+        socket.create_connection((host.rpartition("/")[2], int(port)), CONNECT_SECONDS).close()
 
 
 @contextmanager
 def _silent_stdout(ray: Any) -> Iterator[None]:
-    """Ray tells there of workers that die, and results may go there."""
+    """Keep Ray's reports of dead workers out of stdout, which may carry results."""
     ray._private.worker._worker_logs_enabled = False
     try:
         yield
@@ -249,389 +164,354 @@ def _silent_stdout(ray: Any) -> Iterator[None]:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """For what Ray's C++ prints on its way up, of which the worst comes as an exception, too."""
-    stderr = os.dup(2)
-    silence = os.open(os.devnull, os.O_WRONLY)
+    """Drop what Ray's C++ prints while it starts; errors also come as exceptions."""
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(silence, 2)
+        os.dup2(null, 2)
         yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.close(silence)
+        os.close(null)
 
 
-# What is decided ------------------------------------------------------------------------------------------------------
+# Sharing out ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How the machines are shared out."""
+class Place(NamedTuple):
+    """The machine and the resources of an actor."""
 
-    on_gpus: bool
-    num_actors: int
-    """That have the networks: one a GPU, or where there is none one a machine."""
-    actor_resources: Mapping[str, float]
-    reader_cpus: float
-    batch_size: int
-    """Clips that an actor is given at a time."""
-
-    @classmethod
-    def of(cls, pipeline: Pipeline, cpus: list[float], num_gpus: int) -> _Plan:
-        """Share them out.
-
-        On CPUs a network's threads are as many as those of a run without Ray, so that it computes the same. Half of
-        each machine is booked for them, since readers wait for the network most of the time.
-
-        Args:
-            pipeline: what is to be run.
-            cpus: of each machine.
-            num_gpus: of all machines.
-
-        Raises:
-            UsageError: options that do not suit a cluster or its machines.
-        """
-        options = pipeline.options
-        if pipeline.device not in ("auto", "cpu", "cuda"):
-            raise UsageError(
-                f"--engine ray gives each network a GPU or a CPU by itself: --device {options.device} cannot"
-            )
-        if pipeline.device == "cuda" and not num_gpus:
-            raise UsageError("--device cuda: the Ray cluster has no GPU")
-        cpus = [number for number in cpus if number > 0]
-        if not cpus:
-            raise UsageError("the Ray cluster has no CPU to read videos with")
-        on_gpus = num_gpus > 0 and pipeline.device != "cpu"
-        usual_batch = 1 if pipeline.dense_plan is not None or not on_gpus else 8
-        if on_gpus:
-            if "flow" in pipeline.streams and not options.flow_files and find_flow_method(options.flow).can_use_gpu:
-                raise UsageError(
-                    f"--engine ray reads on CPUs, where --flow {options.flow} takes a second a frame: write flow with "
-                    "vid3d flow first and give --flow-files, or choose --flow dis"
-                )
-            actors, resources = num_gpus, {"num_gpus": 1.0, "num_cpus": 0.0}  # CPUs are for the readers
-        else:
-            half = min(cpus) / 2
-            actors, resources = len(cpus), {"num_cpus": float(int(half)) if half >= 1 else half}
-        return cls(on_gpus, actors, resources, min(1.0, min(cpus) / 2), options.batch_size or usual_batch)
+    node: str
+    """Id of the machine."""
+    resources: Mapping[str, float]
+    """The resources that Ray books for it."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every worker is told."""
+def share_out(plan: Plan, nodes: Iterable[Mapping[str, Any]], jobs: int | None = None) -> list[Place]:
+    """Return the places of the actors: one per GPU, or per machine if there are none; at most `jobs`.
 
-    options: Options
-    device: str
-    """For the networks."""
-    directory: str
-    """The working directory of the command: names may be relative to it."""
-    num_omp_threads: str | None
-    """$OMP_NUM_THREADS there; Ray sets another one, by the CPUs that are booked."""
-    timeout: float | None = None
-    recipe: Recipe | None = None
-    """By which all work; None before the first worker has said it."""
+    An actor uses all CPUs of its machine, but books only half of its share, so that other work does not block it.
 
-    @classmethod
-    def of(cls, pipeline: Pipeline, plan: _Plan) -> _Job:
-        device = "cuda" if plan.on_gpus else "cpu"
-        return cls(pipeline.options, device, os.getcwd(), os.environ.get("OMP_NUM_THREADS"))  # noqa: PTH109
+    Args:
+        plan: what the actors run.
+        nodes: the machines, as `ray.nodes()` lists them.
+        jobs: how many videos are read at the same time in the whole cluster.
 
-    def pipeline(self, device: str) -> Pipeline:
-        """The pipeline of the command, in a worker.
-
-        Raises:
-            UsageError: this machine does not have the command's directory.
-        """
-        try:
-            os.chdir(self.directory)
-        except OSError as error:
-            raise UsageError(
-                f"{self.directory}: not to be had on {platform.node()} ({error.strerror}): --engine ray needs a file "
-                "system that all machines share"
-            ) from None
-        return Pipeline(replace(self.options, device=device))
-
-    def networks(self) -> Pipeline:
-        """The pipeline with its networks loaded.
-
-        Raises:
-            UsageError: see `pipeline`, or this machine would work by another recipe.
-            WeightsError: weights that cannot be had or used.
-        """
-        os.environ.pop("OMP_NUM_THREADS", None)  # before torch is imported
-        if self.num_omp_threads is not None:
-            os.environ["OMP_NUM_THREADS"] = self.num_omp_threads
-        pipeline = self.pipeline(self.device)
-        if self.recipe is not None:
-            _refuse_difference(pipeline.recipe, self.recipe, platform.node(), "the first worker")
-        return pipeline
-
-
-@dataclass(frozen=True)
-class _RemoteRuntime:
-    """What a `Runtime` says of itself, where it is on other machines."""
-
-    name: str
-    version: str
-    description: str
-    precision: str
-    batch_size: int
-
-
-def _describe_networks(job: _Job) -> tuple[_RemoteRuntime, Recipe] | Exception:
-    """Load the networks in a worker, and say what they are."""
-    try:
-        pipeline = job.networks()
-        runtime = pipeline.runtime
-        return (
-            _RemoteRuntime(runtime.name, runtime.version, runtime.description, runtime.precision, runtime.batch_size),
-            pipeline.recipe,
+    Raises:
+        UsageError: a device that the cluster does not have.
+    """
+    if plan.network_device not in ("auto", "cpu", "cuda"):
+        raise UsageError(
+            f"--device {plan.device} does not work with --engine ray, which gives each actor a GPU: "
+            "use cuda, cpu or auto"
         )
-    except Exception as error:
-        return _sendable(error)
+    alive = {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+    has_gpus = plan.network_device != "cpu" and any(resources.get("GPU", 0) >= 1 for resources in alive.values())
+    if plan.network_device == "cuda" and not has_gpus:
+        raise UsageError("--device cuda: the Ray cluster has no GPU")
+    places = []
+    for node, resources in alive.items():
+        cpus = resources.get("CPU", 0.0)
+        num_actors = int(resources.get("GPU", 0)) if has_gpus else int(cpus > 0)
+        for _ in range(num_actors):
+            half = cpus / num_actors / 2
+            booked = float(int(half)) if half >= 1 else round(half, 2)  # Ray takes fractions only below 1
+            places.append(Place(node, {"num_cpus": booked, "num_gpus": float(has_gpus)}))
+    if not places:
+        raise UsageError("the Ray cluster has no CPU and no GPU for an actor")
+    return places[:jobs]
 
 
-def _refuse_difference(one: Recipe, other: Recipe, who: str, other_who: str) -> None:
-    """Raise UsageError for two machines whose rows would not be of one recipe."""
-    ones, others = asdict(one), asdict(other)
-    ones |= ones.pop("versions")
-    others |= others.pop("versions")
-    for name in ones | others:
-        if ones.get(name) != others.get(name):
+# This process ---------------------------------------------------------------------------------------------------------
+
+_Outcome = tuple[str, "VideoResult | Exception"]
+"""A video as given, and its result or error."""
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor."""
+
+    place: Place
+    actor: Any
+    call: Any
+    """Its pending call; None while it is idle."""
+    answer: _Answer | None = None
+    """Its last answer; None until the networks are loaded."""
+    videos: dict[int, str] = field(default_factory=dict)
+    """Its current videos, by number."""
+
+
+class _Run:
+    """Gives videos to actors, and replaces actors that die."""
+
+    def __init__(
+        self, ray: Any, plan: Plan, videos: Iterable[str], jobs: int | None, timeout: float | None, spent: StageSeconds
+    ) -> None:
+        self._ray, self._plan, self._jobs, self._timeout, self._spent = ray, plan, jobs, timeout, spent
+        self._directory = Path.cwd()
+        self._fresh = enumerate(videos)
+        self._has_fresh = True
+        self._retries: deque[tuple[int, str]] = deque()
+        self._deaths: Counter[int] = Counter()
+        self._num_failed_starts = 0
+        self._workers: list[_Worker] = []
+        self._recipe: Recipe | None = None
+        # A driver connected over ray:// may see another network than the cluster.
+        self._head = "" if ray.util.client.ray.is_connected() else ray.get_runtime_context().gcs_address
+        self._next_check = time.monotonic()
+
+    def results(
+        self, places: Sequence[Place], on_failure: OnFailure | None, on_clips: OnClips | None
+    ) -> Generator[Any, None, None]:
+        """Yield the recipe and the warnings of the networks when they are loaded, then the results."""
+        try:
+            self._start_actor(places[0])
+            self._wait([self._workers[0].call])
+            first = self._take_answer(self._workers[0])
+            yield first.recipe, first.warnings
+            self._plan = replace(self._plan, precision=first.recipe.precision or "auto")  # the same for all actors
+            for place in places[1:]:
+                self._start_actor(place)
+            for video, outcome in self._outcomes():
+                if isinstance(outcome, Exception):
+                    report_failure(video, outcome, on_failure)
+                    continue
+                if on_clips is not None:
+                    on_clips(video, len(outcome.clips), len(outcome.clips))
+                yield outcome
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ResourceError(f"the Ray cluster failed ({type(error).__name__}: {reason}): see its logs") from error
+        finally:
+            if self._ray.is_initialized():  # else the actors have ended with it
+                for worker in self._workers:
+                    self._ray.kill(worker.actor)
+
+    def _outcomes(self) -> Iterator[_Outcome]:
+        self._give_videos()
+        while self._has_fresh or self._retries or any(worker.videos for worker in self._workers):
+            calls = {worker.call: worker for worker in self._workers if worker.call is not None}
+            worker = calls[self._wait(list(calls))]
+            try:
+                answer = self._take_answer(worker)
+            except self._ray.exceptions.RayError:
+                outcomes = self._replace(worker)
+            else:
+                outcomes = [_name_as_given(worker.videos.pop(number), outcome) for number, outcome in answer.outcomes]
+            self._give_videos()  # now, so that no actor waits while the caller works on the results
+            yield from outcomes
+
+    def _start_actor(self, place: Place) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        options = {
+            **place.resources,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node, soft=True),
+            "runtime_env": {"env_vars": _environment()},
+        }
+        plan = _plan_for_actor(self._plan, "cuda" if place.resources["num_gpus"] else "cpu")
+        actor = self._ray.remote(**options)(_Actor).remote(plan, self._directory, self._jobs, self._timeout)
+        self._workers.append(_Worker(place, actor, actor.load.remote()))
+
+    def _wait(self, calls: list[Any]) -> Any:
+        """Return the first call that has an answer."""
+        while True:
+            done, _ = self._ray.wait(calls, timeout=CHECK_SECONDS)
+            if time.monotonic() >= self._next_check:
+                self._check_head()
+            if done:
+                return done[0]
+
+    def _check_head(self) -> None:
+        """Raise ResourceError if the head of the cluster is gone."""
+        try:
+            _knock(self._head)
+        except OSError as error:
+            raise ResourceError(f"the Ray cluster failed: its head {self._head} is gone ({error})") from None
+        self._next_check = time.monotonic() + CHECK_SECONDS
+
+    def _take_answer(self, worker: _Worker) -> _Answer:
+        """Return what an actor answered; raise its own error, or RayError if it died."""
+        try:
+            answer: _Answer = self._ray.get(worker.call)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        if worker.answer is None:
+            self._num_failed_starts = 0
+            self._recipe = self._recipe or answer.recipe
+            for key, (first, other) in deciding_differences(asdict(self._recipe), asdict(answer.recipe)).items():
+                raise UsageError(
+                    f"the machines of the Ray cluster differ: {key} is {first} on one and {other} on another; "
+                    "install the same vid3d on all"
+                )
+        worker.call, worker.answer = None, answer
+        for stage, seconds in answer.seconds.items():
+            self._spent.add(stage, seconds)
+        return answer
+
+    def _replace(self, worker: _Worker) -> list[_Outcome]:
+        """Replace an actor that died; return the videos that fail because of it."""
+        self._check_head()
+        self._ray.kill(worker.actor)  # it may be alive and only out of reach
+        self._workers.remove(worker)
+        self._num_failed_starts += worker.answer is None
+        if self._num_failed_starts >= MAX_ATTEMPTS:
+            raise ResourceError("the Ray cluster failed: actors die while they load the networks; see its logs")
+        self._start_actor(worker.place)
+        self._deaths.update(worker.videos.keys())
+        failed = [name for number, name in worker.videos.items() if self._deaths[number] >= MAX_ATTEMPTS]
+        self._retries.extend(item for item in worker.videos.items() if self._deaths[item[0]] < MAX_ATTEMPTS)
+        return [
+            (name, WorkerDied(name, f"{MAX_ATTEMPTS} actors died while they processed it: leave it out"))
+            for name in failed
+        ]
+
+    def _give_videos(self) -> None:
+        """Give every idle actor the videos that it takes now, and ask for its next answer."""
+        for worker in self._workers:
+            if worker.call is None and worker.answer is not None:
+                videos = self._draw(worker.answer)
+                worker.videos.update(videos)
+                if videos or not worker.answer.is_idle:
+                    paths = [(n, name if is_url(name) else str(self._directory / name)) for n, name in videos]
+                    worker.call = worker.actor.work.remote(paths)
+
+    def _draw(self, answer: _Answer) -> list[tuple[int, str]]:
+        if self._retries and answer.is_idle:  # alone: if the actor dies, this video is the cause
+            return [self._retries.popleft()]
+        videos = list(itertools.islice(self._fresh, answer.num_wanted))
+        self._has_fresh = self._has_fresh and len(videos) == answer.num_wanted
+        return videos
+
+
+def _plan_for_actor(plan: Plan, device: str) -> Plan:
+    """Return the plan with absolute paths: actors work in another directory."""
+    networks = {
+        stream: replace(network, checkpoint=network.checkpoint and network.checkpoint.absolute())
+        for stream, network in plan.networks.items()
+    }
+    flow_files = plan.flow_files and Path(plan.flow_files).absolute()
+    return replace(plan, device=device, networks=networks, flow_files=flow_files)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment variables that actors get from this process."""
+    own = {name: value for name, value in os.environ.items() if name.startswith("VID3D_")}
+    if "VID3D_CACHE" in own:
+        own["VID3D_CACHE"] = str(cache_dir().absolute())
+    # If it were unset, Ray would set it to the number of booked CPUs. For torch, empty means unset.
+    return {**own, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}
+
+
+def _name_as_given(video: str, outcome: VideoResult | Exception) -> _Outcome:
+    """Return the outcome with the video's name as given instead of its absolute path."""
+    if isinstance(outcome, VideoResult):
+        return video, replace(outcome, video=video)
+    return video, type(outcome)(video, outcome.message) if isinstance(outcome, VideoError) else outcome
+
+
+# An actor's process ---------------------------------------------------------------------------------------------------
+
+
+class _Answer(NamedTuple):
+    """An actor's news since its last answer."""
+
+    recipe: Recipe
+    warnings: tuple[str, ...]
+    num_wanted: int
+    """How many videos it takes next. If it gets fewer, it gets no more until it is idle."""
+    is_idle: bool = True
+    outcomes: Sequence[tuple[int, VideoResult | Exception]] = ()
+    """By number of the video."""
+    seconds: Mapping[str, float] = {}
+    """Time spent by stage."""
+
+
+_DRAWN, _DONE = "drawn", "done"
+"""Events of the engine's thread, beside outcomes and errors."""
+
+
+class _Actor:
+    """Runs the local engine in a thread, on the videos it receives."""
+
+    def __init__(self, plan: Plan, directory: Path, jobs: int | None, timeout: float | None) -> None:
+        self._plan, self._directory, self._jobs, self._timeout = plan, directory, jobs, timeout
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._numbers: deque[int] = deque()  # of the videos that the engine has drawn, in order
+        self._spent, self._seconds = StageSeconds(), StageSeconds().by_stage()
+
+    def load(self) -> _Answer:
+        """Load the networks."""
+        if not self._directory.is_dir():
             raise UsageError(
-                f"{who} has {name} {ones.get(name)}, {other_who} has {others.get(name)}: --engine ray needs the same "
-                "installation and hardware everywhere"
+                f"{self._directory}: no such directory on {platform.node()}: --engine ray needs a file system that all "
+                "machines share"
             )
+        self._networks = load(self._plan)
+        self._answer = _Answer(self._networks.recipe, self._networks.warnings, 1 + NUM_AHEAD)
+        return self._answer
 
+    def work(self, videos: Sequence[tuple[int, str]]) -> _Answer:
+        """Take the next videos, as numbers and paths, and wait until there is something to answer."""
+        if self._answer.is_idle:
+            self._given: queue.SimpleQueue[tuple[int, str] | None] = queue.SimpleQueue()
+            self._is_last = False
+            threading.Thread(target=self._run, daemon=True).start()
+        for video in videos:
+            self._given.put(video)
+        if len(videos) < self._answer.num_wanted:
+            self._is_last = True
+            self._given.put(None)
+        events = [self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get())
+        for event in events:
+            if isinstance(event, BaseException):
+                raise event
+        is_idle, num_drawn = _DONE in events, events.count(_DRAWN)
+        before, self._seconds = self._seconds, self._spent.by_stage()
+        self._answer = self._answer._replace(
+            num_wanted=1 + NUM_AHEAD if is_idle else 0 if self._is_last else num_drawn,
+            is_idle=is_idle,
+            outcomes=[event for event in events if isinstance(event, tuple)],
+            seconds={stage: seconds - before[stage] for stage, seconds in self._seconds.items()},
+        )
+        return self._answer
 
-# What travels ---------------------------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        def report(outcome: VideoResult | Exception) -> None:
+            self._events.put((self._numbers.popleft(), outcome))
 
+        try:
+            for result in local.run(
+                self._plan,
+                self._draw(),
+                jobs=self._jobs,
+                timeout=self._timeout,
+                on_failure=lambda failure, error: report(_sendable(error)),
+                spent=self._spent,
+                networks=self._networks,
+            ):
+                report(result)
+            self._events.put(_DONE)
+        except BaseException as error:
+            self._events.put(error)
 
-class _End(NamedTuple):
-    """What a reader says last of a video."""
-
-    outcome: ReadVideo | Exception
-    num_clips: int
-    spent: Mapping[str, float]
-    """Seconds by stage."""
-
-
-class _Item(NamedTuple):
-    """A row: a clip, or what became of one."""
-
-    number: int
-    """Of the video."""
-    content: Clip | ClipOutput | Exception | _End
-    network_seconds: float = 0.0
-
-
-def _pack(items: Iterable[_Item]) -> pa.Table:
-    """Rows whose arrays are found where they lie when they are unpacked."""
-    import pyarrow as pa
-
-    heads, arrays = [], []
-    for item in items:
-        buffers: list[pickle.PickleBuffer] = []
-        heads.append(pickle.dumps(item, protocol=5, buffer_callback=buffers.append))
-        arrays.append([memoryview(buffer.raw()) for buffer in buffers])
-    return pa.table(
-        {"head": pa.array(heads, pa.large_binary()), "arrays": pa.array(arrays, pa.list_(pa.large_binary()))}
-    )
-
-
-def _unpack(table: pa.Table) -> Iterator[_Item]:
-    for batch in table.to_batches():
-        arrays = iter(_find_values(batch["arrays"].flatten()))
-        counts = batch["arrays"].value_lengths().to_pylist()
-        for head, count in zip(_find_values(batch["head"]), counts, strict=True):
-            yield pickle.loads(head, buffers=itertools.islice(arrays, count))
-
-
-def _find_values(array: pa.LargeBinaryArray) -> list[pa.Buffer]:
-    """The values where they lie; a scalar of Arrow's would be a copy."""
-    if not len(array):
-        return []
-    _, offsets, data = array.buffers()
-    bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1].tolist()
-    return [data.slice(start, end - start) for start, end in itertools.pairwise(bounds)]
+    def _draw(self) -> Iterator[str]:
+        """Yield the paths that are given, until None."""
+        while True:
+            self._events.put(_DRAWN)
+            if (video := self._given.get()) is None:
+                return
+            self._numbers.append(video[0])
+            yield video[1]
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or where it cannot travel one in its words."""
+    """Return the error, or its text if it does not pickle."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
         return Vid3dError(f"{type(error).__name__}: {error}")
     return error
-
-
-# Results --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Parts:
-    """What has come of a video so far."""
-
-    outputs: dict[int, ClipOutput] = field(default_factory=dict)
-    end: _End | None = None
-    error: Exception | None = None
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether all is there, or it has failed."""
-        return self.error is not None or (self.end is not None and len(self.outputs) == self.end.num_clips)
-
-
-class _Results:
-    """Puts videos together from what comes in any order, and some of it twice."""
-
-    def __init__(
-        self, pipeline: Pipeline, videos: list[str], on_failure: OnFailure | None, spent: StageSeconds
-    ) -> None:
-        self._pipeline, self._on_failure, self._spent = pipeline, on_failure, spent
-        self._left = dict(enumerate(videos))
-        self._parts: defaultdict[int, _Parts] = defaultdict(_Parts)
-
-    def collect(self, items: Iterable[_Item], on_clips: OnClips | None) -> Generator[VideoResult, None, None]:
-        """The results as they are ready; failures are told of."""
-        for item in items:
-            self._spent.add("network", item.network_seconds)
-            if item.number not in self._left:  # of a video that has failed, or again
-                continue
-            parts = self._parts[item.number]
-            self._take(item.content, parts)
-            if parts.is_settled:
-                video = self._left.pop(item.number)
-                del self._parts[item.number]
-                outcome = parts.error or self._pool(parts)
-                if isinstance(outcome, Exception):
-                    tell(video, outcome, self._on_failure)
-                    continue
-                if on_clips is not None:
-                    on_clips(len(parts.outputs), len(parts.outputs))
-                yield outcome
-        for video in self._left.values():
-            tell(video, _worker_died(video), self._on_failure)
-
-    def _take(self, content: Clip | ClipOutput | Exception | _End, parts: _Parts) -> None:
-        if isinstance(content, ClipOutput):
-            parts.outputs[content.span.index] = content
-        elif isinstance(content, _End) and parts.end is None:
-            parts.end = content
-            parts.error = content.outcome if isinstance(content.outcome, Exception) else None
-            for stage, seconds in content.spent.items():
-                self._spent.add(stage, seconds)
-        elif isinstance(content, (ShapeError, WorkerDied)):
-            parts.error = content
-        elif isinstance(content, Exception):  # of the networks
-            raise content
-
-    def _pool(self, parts: _Parts) -> VideoResult | Exception:
-        assert parts.end is not None and isinstance(parts.end.outcome, ReadVideo)
-        try:
-            return self._pipeline.pool(parts.end.outcome, [parts.outputs[index] for index in sorted(parts.outputs)])
-        except VideoError as error:
-            return error
-
-
-def _worker_died(video: str) -> WorkerDied:
-    return WorkerDied(video, "the workers that had it died or were lost: try it again alone, or leave it out")
-
-
-# Workers --------------------------------------------------------------------------------------------------------------
-
-
-def _read_clips(table: pa.Table, job: _Job) -> Iterator[pa.Table]:
-    """One video: its clips, and last how it ended."""
-    (row,) = table.to_pylist()
-    for content in _read(os.fsdecode(row["video"]), job):
-        yield _pack([_Item(row["number"], content)])
-
-
-def _read(video: str, job: _Job) -> Iterator[Clip | _End]:
-    num_clips, spent = 0, StageSeconds()
-    outcome: ReadVideo | Exception
-    try:
-        if _attempt() >= MAX_ATTEMPTS:
-            raise _worker_died(video)
-        _check_versions(job)
-        with (
-            one_opencv_thread(),
-            job.pipeline("cpu").open_clips(video, Workers(spent=spent), _decoders(job.timeout)) as reader,
-        ):
-            for clip in reader:
-                yield clip
-                num_clips += 1
-            outcome = reader.summary()
-    except Exception as error:
-        outcome = _sendable(error)
-    yield _End(outcome, num_clips, spent.by_stage())
-
-
-@functools.lru_cache(maxsize=1)
-def _decoders(timeout: float | None) -> Decoders:
-    """Of this process: they serve all videos that it reads."""
-    return Decoders(timeout)
-
-
-def _check_versions(job: _Job) -> None:
-    """Raise UsageError for packages that differ from those of the machines with the networks."""
-    assert job.recipe is not None
-    here = replace(job.recipe, versions={**job.recipe.versions, **_versions_here()})
-    _refuse_difference(here, job.recipe, platform.node(), "the first worker")
-
-
-_versions_here = functools.cache(package_versions)
-
-
-def _attempt() -> int:
-    """How often workers have died over the task at hand."""
-    from ray._private.worker import global_worker
-
-    number: int = global_worker.core_worker.get_current_task_attempt_number()
-    return number
-
-
-class _Networks:
-    """An actor: clips → outputs. Nothing is raised in it, since Ray would tell it in its own words."""
-
-    def __init__(self, job: _Job) -> None:
-        self._loaded: Runtime | Exception
-        try:
-            self._loaded = job.networks().runtime
-        except Exception as error:
-            self._loaded = _sendable(error)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        items = list(_unpack(table))
-        answers = [item for item in items if isinstance(item.content, _End)]
-        left = [_ClipOf(item.number, item.content) for item in items if isinstance(item.content, Clip)]
-        while left:
-            batch = [it for it in left if are_alike(it.clip, left[0].clip)]
-            left = [it for it in left if not are_alike(it.clip, left[0].clip)]
-            answers += self._run(batch)
-        return _pack(answers)
-
-    def _run(self, batch: list[_ClipOf]) -> Iterator[_Item]:
-        spent = StageSeconds()
-        contents: Sequence[ClipOutput | Exception]
-        try:
-            with spent.during("network"):
-                contents = self._answer([clip for _, clip in batch])
-        except Exception as error:
-            contents = [_sendable(error)] * len(batch)
-        for (number, _), content in zip(batch, contents, strict=True):
-            yield _Item(number, content, spent.network / len(batch))
-
-    def _answer(self, clips: list[Clip]) -> list[ClipOutput]:
-        if isinstance(self._loaded, Exception):
-            raise self._loaded
-        if _attempt() >= MAX_ATTEMPTS:
-            raise _worker_died("a video")
-        return self._loaded.run(clips)
-
-
-class _ClipOf(NamedTuple):
-    number: int
-    """Of the video."""
-    clip: Clip

@@ -1,7 +1,7 @@
-"""How many threads do what: the cores are shared out, not fought over.
+"""Shares the cores out among the threads of a run.
 
-The network's own threads (torch's, OpenVINO's) are as many as there are cores. On a CPU it is nearly always the slowest
-part, and readers, which wait once a few clips are ready, take the little that they need from it.
+The network's runtime (torch, OpenVINO) uses one thread per core. On a CPU the network is nearly always the slowest
+part; readers take little of its time, since they wait once a few clips are ready.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ MAX_JOBS = 8
 
 @dataclass(frozen=True)
 class Shares:
-    """Numbers of threads."""
+    """The numbers of threads of a run."""
 
     jobs: int
     """Videos that are read at the same time, each by a thread of its own; FFmpeg adds those that it decodes with."""
     workers: int
-    """That resize frames and compute flow, for all videos together."""
+    """Threads that resize frames and compute flow, for all videos together."""
 
 
 def share_threads(num_cores: int, jobs: int | None = None) -> Shares:
-    """Share the cores out among readers.
+    """Return the numbers of threads for some cores.
 
     Args:
-        num_cores: that this process may use.
-        jobs: as asked for; None picks: at least the video at hand and the next one.
+        num_cores: cores that this process may use.
+        jobs: requested number; None for at least two, the current video and the next one.
 
     >>> [share_threads(n).jobs for n in (1, 2, 8, 16, 64)]
     [2, 2, 2, 4, 8]
@@ -45,7 +45,7 @@ def share_threads(num_cores: int, jobs: int | None = None) -> Shares:
 
 
 def count_cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -53,10 +53,10 @@ def count_cores() -> int:
 
 @contextmanager
 def one_opencv_thread() -> Iterator[None]:
-    """Have OpenCV compute each flow in the thread that asks for it.
+    """Make OpenCV compute each flow in the calling thread.
 
-    The frames are too small for more: DIS takes 1.7 ms a pair at 340×256 by one thread and 2.4 ms by two. It is the
-    same flow.
+    The frames are too small for more threads: DIS takes 1.7 ms per pair at 340×256 with one thread and 2.4 ms with two.
+    The flow is the same.
     """
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)

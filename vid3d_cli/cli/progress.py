@@ -1,0 +1,175 @@
+"""Prints the events of a job as messages and a progress bar."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import time
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from .console import duration, log, plural, shows_bars, writes_json
+
+if TYPE_CHECKING:
+    from ..jobs.events import JobSummary, Progress, Resumed
+
+PROGRESS_SECONDS = 30.0
+"""Seconds between two progress lines if no bar is drawn."""
+
+FIRST_PROGRESS_SECONDS = 5.0
+"""Seconds before the first progress line."""
+
+
+class EventPrinter:
+    """Prints events: a bar of clips on a terminal, else a line every `PROGRESS_SECONDS`; a context manager.
+
+    The bar's total is estimated from the headers of the videos opened so far.
+
+    Args:
+        num_videos: videos of the job.
+    """
+
+    def __init__(self, num_videos: int) -> None:
+        from tqdm import tqdm
+
+        self.summary: JobSummary | None = None
+        self._num_videos = num_videos
+        self._num_clips_before = 0  # of the videos before the current one
+        self._num_expected = 0
+        self._next_line = time.monotonic() + FIRST_PROGRESS_SECONDS
+        # torch makes 280,000 objects that stay: searching them again and again is a quarter of its import.
+        gc.disable()
+        self._bar: Any = tqdm(
+            total=None, unit="clip", disable=not shows_bars(), file=sys.stderr, dynamic_ncols=True, leave=False
+        )
+
+    def __call__(self, event: Any) -> None:
+        """Print one event."""
+        getattr(self, f"_on_{type(event).__name__}")(event)
+
+    def paused(self) -> AbstractContextManager[Any]:
+        """Take the bar off the terminal while something else is printed."""
+        manager: AbstractContextManager[Any] = self._bar.external_write_mode(file=sys.stdout)
+        return manager
+
+    def __enter__(self) -> EventPrinter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        gc.enable()
+        self._bar.close()
+
+    # One method an event ---------------------------------------------------------------------------------------------
+
+    def _on_ShardSelected(self, event: Any) -> None:  # noqa: N802
+        log.info("%s: %s of %d", event.name, plural(event.num_videos, "video"), event.num_listed)
+        self._num_videos = event.num_videos
+
+    def _on_Resumed(self, event: Resumed) -> None:  # noqa: N802
+        self._num_videos = event.num_left
+        if event.num_changed:
+            log.info("%s: %s changed since; extracting again", event.out, plural(event.num_changed, "video"))
+        if event.num_done or event.num_failed:
+            log.info(
+                "%s: %d of %s done before%s; %d left",
+                event.out,
+                event.num_done,
+                plural(event.num_videos, "video"),
+                f", {event.num_failed} failed before (retry with --redo-failed)" if event.num_failed else "",
+                event.num_left,
+            )
+
+    def _on_Started(self, event: Any) -> None:  # noqa: N802
+        gc.enable()
+        if "triton" not in sys.modules:  # its bindings would report leaks at exit
+            gc.freeze()
+        recipe = event.recipe
+        log.debug("%s, %s, %s", recipe.model, recipe.runtime, recipe.precision)
+        for stream, network in recipe.streams.items():
+            log.debug("%s weights: %s", stream, network.weights)
+
+    def _on_Warned(self, event: Any) -> None:  # noqa: N802
+        log.warning("%s", event.message)
+
+    def _on_Waiting(self, event: Any) -> None:  # noqa: N802
+        log.info("waiting for videos that other workers have claimed; if a worker dies, its claims expire")
+
+    def _on_ClipsDone(self, event: Any) -> None:  # noqa: N802
+        progress = event.progress
+        if event.num_expected is not None:
+            num_clips = self._num_clips_before + max(event.num_expected, event.num_done)
+            num_ended = progress.done + progress.failed
+            self._num_expected = round(num_clips * self._num_videos / (num_ended + 1))
+            self._bar.total = self._num_expected
+        self._bar.update(progress.clips - self._bar.n)
+        self._print_line(progress)
+
+    def _on_VideoDone(self, event: Any) -> None:  # noqa: N802
+        video = event.video
+        if num_lost := event.num_lost_frames:
+            fields = {"event": "damage", "video": video, "num_lost_frames": num_lost}
+            log.warning("%s: %s lost to damage", video, plural(num_lost, "frame"), extra={"fields": fields})
+        log.debug("%s: %s, %s", video, plural(event.num_frames, "frame"), plural(event.num_clips, "clip"))
+        self._end_video(event.progress)
+
+    def _on_VideoFailed(self, event: Any) -> None:  # noqa: N802
+        failure = event.failure
+        fields = {"event": "failure", "video": failure.video, "error": failure.error, "reason": failure.message}
+        log.error("%s: %s", failure.video, failure.message, extra={"fields": fields})
+        log.debug("traceback:", exc_info=event.exception)
+        self._end_video(event.progress)
+
+    def _on_Finished(self, event: Any) -> None:  # noqa: N802
+        self._bar.close()
+        self.summary = event.summary
+        _print_summary(event.summary)
+
+    def _end_video(self, progress: Progress) -> None:
+        self._num_clips_before = progress.clips
+        if self._num_videos > 1:
+            self._bar.set_description(f"{progress.done + progress.failed}/{self._num_videos} videos")
+        self._print_line(progress)
+
+    # Progress lines --------------------------------------------------------------------------------------------------
+
+    def _print_line(self, progress: Progress) -> None:
+        if not self._bar.disable or time.monotonic() < self._next_line:
+            return
+        self._next_line = time.monotonic() + PROGRESS_SECONDS
+        now = progress.as_record()
+        seconds_left = self._estimate_seconds_left(progress)
+        log.info(
+            "%d of %d videos done, %d failed, %d left; %.2f clips/s%s",
+            now["done"],
+            progress.num_videos,
+            now["failed"],
+            now["left"],
+            now["clips_per_second"],
+            "" if seconds_left is None else f"; about {duration(seconds_left)} left",
+            extra={"fields": {"event": "progress", **now, "seconds_left": seconds_left}},
+        )
+
+    def _estimate_seconds_left(self, progress: Progress) -> float | None:
+        """Estimate by clips if headers give their number, else by videos."""
+        num_ended = progress.done + progress.failed
+        if progress.clips and self._num_expected >= progress.clips:
+            return round(progress.seconds * (self._num_expected / progress.clips - 1), 1)
+        return round(progress.seconds * (progress.num_videos / num_ended - 1), 1) if num_ended else None
+
+
+def _print_summary(summary: JobSummary) -> None:
+    """Log the totals and the seconds of each stage."""
+    progress = dict(summary.progress)
+    if summary.has_ended:  # then other workers have done the rest
+        progress |= {"left": 0, "done_by_others": progress["left"]}
+    fields = {
+        "event": "summary",
+        "has_ended": summary.has_ended,
+        **progress,
+        "stage_seconds": summary.stage_seconds,
+        "model": summary.model,
+        "versions": summary.versions,
+    }
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.stage_seconds.items())
+    log.log(logging.INFO if writes_json() else logging.DEBUG, "%s", stages, extra={"fields": fields})

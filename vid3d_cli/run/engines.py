@@ -1,0 +1,38 @@
+"""The engines that run a plan: this machine, or a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ..errors import UsageError
+from . import local
+
+Run = Callable[..., local.Results]
+"""Has the signature of `local.run`."""
+
+ENGINES = ("local", "ray")
+
+
+@contextmanager
+def open_engine(name: str, ray_address: str | None = None) -> Iterator[Run]:
+    """Yield the function that runs a plan over videos: `local.run`, or `run` of a Ray cluster.
+
+    Args:
+        name: one of `ENGINES`.
+        ray_address: address of the cluster; see `ray.Cluster`.
+
+    Raises:
+        UsageError: an unknown name, an address without a cluster, or Ray is not installed.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"unknown engine '{name}': choose one of {', '.join(ENGINES)}")
+    if name == "local":
+        if ray_address is not None:
+            raise UsageError("--ray-address needs --engine ray")
+        yield local.run
+        return
+    from .ray import Cluster
+
+    with Cluster(ray_address) as cluster:
+        yield cluster.run

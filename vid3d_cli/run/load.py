@@ -1,0 +1,185 @@
+"""Loads the networks of a plan. torch is imported here and not earlier."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import av
+import cv2
+import numpy as np
+
+from ..clips.preprocess import Views
+from ..errors import NoScores, UsageError
+from ..fusion import pool_video
+from ..models.manifest import find_model, read_labels
+from ..models.registry import BACKBONES, DEFAULT_VARIANT
+from ..plan import Fetch, Plan
+from ..recipe import Recipe
+from ..records import ClipOutput, VideoResult
+from ..version import __version__
+from .reader import ReadVideo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..models.clip_model import ClipModel
+    from ..runtimes.base import Runtime
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a plan, ready to run."""
+
+    plan: Plan
+    runtime: Runtime
+    """Clips → features and logits."""
+    num_classes: int | None
+    """Length of the logits, by the checkpoints; None for a network without a classifier."""
+    recipe: Recipe
+    """The plan's, with runtime, precision and versions filled in."""
+    warnings: tuple[str, ...]
+    """Warnings about the user's own checkpoints, one sentence each; see also `Plan.warnings`."""
+
+    def check_classes(self) -> None:
+        """Raise UsageError if the networks have no classes."""
+        if not self.plan.has_classes and self.num_classes == self.plan.num_classes:
+            raise UsageError(f"{self.plan.model} gives an embedding and has no classes: use vid3d extract")
+
+    def pool(self, read: ReadVideo, outputs: Sequence[ClipOutput]) -> VideoResult:
+        """Return the result of a video from the outputs of its clips, in time order.
+
+        Raises:
+            NoScores: the networks' scores are not finite.
+        """
+        if (dense := self.plan.dense_plan) is not None:
+            outputs = dense.pool(outputs, read.windows)
+        clips, logits = pool_video(outputs, self.plan.fusion)
+        if not all(np.isfinite(values).all() for values in logits.values()):
+            raise NoScores(read.video, "the network's scores are not finite: the weights are damaged, or try fp32")
+        return VideoResult(
+            video=read.video,
+            clips=clips,
+            logits=logits,
+            labels=name_classes(self.plan, next(iter(logits.values())).shape[0]),
+            fps=read.fps,
+            num_frames=read.num_frames,
+            num_lost_frames=read.num_lost_frames,
+            recipe=replace(self.recipe, flow=read.flow),
+        )
+
+
+def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
+    """Return the networks of a plan, loaded; published checkpoints that are not on disk are downloaded.
+
+    Args:
+        plan: see `Plan.make`.
+        fetch: finds or downloads a published checkpoint; None for `models.weights.pull`.
+
+    Raises:
+        UsageError: a device or precision that this machine does not have, or class names that do not fit.
+        WeightsError: checkpoints that are missing or do not fit.
+    """
+    from ..runtimes import create_runtime, select_runtime
+
+    name = select_runtime(
+        plan.runtime,
+        device=plan.device,
+        precision=plan.precision,
+        compile=plan.compile,
+        num_threads=plan.threads,
+    )  # raises before anything is downloaded
+    checkpoints = plan.find_checkpoints(fetch)
+    plan = plan.fetch(lambda file: checkpoints[file.stream])
+    models, num_classes = _load_models(plan, checkpoints)
+    runtime = create_runtime(
+        models,
+        name=name,
+        device=plan.device,
+        precision=plan.precision,
+        compile=plan.compile,
+        num_threads=plan.threads,
+        batch_size=1 if plan.dense else plan.batch_size,
+        views=None if plan.crops == 1 else Views(plan.crops, plan.crop_px, plan.keep_crops),
+        identities={stream: _identity(plan, stream) for stream in models},
+    )
+    recipe = replace(
+        plan.recipe,
+        runtime=runtime.description,
+        precision=runtime.precision,
+        versions={runtime.name: runtime.version, **package_versions()},
+    )
+    return Networks(plan, runtime, num_classes, recipe, tuple(_find_doubtful_checkpoints(plan)))
+
+
+def _load_models(plan: Plan, checkpoints: Mapping[str, Path]) -> tuple[dict[str, ClipModel], int | None]:
+    """Return the model of each stream, and how many classes they have."""
+    from ..models.checkpoint import count_classes
+    from ..models.clip_model import ClipModel, LayerTap, Normalise, create_model
+    from ..runtimes.base import check_classes
+
+    backbone, models, num_classes = BACKBONES[plan.backbone], {}, {}
+    for stream, checkpoint in checkpoints.items():
+        net = create_model(plan.backbone, stream=stream, weights=checkpoint, variant=plan.variant or DEFAULT_VARIANT)
+        if (count := count_classes(net.state_dict(), backbone)) is not None:
+            num_classes[stream] = count
+            check_classes(num_classes)
+            name_classes(plan, count)
+        tap = None if plan.layer is None else LayerTap(net, backbone.layers[plan.layer], plan.pool)
+        models[stream] = ClipModel(net, Normalise(plan.networks[stream].normalisation), tap, plan.dense)
+    return models, next(iter(num_classes.values()), None)
+
+
+def name_classes(plan: Plan, num_classes: int) -> tuple[str, ...]:
+    """Return the class names; numbered ones if the checkpoint has other classes than the model.
+
+    Raises:
+        UsageError: the user gave another number of class names.
+    """
+    labels = plan.labels or read_labels(find_model(plan.model))
+    if len(labels) == num_classes:
+        return labels
+    if plan.labels is not None:
+        raise UsageError(
+            f"--labels gives {len(labels)} class names and the checkpoint has {num_classes} classes: give one per class"
+        )
+    return tuple(f"class {i}" for i in range(num_classes))
+
+
+def _identity(plan: Plan, stream: str) -> str:
+    """Return a text that identifies the network of a stream."""
+    net = plan.networks[stream]
+    parts = (plan.backbone, plan.variant, plan.layer, plan.pool, plan.dense)
+    return f"{net.sha256} {net.normalisation.describe()} {parts}"
+
+
+def _find_doubtful_checkpoints(plan: Plan) -> Iterator[str]:
+    """Yield a warning for each of the user's checkpoints that looks like one of another model."""
+    entry = find_model(plan.model)
+    if entry.layout is None or not BACKBONES[plan.backbone].key_layouts:
+        return
+    from ..models.checkpoint import read_checkpoint, suggest_model
+
+    for stream, net in plan.networks.items():
+        if net.checkpoint is not None:
+            model = suggest_model(read_checkpoint(net.checkpoint), plan.backbone)
+            if find_model(model) is not entry:
+                yield (
+                    f"{net.checkpoint} has the tensor names of {model}, which was trained on another input than "
+                    f"{plan.model}: if your {stream} network was too, use --model {model}"
+                )
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that make features, without the runtime."""
+    return {
+        "python": platform.python_version(),
+        "vid3d": __version__,
+        "av": av.__version__,
+        "opencv": cv2.__version__,
+        "numpy": np.__version__,
+        "torch": version("torch"),
+    }
