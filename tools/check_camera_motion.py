@@ -4,9 +4,9 @@
     python tools/check_camera_motion.py --weights rgb=a.safetensors flow=b.safetensors --clips 300
 
 Every clip is 72 frames at 25 fps, 320×240, encoded as H.264 and classified through the public API. A third of the
-scenes is running footage, of the two films in ../shared/videos whose camera stands still (fullhd.mp4, ucf_mpeg4.avi);
-the others are frozen frames, since a film whose own camera moves can be labelled in no other way. Prints accuracy per
-class and a confusion table in Markdown, and what each stream makes of fullhd.mp4 itself, which is static.
+scenes is running footage from the two videos in ../shared/videos with a still camera (fullhd.mp4, ucf_mpeg4.avi); the
+others are single frozen frames, since a video with a moving camera has no known label. Prints accuracy per class and a
+confusion table in Markdown, and the predictions of each stream for fullhd.mp4 itself, which is static.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ JITTER_PX = (2.0, 4.0)
 
 @dataclass(frozen=True)
 class Scene:
-    """Where the frames under the virtual camera come from."""
+    """The source of the frames under the virtual camera."""
 
     video: str
     share: float | None
@@ -68,17 +68,17 @@ SCENES = (
 
 @dataclass(frozen=True)
 class Answers:
-    """What the model said of labelled clips."""
+    """The model's predictions for labelled clips."""
 
     logits: dict[str, NDArray[np.float32]]
     """Per stream and "fused", (N, 10)."""
     labels: NDArray[np.int64]
     names: list[str]
-    """(N,) which scene each clip shows."""
+    """(N,) the scene of each clip."""
 
 
 def read_scene(folder: Path, scene: Scene) -> Frames:
-    """One picture (H, W, 3), or at least `NUM_FRAMES` running ones: a film that is too short runs back and forth."""
+    """Return one image (H, W, 3), or at least `NUM_FRAMES` frames; a video that is too short runs back and forth."""
     with vid3d.VideoReader(str(folder / scene.video)) as reader:
         frames = [frame.rgb for frame in reader]
     if scene.share is not None:
@@ -89,7 +89,7 @@ def read_scene(folder: Path, scene: Scene) -> Frames:
 
 
 def check_path(rng: np.random.Generator, label: str) -> CameraPath:
-    """A camera of this class at a random speed of those above, at one speed throughout."""
+    """Return the path of a camera of this class, at a constant speed drawn from those above."""
     if label == "static":
         return still_path(NUM_FRAMES)
     if label == "shake":
@@ -100,7 +100,7 @@ def check_path(rng: np.random.Generator, label: str) -> CameraPath:
     ranges = {"pan": PAN_PX_PER_FRAME, "tilt": PAN_PX_PER_FRAME, "zoom": ZOOM_PER_FRAME, "roll": ROLL_DEGREES_PER_FRAME}
     path = steady_path(label, NUM_FRAMES, speed=rng.uniform(*ranges[label.split("-")[0]]))
     return CameraPath(
-        path.x_px - path.x_px.mean(),  # half of the way on either side of the picture's centre
+        path.x_px - path.x_px.mean(),  # half of the way on either side of the image's centre
         path.y_px - path.y_px.mean(),
         path.log_zoom - path.log_zoom.min(),
         path.roll_radians - path.roll_radians.mean(),
@@ -108,7 +108,7 @@ def check_path(rng: np.random.Generator, label: str) -> CameraPath:
 
 
 def real_clip(rng: np.random.Generator, label: str, pictures: Frames) -> Frames:
-    """Frames (72, 240, 320, 3) of real pictures, enlarged so that the virtual camera has room to move."""
+    """Return frames (72, 240, 320, 3) of real images, enlarged so that the virtual camera has room to move."""
     factor = rng.uniform(1.3, 2.0) * HEIGHT / min(pictures.shape[-3:-1])
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     frames = pictures if pictures.ndim == 4 else pictures[None]
@@ -117,7 +117,7 @@ def real_clip(rng: np.random.Generator, label: str, pictures: Frames) -> Frames:
 
 
 def classify(files: Sequence[Path], weights: Mapping[str, Path]) -> dict[str, NDArray[np.float32]]:
-    """Logits (N, 10) of each stream and the fusion, through the public API."""
+    """Return the logits (N, 10) of each stream and the fusion, through the public API."""
     results = list(vid3d.extract(files, model=MODEL, weights=dict(weights)))
     return {stream: np.stack([result.logits[stream] for result in results]) for stream in STREAMS}
 
@@ -126,10 +126,10 @@ def check(videos: Path, weights: Mapping[str, Path], *, num_clips: int, seed: in
     """Make the clips and classify them.
 
     Args:
-        videos: folder of the real films.
+        videos: directory of the real videos.
         weights: checkpoint per stream; empty for the packaged ones.
         num_clips: N; classes in turn.
-        seed: of speeds and sizes.
+        seed: seed of speeds and sizes.
     """
     scenes = {scene: read_scene(videos, scene) for scene in SCENES}
     names, labels = [], np.arange(num_clips) % len(CLASSES)
@@ -145,7 +145,7 @@ def check(videos: Path, weights: Mapping[str, Path], *, num_clips: int, seed: in
 
 
 def describe(answers: Answers, static: Mapping[str, str]) -> str:
-    """The result in Markdown."""
+    """Return the result in Markdown."""
     fused = answers.logits["fused"]
     lines = [class_table(answers.logits, answers.labels), "", "Fused:", "", confusion_table(fused, answers.labels), ""]
     is_running = np.array([name.endswith("running") for name in answers.names])
@@ -157,19 +157,19 @@ def describe(answers: Answers, static: Mapping[str, str]) -> str:
 
 
 def static_verdict(videos: Path, weights: Mapping[str, Path]) -> dict[str, str]:
-    """What each stream makes of the film whose camera stands still, with its probability."""
+    """Return each stream's prediction for the video with a still camera, with its probability."""
     result = vid3d.classify(videos / STATIC_VIDEO, model=MODEL, weights=dict(weights))
     best = {stream: vid3d.top_k(result.logits[stream], result.labels, 1)[0] for stream in STREAMS}
     return {stream: f"{found.label} ({found.score:.2f})" for stream, found in best.items()}
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", nargs="*", default=[], metavar="STREAM=FILE", help="checkpoints to check")
-    parser.add_argument("--videos", type=Path, default=DEFAULT_VIDEOS, help="folder of real films")
+    parser.add_argument("--videos", type=Path, default=DEFAULT_VIDEOS, help="directory of real videos")
     parser.add_argument("--clips", type=int, default=120, help="how many clips")
-    parser.add_argument("--seed", type=int, default=100, help="of speeds and sizes")
+    parser.add_argument("--seed", type=int, default=100, help="seed of speeds and sizes")
     parser.add_argument("--json", type=Path, help="write every clip's answer to this file")
     arguments = parser.parse_args()
     weights = {stream: Path(path) for stream, _, path in (text.partition("=") for text in arguments.weights)}

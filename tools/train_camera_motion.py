@@ -4,11 +4,11 @@
     python tools/train_camera_motion.py --short --out /tmp/short     # a seeded run of seconds, for the tests
 
 Writes s3d_mini.camera_motion.rgb.safetensors and .flow.safetensors (float16), .metrics.json and the card, .md, and
-prints what weights/manifest.toml must say of the files. Rendered clips (1.4 MB each) and trained streams stay in
---cache and are taken from there by the next run with the same numbers.
+prints the entries of the files for weights/manifest.toml. Rendered clips (1.4 MB each) and trained streams stay in
+--cache, where the next run with the same numbers finds them.
 
 The same seed, machine, thread count and versions of the packages give the same checkpoint; another machine's rounding
-gives another one of the same quality.
+gives a different one of the same quality.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ NAME = f"{BACKBONE}.camera_motion"
 CLASSIFIER = ("classifier.1.weight", "classifier.1.bias")
 
 TEMPERATURES = np.exp(np.linspace(np.log(0.02), np.log(10), 63))
-"""What a stream's logits may be multiplied by."""
+"""Candidate factors for a stream's logits."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does; everything but the folders decides the numbers."""
+    """The options of a run; all but the directories decide the numbers."""
 
     seed: int
     train_clips: int
@@ -66,7 +66,7 @@ class Plan:
     out: str
 
     def clips(self, split: str) -> ClipSet:
-        """A set of clips, rendered at the first call."""
+        """Return a set of clips, rendered at the first call."""
         number, num_clips = {
             "train": (1, self.train_clips),
             "val": (2, self.val_clips),
@@ -76,7 +76,7 @@ class Plan:
 
 
 def train(plan: Plan, stream: str) -> Trained:
-    """Train one stream round by round, or find what an earlier call trained; runs in a process of its own."""
+    """Train one stream round by round, or find it in the cache; runs in its own process."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     trained = Trained({}, [], 0.0)
@@ -98,7 +98,7 @@ def train(plan: Plan, stream: str) -> Trained:
 
 
 def _kept(plan: Plan, stream: str, rounds: list[str]) -> Path:
-    """Where a stream is kept after these rounds."""
+    """Return the path of a stream in the cache after these rounds."""
     name = "+".join(rounds).replace("/", "by")
     return Path(plan.cache) / f"trained-{stream}-{plan.seed}-{plan.train_clips}-{name}-1.pt"
 
@@ -111,7 +111,7 @@ def train_both(plan: Plan) -> dict[str, Trained]:
 
 
 def predict_both(states: Mapping[str, dict[str, Tensor]], clips: ClipSet) -> dict[str, NDArray[np.float32]]:
-    """Logits (N, 10) of every stream, one thread each."""
+    """Return the logits (N, 10) of every stream, one thread each."""
     torch.set_num_threads(1)
     with ThreadPoolExecutor(len(states)) as pool:
         jobs = {s: pool.submit(predict, new_model(s, state), clips.streams[s]) for s, state in states.items()}
@@ -119,7 +119,7 @@ def predict_both(states: Mapping[str, dict[str, Tensor]], clips: ClipSet) -> dic
 
 
 def calibrate(logits: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int64]) -> dict[str, float]:
-    """What each stream's logits are multiplied by, so that their sum, 1:1, explains the labels best.
+    """Return the factor of each stream's logits for which their 1:1 sum explains the labels best.
 
     Least cross-entropy of the fused scores, over a grid of pairs.
     """
@@ -132,32 +132,32 @@ def calibrate(logits: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int6
 
 
 def cross_entropy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Mean, in nats."""
+    """Return the mean cross-entropy in nats."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(shifted).sum(axis=1))
     return float((log_sum - shifted[np.arange(len(labels)), labels]).mean())
 
 
 def fold(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """The state with the factor in the classifier, as it is published: float16, without training's counters."""
+    """Return the state to publish: the factor in the classifier, float16, without training's counters."""
     folded = {name: tensor * factor if name in CLASSIFIER else tensor for name, tensor in state.items()}
     return {name: t.half().contiguous() for name, t in folded.items() if not name.endswith("num_batches_tracked")}
 
 
 def as_loaded(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A published state as the network computes with it: float32 again."""
+    """Return a published state in float32, as the network uses it."""
     template = new_model("rgb").backbone.state_dict()
     counters = {name: tensor for name, tensor in template.items() if name.endswith("num_batches_tracked")}
     return {name: tensor.float() for name, tensor in state.items()} | counters
 
 
 def with_fusion(logits: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """The streams and their sum."""
+    """Return the streams and their sum."""
     return logits | {"fused": logits["rgb"] + logits["flow"]}
 
 
 def save(states: Mapping[str, dict[str, Tensor]], out: Path) -> dict[str, dict[str, Any]]:
-    """Write the checkpoints; what the manifest must say of each."""
+    """Write the checkpoints; return the manifest entry of each."""
     facts = {}
     for stream, state in states.items():
         path = out / f"{NAME}.{stream}.safetensors"
@@ -175,7 +175,7 @@ def save(states: Mapping[str, dict[str, Tensor]], out: Path) -> dict[str, dict[s
 
 
 def real_footage(plan: Plan, num_clips: int) -> dict[str, Any] | None:
-    """The check on real footage, where its films are and the manifest knows the model."""
+    """Return the check on real footage, if its videos exist and the manifest has the model."""
     from check_camera_motion import DEFAULT_VIDEOS, check, describe, static_verdict
 
     if not num_clips or not DEFAULT_VIDEOS.is_dir():
@@ -190,7 +190,7 @@ def real_footage(plan: Plan, num_clips: int) -> dict[str, Any] | None:
 
 
 def machine() -> dict[str, Any]:
-    """Where the run took place."""
+    """Return a description of the machine."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -200,7 +200,7 @@ def machine() -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """The commit that the code stands on, marked where the working tree differs from it."""
+    """Return the current commit, marked if the working tree differs from it."""
     described = subprocess.run(
         ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
         cwd=REPOSITORY,
@@ -212,7 +212,7 @@ def git_commit() -> str:
 
 
 def run(plan: Plan, num_real_clips: int) -> dict[str, Any]:
-    """Render, train, calibrate, measure, write; the metrics."""
+    """Render, train, calibrate, measure and write; return the metrics."""
     out = Path(plan.out)
     out.mkdir(parents=True, exist_ok=True)
     commit = git_commit()  # before the checkpoints in the repository are replaced
@@ -251,18 +251,18 @@ def run(plan: Plan, num_real_clips: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of the world, the weights and the order")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the world, the weights and the order")
     parser.add_argument("--clips", type=int, default=4000, help="clips to train on")
     parser.add_argument("--val-clips", type=int, default=400, help="clips to calibrate on")
     parser.add_argument("--test-clips", type=int, default=500, help="held-out clips to measure on")
     parser.add_argument("--real-clips", type=int, default=120, help="clips of real footage to measure on")
     parser.add_argument("--rgb", default="1+3", metavar="ROUNDS", help="epochs: 4/2+3 is 4 at half size, then 3")
     parser.add_argument("--flow", default="3+2", metavar="ROUNDS", help="epochs of flow, likewise")
-    parser.add_argument("--minutes", type=float, help="end a round earlier than it says, after so long")
-    parser.add_argument("--cache", type=Path, help="folder of rendered clips; left out: a temporary one")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "weights", help="folder of the checkpoint")
+    parser.add_argument("--minutes", type=float, help="end a round early, after this many minutes")
+    parser.add_argument("--cache", type=Path, help="directory of rendered clips; default: a temporary one")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "weights", help="directory of the checkpoint")
     parser.add_argument("--short", action="store_true", help="a run of seconds that shows that everything works")
     arguments = parser.parse_args()
     if arguments.short:

@@ -1,6 +1,8 @@
-"""Rendered clips as the network sees them: the preprocessing of inference, run once and kept on disk.
+"""Rendered clips as the network sees them, preprocessed as in inference and cached on disk.
 
-cached_clips(folder, seed=1, num_clips=4000)  →  ClipSet: rgb, flow, labels, as memory-mapped arrays
+    cached_clips(folder, seed=1, num_clips=4000)  →  ClipSet: rgb, flow, labels, as memory-mapped arrays
+
+Equal arguments give equal clips.
 """
 
 from __future__ import annotations
@@ -27,17 +29,17 @@ from .paths import CLASSES
 from .render import NUM_TICKS, TICK_FPS, Frames, render_clip
 
 CLIP_LENGTH = NUM_TICKS - 1
-"""Frames a clip."""
+"""Frames in a clip."""
 SHORT_SIDE_PX = 128
 CROP_PX = 112
 FLOW_BOUND_PX = 8.0
-"""At 128 px a fast camera moves the picture by 6 px a tick; a narrow bound keeps slow ones visible."""
+"""At 128 px a fast camera moves the image by 6 px per tick; a narrow bound keeps slow motion visible."""
 
 NORMALISATION = {
     "rgb": Normalisation((-1.0, 1.0), None, None, "RGB", None, None, False),
     "flow": Normalisation((-1.0, 1.0), None, None, None, FLOW_BOUND_PX, "DIS", False),
 }
-"""The same as the manifest says of the model."""
+"""The same as in the manifest's entry of the model."""
 
 CHANNELS = {"rgb": 3, "flow": 2}
 DTYPES = {"rgb": np.uint8, "flow": np.float16}
@@ -45,7 +47,7 @@ DTYPES = {"rgb": np.uint8, "flow": np.float16}
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips and what the camera does in them."""
+    """Clips and the classes of their camera motion."""
 
     streams: dict[str, NDArray[Any]]
     """"rgb": (N, 16, 112, 112, 3) uint8; "flow": (N, 16, 112, 112, 2) float16, in pixels."""
@@ -54,7 +56,7 @@ class ClipSet:
 
 
 def to_streams(frames: Frames, *, flow_method: str = "dis") -> dict[str, NDArray[Any]]:
-    """The first clip of some frames, made as the pipeline makes it.
+    """Return the first clip of some frames, made as the pipeline makes it.
 
     Args:
         frames: (T, H, W, 3), RGB, at 12.5 frames per second; fewer than 16 are padded.
@@ -76,11 +78,11 @@ def to_streams(frames: Frames, *, flow_method: str = "dis") -> dict[str, NDArray
 
 
 def cached_clips(folder: Path, *, seed: int, num_clips: int, num_processes: int = 2) -> ClipSet:
-    """Render clips, or find those of an earlier call with the same seed and number.
+    """Return rendered clips, or those of an earlier call with the same seed and number.
 
     Args:
-        folder: where to keep them; about 1 MB a clip.
-        seed: of `render_clip`.
+        folder: directory of the cache; about 1 MB per clip.
+        seed: seed of `render_clip`.
         num_clips: N; clip i shows class i modulo 10.
         num_processes: how many render at a time.
     """

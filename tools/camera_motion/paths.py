@@ -1,7 +1,7 @@
-"""Where the virtual camera looks: a path per class of camera motion.
+"""Paths of the virtual camera, one kind per class of camera motion.
 
-Lengths are pixels of a picture whose short side is 240 (320×240); `CameraPath.scaled` brings them
-to another size. Named by what the camera does, so the content moves the other way:
+Lengths are pixels of an image whose short side is 240 (320×240); `CameraPath.scaled` converts them to another size.
+Classes are named by the motion of the camera, so the content moves the other way:
 
     pan-right       content moves left          zoom-in         content grows
     tilt-up         content moves down          roll-clockwise  content turns counter-clockwise
@@ -62,12 +62,12 @@ class CameraPath:
         return len(self.x_px)
 
     def scaled(self, short_side_px: int) -> CameraPath:
-        """The same path over a picture of another size."""
+        """Return the same path over an image of another size."""
         factor = short_side_px / SHORT_SIDE_PX
         return replace(self, x_px=self.x_px * factor, y_px=self.y_px * factor)
 
     def to_world(self, t: int, height: int, width: int, *, depth: float = 1.0, dolly: float = 1.0) -> Values:
-        """The affine map from the picture's pixels to the world's.
+        """Return the affine map from the image's pixels to the world's.
 
         Args:
             t: index of the frame.
@@ -88,12 +88,12 @@ class CameraPath:
 
 
 def still_path(num_frames: int) -> CameraPath:
-    """A camera that does nothing."""
+    """Return the path of a camera that does not move."""
     return CameraPath(*(np.zeros(num_frames) for _ in range(4)))
 
 
 def steady_path(label: str, num_frames: int, *, speed: float, fps: float = REFERENCE_FPS) -> CameraPath:
-    """A camera that moves at one speed.
+    """Return the path of a camera that moves at one speed.
 
     Args:
         label: a class other than "shake".
@@ -108,14 +108,14 @@ def steady_path(label: str, num_frames: int, *, speed: float, fps: float = REFER
 def shaking_path(
     rng: np.random.Generator, times_seconds: Values, *, rms_px: float, roll_rms_degrees: float = 0.0, kind: str = "any"
 ) -> CameraPath:
-    """A hand-held camera: jitter around one place.
+    """Return the path of a hand-held camera: jitter around one place.
 
     Args:
         rng: source of randomness.
         times_seconds: (T,) of the frames.
         rms_px: root mean square of the distance from the mean place, per axis.
         roll_rms_degrees: the same of the turn.
-        kind: "white" (anew in every frame), "hand" (sines of 2 to 8 Hz), "walk" (a walk that returns), or "any".
+        kind: "white" (independent in every frame), "hand" (sines of 2 to 8 Hz), "walk" (a walk that returns), or "any".
     """
     if kind == "any":
         kind = str(rng.choice(["white", "hand", "walk"]))
@@ -126,7 +126,7 @@ def shaking_path(
 
 
 def _jitter(rng: np.random.Generator, times: Values, kind: str) -> Values:
-    """A (T,) signal with zero mean and unit root mean square."""
+    """Return a (T,) signal with zero mean and unit root mean square."""
     if kind == "hand":
         frequencies, phases = rng.uniform(2.0, 8.0, 4), rng.uniform(0, 2 * np.pi, 4)
         signal = np.sin(2 * np.pi * frequencies * times[:, None] + phases) @ rng.uniform(0.3, 1, 4)

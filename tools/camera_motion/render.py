@@ -1,10 +1,10 @@
-"""The virtual world: textures in layers, objects with motion of their own, light, lens, sensor, codec; and its camera.
+"""Renders the virtual world and its camera: layers of texture, moving objects, light, lens, sensor and codec.
 
     render_clip(index, seed=0)           →  SyntheticClip: frames (T, H, W, 3) uint8, label, when they appear
-    apply_camera(picture, path, h, w)    →  frames of a real picture, or of real frames, through a virtual camera
+    apply_camera(picture, path, h, w)    →  frames of a real image, or of real frames, through a virtual camera
     write_video(path, frames, fps=25)    →  the frames as a file, through PyAV
 
-A clip is decided by its seed and index alone.
+The seed and the index alone determine a clip.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .textures import Picture, random_cover, random_mask, random_texture
 Frames = NDArray[np.uint8]
 
 TICK_FPS = Fraction(25, 2)
-"""What the network sees; a clip that is not encoded is rendered at these times only."""
+"""Frame rate that the network sees; a clip that is not encoded is rendered at these times only."""
 
 NUM_TICKS = 17
-"""16 frames of a clip and the one that the last one's flow goes to."""
+"""16 frames of a clip, and one more for the flow of the last."""
 
 SIZES = ((240, 320), (256, 340), (240, 426), (180, 240), (426, 240), (256, 256), (160, 284), (360, 640))
 """(height, width) in pixels, ..."""
 SIZE_WEIGHTS = (0.3, 0.15, 0.15, 0.12, 0.1, 0.06, 0.07, 0.05)
-"""... and how often they are drawn."""
+"""... and the probability of each."""
 
 FRAME_RATES = (15, 19.62, 24, 25, 29.97, 30, 50, 60)
 RATE_WEIGHTS = (0.05, 0.05, 0.15, 0.3, 0.1, 0.2, 0.1, 0.05)
@@ -52,9 +52,9 @@ class SyntheticClip:
     frames: Frames
     """(NUM_TICKS, H, W, 3), RGB, at `TICK_FPS`."""
     label: str
-    """What the camera does."""
+    """Class of the camera motion."""
     path: CameraPath
-    """The camera at every frame that was rendered (all of the file's, if the clip was encoded)."""
+    """The camera at every rendered frame (all frames of the file, if the clip was encoded)."""
     encoded: bool
     """Whether the frames have been through a codec."""
 
@@ -73,7 +73,7 @@ class _Layer:
     dolly: float
 
     def draw(self, picture: Picture, path: CameraPath, t: int) -> Picture:
-        """The picture with this layer in front of it."""
+        """Return the image with this layer in front of it."""
         height, width = picture.shape[:2]
         to_texture = path.to_world(t, height, width, depth=self.depth, dolly=self.dolly) * self.density
         to_texture[:, 2] += np.array(self.texture.shape[1::-1]) / 2
@@ -87,16 +87,16 @@ class _Thing:
     texture: Picture
     mask: Picture
     places: NDArray[np.float64]
-    """(T, 2) x and y of its centre, in world pixels, or picture pixels if it is followed."""
+    """(T, 2) x and y of its centre, in world pixels, or image pixels if it is followed."""
     scales: Values
-    """(T,) picture pixels per texture pixel."""
+    """(T,) image pixels per texture pixel."""
     angles: Values
     """(T,) radians."""
     is_followed: bool
-    """Whether the camera keeps it in the picture: then it moves in picture coordinates."""
+    """Whether the camera follows it; then it moves in image coordinates."""
 
     def draw(self, picture: Picture, path: CameraPath, t: int) -> Picture:
-        """The picture with this object in front of it."""
+        """Return the image with this object in front of it."""
         height, width = picture.shape[:2]
         cos, sin = np.cos(self.angles[t]) / self.scales[t], np.sin(self.angles[t]) / self.scales[t]
         turn = np.array([[cos, -sin], [sin, cos]])
@@ -110,7 +110,7 @@ class _Thing:
 
 @dataclass(frozen=True)
 class _Look:
-    """What happens to the light between the scene and the file."""
+    """The effects of light, lens and sensor on the frames."""
 
     gains: Values
     """(T,) brightness of the scene."""
@@ -123,24 +123,24 @@ class _Look:
     """(T, 2) centre in pixels of a light that moves over the scene."""
     blur_px: float
     noise: NDArray[np.int16] | None
-    """(H', W', 3), larger than the picture: a part of it is added to each frame."""
+    """(H', W', 3), larger than the image: a part of it is added to each frame."""
     overlay: tuple[Picture, Picture] | None
-    """Picture and mask of what stands still on the screen: logo, bars."""
+    """Image and mask of fixed overlays: logo, bars."""
     num_exposures: int
-    """How many moments a frame averages: motion blur."""
+    """Number of moments that a frame averages, as motion blur."""
 
 
 def render_clip(
     index: int, *, seed: int = 0, label: str | None = None, num_ticks: int = NUM_TICKS, encoded: bool | None = None
 ) -> SyntheticClip:
-    """Render one clip of a random world.
+    """Return one clip of a random world.
 
     Args:
         index: number of the clip; every ten in a row hold each class once.
-        seed: of the set that the clip belongs to.
-        label: one of `CLASSES`; None goes by the index.
-        num_ticks: frames at `TICK_FPS` to give.
-        encoded: whether to pass it through a codec; None leaves it to chance.
+        seed: seed of the clip's set.
+        label: one of `CLASSES`; None takes the class of the index.
+        num_ticks: frames at `TICK_FPS` to return.
+        encoded: whether to pass it through a codec; None decides at random.
     """
     rng = np.random.default_rng([seed, index])
     label = label or CLASSES[index % len(CLASSES)]
@@ -162,7 +162,7 @@ def render_clip(
 def render_world(
     rng: np.random.Generator, label: str, times_seconds: Values, height: int, width: int
 ) -> tuple[Frames, CameraPath]:
-    """Frames of a random world at the given times, and the camera's path.
+    """Return the frames of a random world at the given times, and the camera's path.
 
     Args:
         rng: decides everything.
@@ -188,7 +188,7 @@ def render_world(
 
 
 def _exposure_times(times: Values, num_exposures: int) -> Values:
-    """Moments within each frame's exposure, which lasts half a frame, at most one fiftieth of a second."""
+    """Return moments within each frame's exposure, which lasts half a frame, at most one fiftieth of a second."""
     if num_exposures == 1:
         return times
     exposure_seconds = min(0.02, 0.5 * float(np.diff(times).min()))
@@ -323,7 +323,7 @@ def _overlay(rng: np.random.Generator, height: int, width: int) -> tuple[Picture
 
 
 def _develop(rng: np.random.Generator, picture: Picture, look: _Look, t: int) -> Picture:
-    """Light, lens and sensor."""
+    """Return the image after light, lens and sensor."""
     levels = 255 * (np.arange(256) / 255) ** look.gamma * look.gains[t] + look.offsets[t]
     picture = cv2.LUT(picture, np.clip(levels, 0, 255).astype(np.uint8))  # type: ignore[assignment]
     height, width = picture.shape[:2]
@@ -345,14 +345,14 @@ def _develop(rng: np.random.Generator, picture: Picture, look: _Look, t: int) ->
 
 
 def apply_camera(pictures: Frames, path: CameraPath, height: int, width: int, *, density: float = 1.0) -> Frames:
-    """Look at real pictures through a virtual camera that starts at their centre.
+    """Return frames of real images through a virtual camera that starts at their centre.
 
     Args:
-        pictures: (H', W', 3), one picture, or (T, H', W', 3), running footage; what lies outside is mirrored.
+        pictures: (H', W', 3), one image, or (T, H', W', 3), running footage; the outside is mirrored.
         path: of T frames, in pixels of the output.
         height: of the output in pixels.
         width: of the output in pixels.
-        density: pixels of the given pictures per pixel of the output, where the zoom is 1.
+        density: pixels of the given images per pixel of the output, at zoom 1.
 
     Returns:
         (T, height, width, 3).
@@ -365,7 +365,7 @@ def apply_camera(pictures: Frames, path: CameraPath, height: int, width: int, *,
 
 
 def _through_codec(rng: np.random.Generator, frames: Frames, fps: float) -> Frames:
-    """Encode frames at a random quality, decode them as vid3d does, at `TICK_FPS`."""
+    """Return frames after encoding at a random quality and decoding by vid3d at `TICK_FPS`."""
     codec = CODECS[int(rng.random() < 0.35)]
     quality = int(rng.integers(18, 38)) if codec == "libx264" else int(rng.integers(2, 20))
     with tempfile.TemporaryDirectory() as directory:

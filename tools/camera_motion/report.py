@@ -1,4 +1,4 @@
-"""Accuracies as Markdown: per class and stream, and who is taken for whom."""
+"""Accuracies as Markdown: per class and stream, and a confusion table."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Logits = Mapping[str, NDArray[np.float32]]
 
 
 def accuracies(logits: Logits, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Top-1 in percent of every stream."""
+    """Return the top-1 of every stream, in percent."""
     return {s: round(100 * float((logits[s].argmax(1) == labels).mean()), 2) for s in STREAMS if s in logits}
 
 
 def confusion(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(10, 10) counts: rows are what the camera did, columns what was found."""
+    """Return (10, 10) counts: rows are true classes, columns recognised ones."""
     table = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     np.add.at(table, (labels, logits.argmax(1)), 1)
     return table
 
 
 def class_table(logits: Logits, labels: NDArray[np.int64]) -> str:
-    """Top-1 of every class, and of all."""
+    """Return a table of the top-1 of every class, and of all."""
     rows = []
     for index, name in enumerate(CLASSES):
         of_class = labels == index
@@ -41,7 +41,7 @@ def class_table(logits: Logits, labels: NDArray[np.int64]) -> str:
 
 
 def confusion_table(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> str:
-    """The confusion table; an empty cell is none."""
+    """Return the confusion table; an empty cell means zero."""
     table = confusion(logits, labels)
     rows = [[name, *(str(n) if n else "" for n in table[i])] for i, name in enumerate(CLASSES)]
     return _table(["true \\ found", *map(_short, CLASSES)], rows)

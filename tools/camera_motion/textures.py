@@ -1,7 +1,9 @@
-"""Procedural pictures for the virtual world: families of texture, drawn at any size from a seeded generator.
+"""Procedural images for the virtual world: families of texture, drawn at any size from a seeded generator.
 
-random_texture(rng, height, width)  →  (height, width, 3) uint8
-random_mask(rng, height, width)     →  (height, width) uint8, 0 or 255: the outline of an object
+    random_texture(rng, height, width)  →  (height, width, 3) uint8
+    random_mask(rng, height, width)     →  (height, width) uint8, 0 or 255: the outline of an object
+
+Equal seeds give equal images.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ Picture = NDArray[np.uint8]
 
 
 def fractal_noise(rng: np.random.Generator, height: int, width: int, roughness: float) -> NDArray[np.float32]:
-    """Noise of several octaves, as a (height, width) field in [0, 1].
+    """Return noise of several octaves, a (height, width) field in [0, 1].
 
     Args:
         rng: source of randomness.
@@ -40,7 +42,7 @@ def _random_colour(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _colour_between(rng: np.random.Generator, share: NDArray[np.float32]) -> Picture:
-    """A field in [0, 1] painted with a ramp through three colours."""
+    """Return a field in [0, 1] painted with a ramp through three colours."""
     ramp = np.stack([_random_colour(rng) for _ in range(3)])
     levels = np.linspace(0, 2, 256)
     below = np.minimum(levels.astype(int), 1)
@@ -50,12 +52,12 @@ def _colour_between(rng: np.random.Generator, share: NDArray[np.float32]) -> Pic
 
 
 def clouds(rng: np.random.Generator, height: int, width: int) -> Picture:
-    """Fractal noise: walls, sky, grass, gravel."""
+    """Return fractal noise: walls, sky, grass, gravel."""
     return _colour_between(rng, fractal_noise(rng, height, width, rng.uniform(0.35, 0.95)))
 
 
 def smooth(rng: np.random.Generator, height: int, width: int) -> Picture:
-    """Low texture: a plain surface with a soft gradient and few faint marks."""
+    """Return low texture: a plain surface with a soft gradient and few faint marks."""
     share = fractal_noise(rng, height, width, rng.uniform(0.1, 0.4))
     picture = _colour_between(rng, 0.5 + rng.uniform(0.15, 0.5) * (share - 0.5))
     for _ in range(int(rng.integers(2, 9))):
@@ -67,7 +69,7 @@ def smooth(rng: np.random.Generator, height: int, width: int) -> Picture:
 
 
 def voronoi(rng: np.random.Generator, height: int, width: int) -> Picture:
-    """Patches around random points, each with a colour of its own: stones, fields, panes."""
+    """Return patches around random points, each in its own colour: stones, fields, panes."""
     num_points = int(rng.integers(12, 250))
     seeds = np.full((height, width), 255, np.uint8)
     seeds[rng.integers(0, height, num_points), rng.integers(0, width, num_points)] = 0
@@ -79,7 +81,7 @@ def voronoi(rng: np.random.Generator, height: int, width: int) -> Picture:
 
 
 def stripes(rng: np.random.Generator, height: int, width: int) -> Picture:
-    """Bricks, boards, tiles: a grid of lines, bent a little so that it is not the same everywhere."""
+    """Return bricks, boards or tiles: a grid of slightly bent lines."""
     angle, period = rng.uniform(0, np.pi), rng.uniform(10, 60)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     bend = 25 * fractal_noise(rng, height, width, 0.4)
@@ -94,7 +96,7 @@ def stripes(rng: np.random.Generator, height: int, width: int) -> Picture:
 
 
 def strokes(rng: np.random.Generator, height: int, width: int) -> Picture:
-    """Writing and thin lines on a page."""
+    """Return writing and thin lines on a page."""
     picture = smooth(rng, height, width)
     letters = "abcdefghikmnoprstuvwxyzABCDEFGHKLMNRST0123456789"
     for _ in range(int(rng.integers(8, 60))):
@@ -111,7 +113,7 @@ def strokes(rng: np.random.Generator, height: int, width: int) -> Picture:
 
 
 def dead_leaves(rng: np.random.Generator, height: int, width: int) -> Picture:
-    """Shapes that hide one another, few large and many small: the statistics of natural pictures."""
+    """Return shapes that hide one another, few large and many small, as in natural images."""
     picture = clouds(rng, height, width)
     smallest, largest = 3.0, height * rng.uniform(0.15, 0.5)
     for _ in range(int(rng.integers(60, 300))):
@@ -137,7 +139,7 @@ def _draw_shape(rng: np.random.Generator, picture: Picture, centre: tuple[int, i
 
 
 def room(rng: np.random.Generator, height: int, width: int) -> Picture:
-    """Large plain areas with straight edges (wall, floor, furniture) and detail in few places."""
+    """Return large plain areas with straight edges (wall, floor, furniture) and detail in few places."""
     picture = smooth(rng, height, width)
     edge = int(height * rng.uniform(0.4, 0.8))
     picture[edge:] = smooth(rng, height, width)[edge:]
@@ -158,11 +160,11 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator, int, int], Picture], fl
     "dead leaves": (dead_leaves, 0.25),
     "room": (room, 0.2),
 }
-"""Every family, and how often it is drawn."""
+"""Every family, with the probability that it is drawn."""
 
 
 def random_texture(rng: np.random.Generator, height: int, width: int) -> Picture:
-    """A picture of a random family, or of two beside each other, with random contrast and brightness."""
+    """Return an image of a random family, or of two side by side, with random contrast and brightness."""
     families = [function for function, _ in FAMILIES.values()]
     weights = [weight for _, weight in FAMILIES.values()]
     picture = families[rng.choice(len(families), p=weights)](rng, height, width)
@@ -183,7 +185,7 @@ def _threshold(field: NDArray[np.float32], level: float) -> Picture:
 
 
 def random_mask(rng: np.random.Generator, height: int, width: int) -> Picture:
-    """The outline of an object that fills most of the picture: a body of ellipses and limbs, 0 or 255."""
+    """Return the outline of an object that fills most of the image: a body of ellipses and limbs, 0 or 255."""
     mask = np.zeros((height, width), np.uint8)
     centre = np.array([width / 2, height / 2])
     size = np.array([width, height])
@@ -197,7 +199,7 @@ def random_mask(rng: np.random.Generator, height: int, width: int) -> Picture:
 
 
 def random_cover(rng: np.random.Generator, height: int, width: int) -> Picture:
-    """What stands in the foreground of a wide scene: scattered patches, 5 to 35 % of the area, 0 or 255."""
+    """Return the foreground of a wide scene: scattered patches, 5 to 35 % of the area, 0 or 255."""
     field = fractal_noise(rng, height, width, rng.uniform(0.3, 0.7))
     level = float(np.quantile(field[::4, ::4], 1 - rng.uniform(0.05, 0.35)))
     return _threshold(field, level)

@@ -1,4 +1,4 @@
-"""Training of one stream: exact symmetries as augmentation, a classification loss and a motion loss beside it.
+"""Trains one stream with exact symmetries as augmentation, a classification loss and a motion loss.
 
 A mirrored, turned or reversed clip shows another camera motion exactly, so each clip stands for sixteen:
 
@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vid3d_cli.models.backbones import BACKBONES
 from vid3d_cli.models.clip_model import ClipModel, Normalise
+from vid3d_cli.models.registry import BACKBONES
 
 from .dataset import CLIP_LENGTH, FLOW_BOUND_PX, NORMALISATION, ClipSet
 from .paths import CLASSES
@@ -34,7 +34,7 @@ Array = NDArray[Any]
 
 
 def _swap(*pairs: tuple[str, str]) -> NDArray[np.int64]:
-    """(10,) the class that each class becomes."""
+    """Return (10,) the class that each class becomes."""
     table = np.arange(len(CLASSES))
     for first, second in pairs:
         a, b = CLASSES.index(first), CLASSES.index(second)
@@ -52,19 +52,19 @@ REVERSED = _swap(_PANS, _TILTS, _ZOOMS, _ROLLS)
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip of one stream on its way to the network."""
+    """One training clip of one stream."""
 
     clip: Array
     """(T, H, W, C)."""
     label: int
     motion: NDArray[np.float32]
-    """(T, 4) what the picture does at every tick, in pixels: right, down, growth, clockwise turn (see `measure`)."""
+    """(T, 4) motion of the image at every tick, in pixels: right, down, growth, clockwise turn (see `measure`)."""
     field: Array | None = None
-    """(T, 7, 7, 2) the same in each of 7×7 cells, in pixels right and down; None where nothing asks for it."""
+    """(T, 7, 7, 2) motion of each of 7×7 cells, in pixels right and down; None if not needed."""
 
 
 def mirror_x(sample: Sample, *, is_flow: bool) -> Sample:
-    """Left becomes right."""
+    """Return the sample mirrored left to right."""
     clip = sample.clip[:, :, ::-1]
     clip = clip * np.array([-1, 1], clip.dtype) if is_flow else clip
     field = None if sample.field is None else sample.field[:, :, ::-1] * np.float32([-1, 1])
@@ -72,7 +72,7 @@ def mirror_x(sample: Sample, *, is_flow: bool) -> Sample:
 
 
 def mirror_y(sample: Sample, *, is_flow: bool) -> Sample:
-    """Top becomes bottom."""
+    """Return the sample mirrored top to bottom."""
     clip = sample.clip[:, ::-1]
     clip = clip * np.array([1, -1], clip.dtype) if is_flow else clip
     field = None if sample.field is None else sample.field[:, ::-1] * np.float32([1, -1])
@@ -80,7 +80,7 @@ def mirror_y(sample: Sample, *, is_flow: bool) -> Sample:
 
 
 def transpose(sample: Sample, *, is_flow: bool) -> Sample:
-    """Rows become columns."""
+    """Return the sample with rows and columns swapped."""
     clip = sample.clip.swapaxes(1, 2)
     clip = clip[..., ::-1] if is_flow else clip
     motion = sample.motion[:, [1, 0, 2, 3]] * np.float32([1, 1, 1, -1])
@@ -89,7 +89,7 @@ def transpose(sample: Sample, *, is_flow: bool) -> Sample:
 
 
 def reverse(sample: Sample, *, is_flow: bool) -> Sample:
-    """The last becomes the first; the motion between two frames is then the opposite."""
+    """Return the sample reversed in time; the motion between two frames is then the opposite."""
     clip = -sample.clip[::-1] if is_flow else sample.clip[::-1]
     field = None if sample.field is None else -sample.field[::-1]
     return Sample(clip, int(REVERSED[sample.label]), -sample.motion[::-1], field)
@@ -99,7 +99,7 @@ SYMMETRIES = (mirror_x, mirror_y, transpose, reverse)
 
 
 def pad_tail(sample: Sample, num_valid: int, *, is_flow: bool) -> Sample:
-    """What the pipeline makes of a video that ends after so many frames of the clip: the last entry repeats.
+    """Return the clip as the pipeline pads a video that ends earlier: the last entry repeats.
 
     The last frame's flow is the one before it, since it has no successor.
     """
@@ -107,13 +107,13 @@ def pad_tail(sample: Sample, num_valid: int, *, is_flow: bool) -> Sample:
     order = np.minimum(np.arange(CLIP_LENGTH), last)
     motion_order = np.minimum(np.arange(CLIP_LENGTH), max(num_valid - 2, 0))
     field = None
-    if sample.field is not None:  # a frozen picture does not move
+    if sample.field is not None:  # a frozen image does not move
         field = sample.field * (np.arange(CLIP_LENGTH) < num_valid - 1)[:, None, None, None]
     return Sample(sample.clip[order], sample.label, sample.motion[motion_order], field)
 
 
 def measure(flow: Array) -> NDArray[np.float32]:
-    """The motion of the picture as a whole, which the motion loss asks for.
+    """Return the motion of the whole image, the target of the motion loss.
 
     Args:
         flow: (T, H, W, 2), pixels.
@@ -131,7 +131,7 @@ def measure(flow: Array) -> NDArray[np.float32]:
 
 
 def measure_cells(flow: Array) -> NDArray[np.float32]:
-    """Mean flow of 7×7 cells: (T, 112, 112, 2) → (T, 7, 7, 2) float32, pixels."""
+    """Return the mean flow of 7×7 cells: (T, 112, 112, 2) → (T, 7, 7, 2) float32, pixels."""
     small = flow[:, 2::4, 2::4].astype(np.float32)
     num_frames, height, width = small.shape[:3]
     cells = small.reshape(num_frames, NUM_CELLS, height // NUM_CELLS, NUM_CELLS, width // NUM_CELLS, 2)
@@ -139,33 +139,33 @@ def measure_cells(flow: Array) -> NDArray[np.float32]:
 
 
 def _motion_target(motion: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(8,) mean and spread over time, compressed so that slow motion counts."""
+    """Return (8,) mean and spread over time, compressed so that slow motion counts."""
     return np.arcsinh(np.concatenate([motion.mean(0), motion.std(0)]) / 0.3).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how hard a stream is trained."""
+    """The training options of a stream."""
 
     epochs: int
     shrink: int = 1
-    """By how much the clips are shrunk before they are shown: coarse ones are quicker."""
+    """Factor by which clips are shrunk; smaller clips train faster."""
     minutes: float | None = None
-    """After how long the training should be over; then the cooling starts early enough, and there are fewer epochs.
-    The result is that of a run with as many `epochs` and no limit."""
+    """Time limit; the cooling then starts earlier, after fewer epochs. The result equals that of a run with this number
+    of `epochs` and no limit."""
     cooling_epochs: int = 2
-    """In the last of them the rate falls to nothing; before that it is constant."""
+    """Epochs at the end, in which the learning rate falls to zero; before that it is constant."""
     augment: bool = True
-    """Off, a few clips are learnt by heart within seconds: to see that the training works."""
+    """Whether to augment; without it a few clips are memorised within seconds, which tests the training."""
     batch_size: int = 8
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
     warm_up_steps: int = 200
     label_smoothing: float = 0.05
     motion_weight: float = 0.5
-    """Of the motion loss, beside the classification loss."""
+    """Weight of the motion loss, relative to the classification loss."""
     field_weight: float = 1.0
-    """Of the loss that asks rgb for the flow in every cell: pixels alone teach motion slowly."""
+    """Weight of the loss that makes rgb predict the flow of every cell; classes alone teach motion slowly."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Trained:
     """A stream after training."""
 
     state: dict[str, Tensor]
-    """Of the backbone, float32."""
+    """State dict of the backbone, float32."""
     losses: list[float]
     """Mean classification loss of every epoch."""
     seconds: float
@@ -188,10 +188,10 @@ def train_stream(
 
     Args:
         stream: "rgb" or "flow".
-        clips: to train on; the motion loss of both streams reads their flow.
-        schedule: how.
-        seed: of the weights, the order and the augmentation.
-        state: of the backbone, to go on from; None starts from scratch.
+        clips: clips to train on; the motion loss of both streams reads their flow.
+        schedule: the training options.
+        seed: seed of the weights, the order and the augmentation.
+        state: state dict of the backbone to continue from; None starts from scratch.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, len(stream)])
@@ -240,7 +240,7 @@ def train_stream(
 
 
 def new_model(stream: str, state: dict[str, Tensor] | None = None) -> ClipModel:
-    """The network with its normalisation, as inference puts them together."""
+    """Return the network with its normalisation, as in inference."""
     backbone = BACKBONES[BACKBONE].build(stream, len(CLASSES))
     if state is not None:
         backbone.load_state_dict(state, strict=True)
@@ -248,7 +248,7 @@ def new_model(stream: str, state: dict[str, Tensor] | None = None) -> ClipModel:
 
 
 def start_from_motion_energy(model: ClipModel) -> None:
-    """Start rgb's stem as filters that answer to moving edges.
+    """Initialise rgb's stem with filters that respond to moving edges.
 
     The 16 channels of 1×7×7 become edges of 4 orientations and 4 phases, and those of 7×1×1 the same orientations
     moving either way at two speeds: an edge filter whose phase turns with time.
@@ -270,17 +270,17 @@ def start_from_motion_energy(model: ClipModel) -> None:
                 weight = torch.cos(phases[:, None] - turn * lags) * torch.exp(-(lags**2) / (2 * 2.0**2))
                 temporal[4 * i + k, 4 * i : 4 * i + 4, :, 0, 0] = weight / weight.abs().sum()
         temporal.add_(0.003 * torch.randn_like(temporal))
-        # Batch norm takes the scale away again, but small weights would be blown about by the first steps of Adam.
+        # Batch norm removes the scale, but the first steps of Adam would change small weights too much.
         spatial.mul_(0.3 / spatial.std())
         temporal.mul_(0.3 / temporal.std())
 
 
 class _FieldLoss(nn.Module):
-    """Asks the maps of two stages for the flow in every cell; reads them by hooks, so the network stays as it is.
+    """A loss that makes two stages predict the flow of every cell; hooks read their maps, so the network is unchanged.
 
     Args:
-        model: whose stages mixed 3c (T/2, 14×14) and mixed 4f (T/4, 7×7) are read.
-        clips: their flow is what is asked for.
+        model: the network; its stages mixed 3c (T/2, 14×14) and mixed 4f (T/4, 7×7) are read.
+        clips: clips whose flow is the target.
     """
 
     STAGES = (6, 12)
@@ -295,7 +295,7 @@ class _FieldLoss(nn.Module):
             stage.register_forward_hook(lambda _module, _inputs, output: self._maps.append(output))
 
     def forward(self, cells: Tensor) -> Tensor:
-        """(N, 2, T, 7, 7) flow in pixels → the loss of the maps of the last forward pass."""
+        """Return the loss of the last forward pass's maps, for flow (N, 2, T, 7, 7) in pixels."""
         losses = []
         for head, features in zip(self.heads, self._maps, strict=True):
             found = F.adaptive_avg_pool3d(head(features.float()), (features.shape[2], NUM_CELLS, NUM_CELLS))
@@ -306,7 +306,7 @@ class _FieldLoss(nn.Module):
 
 
 def _compute_in_float32(stages: nn.Sequential) -> None:
-    """Leave these stages out of autocast.
+    """Exclude these stages from autocast.
 
     Where two frames are left, torch 2.15's bfloat16 convolution in time gives gradients of NaN or noise.
     """
@@ -323,7 +323,7 @@ def _compute_in_float32(stages: nn.Sequential) -> None:
 
 
 class _Rate:
-    """The share of the learning rate at every step: a rise, a plateau, a straight fall."""
+    """The share of the learning rate at every step: it rises, stays constant, and falls linearly."""
 
     def __init__(self, schedule: Schedule, num_steps: int) -> None:
         self.num_epochs = schedule.epochs
@@ -331,7 +331,7 @@ class _Rate:
         self._num_steps = num_steps  # of an epoch
 
     def plan(self, num_done: int, seconds: float) -> None:
-        """Decide, before an epoch, whether it must be the first of the cooling."""
+        """Decide before an epoch whether the cooling starts with it."""
         minutes, cooling = self._schedule.minutes, self._schedule.cooling_epochs
         if minutes is None or not num_done or num_done + cooling >= self.num_epochs:
             return
@@ -353,7 +353,7 @@ def _batches(
     fields: _FieldLoss | None,
     schedule: Schedule,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Normaliser's input (N, C, T, H, W), labels (N,), motion targets (N, 8), cells (N, 2, T, 7, 7) or nothing."""
+    """Yield normaliser inputs (N, C, T, H, W), labels (N,), motion targets (N, 8), cells (N, 2, T, 7, 7) or None."""
     order = rng.permutation(len(clips.labels))
     for start in range(0, len(order) - schedule.batch_size + 1, schedule.batch_size):
         samples = []
@@ -371,7 +371,7 @@ def _batches(
 
 
 def augment(rng: np.random.Generator, sample: Sample, *, is_flow: bool) -> Sample:
-    """A random symmetry; now and then the clip of a video that ends; flow a little slower or faster."""
+    """Return a sample with a random symmetry; sometimes padded at the end; with flow slightly slower or faster."""
     for symmetry in SYMMETRIES:
         if rng.random() < 0.5:
             sample = symmetry(sample, is_flow=is_flow)
@@ -385,7 +385,7 @@ def augment(rng: np.random.Generator, sample: Sample, *, is_flow: bool) -> Sampl
 
 
 def _recolour(rng: np.random.Generator, clips: Tensor) -> Tensor:
-    """Other colours, contrast and brightness, the same through a clip: (N, C, T, H, W) in [-1, 1]."""
+    """Return clips (N, C, T, H, W) in [-1, 1] with other colours, contrast and brightness, constant within a clip."""
     for clip in clips:
         gain = float(np.exp(rng.normal(0, 0.25))) * (-1 if rng.random() < 0.1 else 1)
         clip.copy_((clip[torch.from_numpy(rng.permutation(3))] * gain + rng.normal(0, 0.15)).clamp(-1, 1))
@@ -394,7 +394,7 @@ def _recolour(rng: np.random.Generator, clips: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def predict(model: ClipModel, clips: Array, batch_size: int = 8) -> NDArray[np.float32]:
-    """Logits (N, 10) of clips (N, T, H, W, C) as the pipeline holds them."""
+    """Return the logits (N, 10) of clips (N, T, H, W, C) in the pipeline's form."""
     outputs = []
     for start in range(0, len(clips), batch_size):
         batch = torch.from_numpy(np.array(clips[start : start + batch_size]))

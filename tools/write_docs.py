@@ -1,0 +1,235 @@
+"""Write the parts of docs/ that come from the code: the command reference and the table of models.
+
+    python tools/write_docs.py           write them
+    python tools/write_docs.py --check   exit with 1 if they are out of date
+
+tests/test_docs.py runs the check.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+_GENERATED = "<!-- Written by `python tools/write_docs.py`. Do not edit. -->"
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+def find_commands() -> dict[str, Any]:
+    """Return every command of `vid3d` by its name, as in "features info"; groups come before their commands."""
+    from vid3d_cli.cli import app
+
+    def below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        for child, inner in getattr(command, "commands", {}).items():
+            if not inner.hidden:
+                full_name = f"{name} {child}".strip()
+                yield full_name, inner
+                yield from below(full_name, inner)
+
+    root = typer.main.get_command(app)
+    return {"": root, **dict(below("", root))}
+
+
+def write_commands() -> str:
+    """Return docs/commands.md."""
+    commands = find_commands()
+    shared = _find_shared_options(commands)
+    parts = ["# Commands", _GENERATED]
+    for name, command in commands.items():
+        parts += _describe_command(name, command, shared)
+    if shared:
+        parts += ["## Shared options", "Several commands take these."]
+        for panel, rows in shared.items():
+            parts += [f"### {panel}", _table("option", rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _describe_command(name: str, command: Any, shared: dict[str, list[list[str]]]) -> Iterator[str]:
+    yield f"## vid3d {name}".rstrip()
+    text, _, example = (command.help or "").partition("Example: ")
+    yield from (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()))
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    children = [child for child, inner in getattr(command, "commands", {}).items() if not inner.hidden]
+    words = ["vid3d", name, "COMMAND" if children else "", "[OPTIONS]", *map(_metavar, arguments)]
+    usage = f"usage:    {' '.join(filter(None, words))}"
+    yield "\n".join(["```text", usage, *([f"example:  {' '.join(example.split())}"] if example else []), "```"])
+    if children:
+        names = [f"{name} {child}".strip() for child in children]
+        yield "Commands: " + ", ".join(f"[`{full}`](#vid3d-{full.replace(' ', '-')})" for full in names) + "."
+    if arguments:
+        yield _table("argument", [_row(argument) for argument in arguments])
+    all_rows = [_row(param) for param in _options(command)]
+    has_all = {panel: all(row in all_rows for row in rows) for panel, rows in shared.items()}
+    own, panels = [], []
+    for param in _options(command):
+        row, panel = _row(param), param.rich_help_panel
+        if has_all.get(panel) and row in shared[panel]:
+            panels.append(panel)
+        else:
+            own.append(row)
+    if own:
+        yield _table("option", own)
+    if panels:
+        yield "Also: " + ", ".join(f"[{p}](#{p.lower().replace(' ', '-')})" for p in dict.fromkeys(panels)) + "."
+
+
+def _options(command: Any) -> list[Any]:
+    return [
+        param
+        for param in command.params
+        if param.param_type_name == "option" and not param.hidden and "--help" not in param.opts
+    ]
+
+
+def _find_shared_options(commands: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """Return by panel of the help the options that are the same in all commands with most of the panel, if several."""
+    panels: dict[str, list[list[list[str]]]] = {}
+    for command in commands.values():
+        rows: dict[str, list[list[str]]] = {}
+        for param in _options(command):
+            if param.rich_help_panel:
+                rows.setdefault(param.rich_help_panel, []).append(_row(param))
+        for panel, its_rows in rows.items():
+            panels.setdefault(panel, []).append(its_rows)
+    shared = {}
+    for panel, its in panels.items():
+        most = [rows for rows in its if 2 * len(rows) > max(map(len, its))]
+        if len(most) > 1:
+            shared[panel] = [row for row in most[0] if all(row in rows for rows in most)]
+    return {panel: rows for panel, rows in shared.items() if rows}
+
+
+def _row(param: Any) -> list[str]:
+    """Return name, help and default of an option or argument."""
+    if param.param_type_name == "argument":
+        return [_code(_metavar(param)), _text(param.help), _default(param)]
+    names = ", ".join(_code(name) for name in param.opts)
+    if param.secondary_opts:
+        names += " / " + ", ".join(_code(name) for name in param.secondary_opts)
+    metavar = "" if param.is_flag else " " + _code(_metavar(param))
+    return [names + metavar, _text(param.help), "required" if param.required else _default(param)]
+
+
+def _metavar(param: Any) -> str:
+    is_number = isinstance(param.default, int | float) or getattr(param, "min", None) is not None
+    metavar = str(param.metavar or ("N" if is_number else "TEXT"))
+    is_optional = param.param_type_name == "argument" and not param.required
+    return f"[{metavar.strip('[]')}]" if is_optional else metavar
+
+
+def _default(param: Any) -> str:
+    """Return the default as the help shows it."""
+    if isinstance(param.show_default, str):
+        return param.show_default.strip("()")
+    if param.param_type_name == "argument" or param.default is None or param.default is False or not param.show_default:
+        return ""
+    if param.default is True:
+        return _code(param.opts[0]) if param.secondary_opts else "on"
+    return _code(str(param.default))
+
+
+def _code(text: str) -> str:
+    return f"`{text}`".replace("|", "\\|")
+
+
+def _text(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+def _table(first: str, rows: list[list[str]]) -> str:
+    """Return a table without the columns that are empty in all rows."""
+    rows = [[first, "what it does", "default"], ["---"] * 3, *rows]
+    keeps = [any(row[i] for row in rows[2:]) for i in range(3)]
+    return "\n".join(_line(cell for cell, keep in zip(row, keeps, strict=True) if keep) for row in rows)
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+_MODEL_COLUMNS = {
+    "model": "---",
+    "streams": "---",
+    "frames": "---",
+    "input px": "---",
+    "parameters": "---:",
+    "multiply-adds": "---:",
+    "features": "---:",
+    "classes": "---:",
+    "top-1 %": "---",
+    "licence": "---",
+}
+
+
+def write_model_table() -> str:
+    """Return the table of docs/models.md."""
+    from vid3d_cli.models.manifest import model_entries
+
+    rows = [list(_MODEL_COLUMNS), list(_MODEL_COLUMNS.values()), *map(_model_row, model_entries().values())]
+    return "\n".join(map(_line, rows))
+
+
+def _model_row(entry: Any) -> list[str]:
+    from vid3d_cli.cli import models
+
+    row = models.model_row(entry)
+    scores, on = models.describe_accuracy(row)
+    missing = [f"{stream}: no public weights" for stream in row["unpublished"]] if row["streams"] else []
+    return [
+        _code(row["model"]) + (" (default)" if row["default"] else ""),
+        "; ".join([", ".join(row["streams"]) or "own weights", *missing]),
+        models.describe_clip(row),
+        models.describe_input(row),
+        *models.describe_size(row),
+        str(row["feature_dim"]),
+        models.describe_classes(row),
+        f"{scores} ({on})" if on else scores,
+        row["licence"].split(" (")[0] if row["streams"] else "–",
+    ]
+
+
+def replace_part(text: str, name: str, part: str) -> str:
+    """Return a text with another part between `<!-- name: … -->` and `<!-- /name -->`."""
+    pattern = rf"(<!-- {name}:[^\n]*\n).*?(<!-- /{name} -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}{part}\n{match[2]}", text, flags=re.DOTALL)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def write_docs() -> dict[Path, str]:
+    """Return the text that each generated file should have."""
+    models = DOCS / "models.md"
+    return {
+        DOCS / "commands.md": write_commands(),
+        models: replace_part(models.read_text("utf-8"), "models", write_model_table()),
+    }
+
+
+def main() -> int:
+    """Write the files, or with --check, report those that differ."""
+    stale = [path for path, text in write_docs().items() if not path.exists() or path.read_text("utf-8") != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path} is out of date: run python tools/write_docs.py", file=sys.stderr)
+        return bool(stale)
+    texts = write_docs()
+    for path in stale:
+        path.write_text(texts[path], "utf-8")
+        print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
