@@ -1,12 +1,12 @@
-"""A job over many short videos: what it takes beside decoding, flow and the networks.
+"""Measure the overhead of a job over many short videos, beside decoding, flow and the networks.
 
     python benchmarks/batch.py                           # 500 videos of 2 s, both streams of s3d_mini: some minutes
     python benchmarks/batch.py --videos 100 --out feats
 
-Renders the videos, runs `vid3d extract` on them as a process of its own, and reads the summary of --log-json. The
-networks' thread is the one that everything waits for, so what the process spent neither on the networks nor waiting for
-clips (decoding, resizing, flow) is the job's own: start-up (imports, loading the networks: the same for a job of any
-length), writing, bookkeeping.
+Renders the videos, runs `vid3d extract` on them in a process, and reads the summary of --log-json. Everything waits for
+the networks' thread. So the overhead is the time that this thread spends neither on the networks nor waiting for clips
+(decoding, resizing, flow): start-up (imports and loading the networks, the same for a job of any length), writing and
+bookkeeping.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def make_videos(directory: Path, num_videos: int, seconds: float) -> None:
 
 
 def main() -> None:
-    """Print one row a run."""
+    """Print one row per run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=2.0)

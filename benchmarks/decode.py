@@ -1,17 +1,18 @@
-"""Reading against plain PyAV: what times, resizing, flow and threads add to decoding.
+"""Compare reading with plain PyAV: the cost of times, processes, resizing, flow and threads.
 
     python benchmarks/decode.py [VIDEO …]
 
-Prints a Markdown table, a row a video: frames per second of a bare PyAV loop that decodes to RGB arrays, then, as
-multiples of its time, those of
+Prints a Markdown table with one row per video: frames per second of a bare PyAV loop that decodes to RGB arrays, then
+the times of the following, as multiples of its time:
 
 - frames: `VideoReader`, which adds times, rotation and tolerance of damage, at the native rate;
+- process: the same frames through a decoder process;
 - resized: the frames at the size that I3D takes, by one thread;
-- resized + flow: and the DIS flow between them, by one thread;
+- resized + flow: the same with the DIS flow between them, by one thread;
 - n workers: the same by as many threads as there are cores, as a run reads.
 
-Without videos: those beside the checkout, and rendered ones for sizes that none of them has. Every round times each
-contestant once and the table has medians of ratios, so what else runs here slows all of them alike.
+Without arguments it reads the videos beside the checkout, and renders one for each size that none of them has. Every
+round times each contestant once and the table shows medians of ratios, so other load affects all of them alike.
 """
 
 from __future__ import annotations
@@ -30,40 +31,37 @@ import cv2
 import numpy as np
 
 from vid3d_cli.options import Options
-from vid3d_cli.run.pipeline import Pipeline
+from vid3d_cli.plan import Plan
+from vid3d_cli.run.reader import ClipReader
 from vid3d_cli.run.threads import count_cores, one_opencv_thread
-from vid3d_cli.video.reader import VideoReader, probe
-from vid3d_cli.video.writer import Film
+from vid3d_cli.video.process import DecodedVideo, Decoders, probe
+from vid3d_cli.video.reader import VideoReader
+from vid3d_cli.video.writer import write_video
 from vid3d_cli.workers import Workers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "videos"
 SIZES = ((320, 240), (340, 256), (1280, 720), (1920, 1080))
 MAX_FRAMES = 128
-"""Of every video; two windows of I3D."""
+"""Frames read of every video; two windows of I3D."""
 
 NUM_ROUNDS = 5
 
 
 def render(path: Path, width: int, height: int, num_frames: int = MAX_FRAMES) -> None:
-    """Write a film of noise that moves."""
+    """Write a video of moving noise."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (height // 8, width // 4, 3), np.uint8)
     scene = cv2.resize(coarse, (2 * width, height), interpolation=cv2.INTER_CUBIC)
-    film = Film(path, fps=Fraction(25))
-    film.open()
-    for i in range(num_frames):
-        start = 3 * i % width
-        film.write(np.ascontiguousarray(scene[:, start : start + width], np.uint8))
-    film.finish()
-    film.close()
+    starts = (3 * i % width for i in range(num_frames))
+    write_video(path, (np.asarray(scene[:, x : x + width], np.uint8) for x in starts), fps=Fraction(25))
 
 
 def default_videos(directory: Path) -> Iterator[str]:
-    """One video of every size."""
+    """Yield one video of every size."""
     missing = set(SIZES)
     for path in sorted(SHARED.glob("*.*")):
-        info = probe(str(path), decode=False)
-        if (info.num_frames_declared or 0) >= 64:  # shorter ones are over before they are measured
+        info = probe(str(path))
+        if (info.num_frames_declared or 0) >= 64:  # shorter ones end too soon to measure
             missing.discard((info.width, info.height))
             yield str(path)
     for width, height in sorted(missing):
@@ -73,7 +71,7 @@ def default_videos(directory: Path) -> Iterator[str]:
 
 
 def read_plainly(video: str) -> int:
-    """What a PyAV loop does; returns the number of frames."""
+    """Read frames with a plain PyAV loop; return their number."""
     num_frames = 0
     with av.open(video) as container:
         container.streams.video[0].thread_type = "AUTO"
@@ -83,34 +81,35 @@ def read_plainly(video: str) -> int:
     return num_frames
 
 
-def read_frames(video: str) -> None:
-    """Frames of the tool."""
-    with VideoReader(video) as reader:
+def read_frames(frames: VideoReader | DecodedVideo) -> None:
+    """Read frames in this process or from a decoder process."""
+    with frames as reader:
         for _ in itertools.islice(reader, MAX_FRAMES):
             pass
 
 
 def read_clips(video: str, streams: str, num_workers: int) -> None:
-    """Clips of the tool, at the native rate."""
-    pipeline = Pipeline(Options(streams=streams, fps="native"))
-    with one_opencv_thread(), Workers(num_workers) as workers, pipeline.open_clips(video, workers) as reader:
+    """Read clips at the native rate."""
+    plan = Plan.make(Options(streams=streams, fps="native"))
+    with one_opencv_thread(), Workers(num_workers) as workers, ClipReader(plan, video, workers) as reader:
         for _ in reader:
             if reader.num_frames >= MAX_FRAMES:
                 break
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Time of one call."""
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
-def table_row(video: str, num_cores: int) -> str:
-    """Measure one video."""
+def table_row(video: str, num_cores: int, decoders: Decoders) -> str:
+    """Measure one video; return its row of the table."""
     contestants: list[Callable[[], object]] = [
         lambda: read_plainly(video),
-        lambda: read_frames(video),
+        lambda: read_frames(VideoReader(video)),
+        lambda: read_frames(decoders.open(video)),
         lambda: read_clips(video, "rgb", 0),
         lambda: read_clips(video, "both", 0),
         lambda: read_clips(video, "rgb", num_cores),
@@ -120,7 +119,7 @@ def table_row(video: str, num_cores: int) -> str:
     rounds = [[seconds(contestant) for contestant in contestants] for _ in range(NUM_ROUNDS)]
     plain = statistics.median(times[0] for times in rounds)
     ratios = [statistics.median(times[i] / times[0] for times in rounds) for i in range(1, len(contestants))]
-    info = probe(video, decode=False)
+    info = probe(video)
     cells = [f"{info.width}×{info.height} {info.codec}", str(num_frames), f"{num_frames / plain:.0f}"]
     return f"| {' | '.join(cells + [f'{ratio:.2f} ×' for ratio in ratios])} |"
 
@@ -133,12 +132,12 @@ def main() -> None:
     num_cores = count_cores()
     workers = f"{num_cores} worker{'s' if num_cores > 1 else ''}"
     print(f"PyAV {av.__version__}, OpenCV {cv2.__version__}, {num_cores} cores, medians of {NUM_ROUNDS} rounds\n")
-    print("| video | frames | plain PyAV, frames/s | frames | resized | resized + flow |", end="")
+    print("| video | frames | plain PyAV, frames/s | frames | process | resized | resized + flow |", end="")
     print(f" resized, {workers} | resized + flow, {workers} |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    with tempfile.TemporaryDirectory() as directory:
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as directory, Decoders() as decoders:
         for video in options.videos or default_videos(Path(directory)):
-            print(table_row(video, num_cores), flush=True)
+            print(table_row(video, num_cores, decoders), flush=True)
 
 
 if __name__ == "__main__":

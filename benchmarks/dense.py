@@ -1,13 +1,13 @@
-"""Overlapping windows one by one and with `--dense`: clips per second, and how far the two agree.
+"""Overlapping windows with and without `--dense`: clips per second, and how well the results agree.
 
     python benchmarks/dense.py                                      # i3d and s3d, seeded weights: about half an hour
     python benchmarks/dense.py --models s3d_mini.camera_motion --clips 64/8 32/8 16/8 16/4 --streams both
 
-Runs the whole pipeline, decoding included, on the real videos of --videos, and prints a Markdown table. Times are sums
-over all videos; before, the networks have run on the first clip of each. Cosines compare each window's features, top-1
-its label. Seeded weights are random: they say how much a network's structure makes of the frames beyond a window and of
-the zeros that are not there, not how much a trained one does. "unlike" is the mean cosine of clips of different videos,
-which is high for random weights: it is what "cosine" has to be seen against.
+Runs the whole pipeline, including decoding, on --videos, and prints a Markdown table. Times are sums over all videos,
+after a warm-up on the first clip of each. Cosines compare the features of each window, top-1 its label. Seeded weights
+are random: they show how much the structure of a network, not a trained one, depends on neighbouring frames instead of
+zero padding. "unlike" is the mean cosine of clips of different videos, the baseline for "cosine": it is high for random
+weights.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vid3d_cli.models.backbones import BACKBONES
 from vid3d_cli.models.manifest import PackagedSource, find_model
+from vid3d_cli.models.registry import BACKBONES
 from vid3d_cli.options import Options
+from vid3d_cli.plan import Plan
 from vid3d_cli.records import FUSED, VideoResult
 from vid3d_cli.run import local
-from vid3d_cli.run.pipeline import Pipeline
+from vid3d_cli.run.load import load
+from vid3d_cli.run.reader import ClipReader
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_VIDEOS = ROOT.parent / "shared" / "videos"
@@ -38,7 +40,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 
 def seeded_weights(model: str, stream: str, directory: Path) -> Path:
-    """A checkpoint of the model's network with seeded values, as the tests draw them."""
+    """Write a checkpoint of seeded values, as the tests draw them, and return its path."""
     sys.path.insert(0, str(ROOT / "tests"))
     from seeded import draw
 
@@ -53,35 +55,36 @@ def seeded_weights(model: str, stream: str, directory: Path) -> Path:
 
 
 def run(options: Options, videos: Sequence[str], clock: Callable[[], float]) -> tuple[list[VideoResult], float]:
-    """The results of all videos and the seconds they took."""
-    pipeline = Pipeline(options)
-    for video in videos:  # memory is laid out, and networks are compiled for clips of each length
-        with pipeline.open_clips(video) as reader:
-            pipeline.runtime.run([next(iter(reader))])
+    """Return the results of all videos and the seconds they took."""
+    plan = Plan.make(options)
+    networks = load(plan)
+    for video in videos:  # warm-up: allocates memory, and compiles the networks for each clip length
+        with ClipReader(plan, video) as reader:
+            networks.runtime.run([next(iter(reader))])
     start = clock()
-    results = list(local.run(pipeline, videos))
+    results = list(local.run(plan, videos, networks=networks))
     return results, clock() - start
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of the rows of two matrices."""
+    """Return the cosine of each pair of rows of two matrices."""
     of_rows: NDArray[np.float32] = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return of_rows
 
 
 def unlike(features: Sequence[NDArray[np.float32]]) -> float:
-    """The mean cosine of the clips of different videos."""
+    """Return the mean cosine of the clips of different videos."""
     units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in features]
     return float(np.mean([(a @ b.T).mean() for a, b in combinations(units, 2)])) if len(units) > 1 else float("nan")
 
 
 def labels(results: Sequence[VideoResult]) -> NDArray[np.int64]:
-    """The best class of every clip, fused."""
+    """Return the best fused class of every clip."""
     return np.array([clip.logits[FUSED].argmax() for result in results for clip in result.clips])
 
 
 def table_row(model: str, clips: str, videos: Sequence[str], directory: Path, arguments: argparse.Namespace) -> str:
-    """Measure one network on one kind of clips."""
+    """Measure one network at one window and stride."""
     window, stride = map(int, clips.split("/"))
     streams, clock = arguments.streams, CLOCKS[arguments.clock]
     entry = find_model(model)
@@ -129,7 +132,9 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, nargs="+", default=[DEFAULT_VIDEOS], help="files or directories")
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that has other work")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: for a machine that is busy with other work"
+    )
     arguments = parser.parse_args()
     videos = [str(file) for path in arguments.videos for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     if not videos:

@@ -1,13 +1,13 @@
-"""A whole `vid3d extract` against its network alone: start-up, reading, waiting, memory.
+"""Compare `vid3d extract` with its network alone: start-up, reading, waiting, memory.
 
     python benchmarks/end_to_end.py                            # I3D, one stream and both: some minutes on 2 cores
     python benchmarks/end_to_end.py --precision bf16 --streams both VIDEO
 
-Runs the command as a process of its own, with untrained weights (speed does not depend on their values), and then the
-same clips, read beforehand, through the same network in this process. Prints a Markdown table, a row a run:
+Runs the command in a process, with untrained weights (speed does not depend on their values), and then the same clips,
+read beforehand, through the same network in this process. Prints a Markdown table with one row per run:
 
-- s: the whole process; network: what `-v` says; alone: the same clips without readers beside them, and warm;
-- beyond: what the process took longer than that: imports, weights, the first pass, reading, waiting, writing;
+- s: the whole process; network: as `-v` reports it; alone: the same clips without readers, after a warm-up;
+- beyond: the rest of the process's time: imports, weights, the first pass, reading, waiting, writing;
 - waited: share of the network's time in which it had no clip; readers: seconds of all their threads together;
 - a minute: seconds that a minute of this video takes.
 """
@@ -27,10 +27,12 @@ from decode import SHARED, render
 
 from vid3d_cli.models.manifest import find_model
 from vid3d_cli.options import Options
-from vid3d_cli.run.pipeline import Pipeline
+from vid3d_cli.plan import Plan
+from vid3d_cli.run.load import Networks, load
+from vid3d_cli.run.reader import ClipReader
 from vid3d_cli.run.threads import count_cores
-from vid3d_cli.runtimes.speed import save_random_weights
-from vid3d_cli.video.reader import probe
+from vid3d_cli.runtimes.estimate import save_random_weights
+from vid3d_cli.video.process import probe
 
 VIDEOS = ("v_GGSY1Qvo990.mp4", "arm_wrestling.mp4")
 """320×240, 355 frames; 340×256, 280 frames."""
@@ -38,18 +40,18 @@ VIDEOS = ("v_GGSY1Qvo990.mp4", "arm_wrestling.mp4")
 
 @dataclass(frozen=True)
 class Run:
-    """What a process took."""
+    """The time and memory of a process."""
 
     seconds: float
     peak_mb: float
     spent: dict[str, float]
-    """As `-v` tells it, by stage."""
+    """Seconds by stage, as `-v` reports them."""
     num_frames: int
     num_clips: int
 
 
 def default_videos(directory: Path) -> list[str]:
-    """Those of the checkout, or a rendered one of 340×256."""
+    """Return the videos of the checkout, or a rendered one of 340×256."""
     if SHARED.is_dir():
         return [str(SHARED / name) for name in VIDEOS]
     render(directory / "rendered.mp4", 340, 256)
@@ -57,7 +59,7 @@ def default_videos(directory: Path) -> list[str]:
 
 
 def extract(video: str, out: Path, arguments: list[str]) -> Run:
-    """Run the command and read what it says of itself."""
+    """Run the command and return the times that it reports."""
     command = [sys.executable, "-m", "vid3d_cli", "extract", video, "--out", str(out), "--overwrite", "-v", *arguments]
     with (out.parent / "said").open("w+") as said:
         started = time.perf_counter()
@@ -76,20 +78,20 @@ def extract(video: str, out: Path, arguments: list[str]) -> Run:
     return Run(seconds, usage.ru_maxrss / 1024, spent, int(counts[1]), int(counts[2]))
 
 
-def network_alone(pipeline: Pipeline, video: str) -> float:
-    """Seconds that the network takes for all clips of a video."""
-    with pipeline.open_clips(video) as reader:
+def network_alone(networks: Networks, video: str) -> float:
+    """Return the seconds that the network takes for all clips of a video."""
+    with ClipReader(networks.plan, video) as reader:
         clips = list(reader)
-    batch_size = pipeline.runtime.batch_size
-    pipeline.runtime.run(clips[:batch_size])  # the first batch is slower
+    runtime = networks.runtime
+    runtime.run(clips[: runtime.batch_size])  # the first batch is slower
     started = time.perf_counter()
-    for first in range(0, len(clips), batch_size):
-        pipeline.runtime.run(clips[first : first + batch_size])
+    for first in range(0, len(clips), runtime.batch_size):
+        runtime.run(clips[first : first + runtime.batch_size])
     return time.perf_counter() - started
 
 
 def table_row(video: str, run: Run, alone: float, streams: str, fps: float) -> str:
-    """One run beside its network."""
+    """Return the row of one run and its network."""
     network, waited = run.spent["network"], run.spent["waited"]
     readers = ", ".join(f"{stage} {run.spent[stage]:.1f}" for stage in ("decode", "resize", "flow"))
     cells = [
@@ -116,7 +118,7 @@ def main() -> None:
     parser.add_argument("--streams", default="rgb,both", help="rows for each of these")
     parser.add_argument("--device", default=Options.device)
     parser.add_argument("--precision", default=Options.precision)
-    parser.add_argument("--runs", type=int, default=1, help="of which the quickest counts")
+    parser.add_argument("--runs", type=int, default=1, help="runs of each; the fastest counts")
     asked = parser.parse_args()
     entry = find_model(asked.model)
     print("| video | frames / clips | s | network, s | beyond, s | s / alone | waited | readers, s |", end="")
@@ -133,15 +135,16 @@ def main() -> None:
         for streams in asked.streams.split(","):
             own = {stream: path for stream, path in weights.items() if streams in (stream, "both")}
             flags = [word for stream, path in own.items() for word in ("--weights", f"{stream}={path}")]
-            pipeline = Pipeline(Options(asked.model, streams, own, device=asked.device, precision=asked.precision))
+            options = Options(asked.model, streams, own, device=asked.device, precision=asked.precision)
+            networks = load(Plan.make(options))
             for video in asked.videos or default_videos(directory):
                 out = directory / "feats.npy"
                 extract(video, out, [*arguments, *flags, "--streams", streams, "--end", "3"])  # networks are converted
                 runs = [extract(video, out, [*arguments, *flags, "--streams", streams]) for _ in range(asked.runs)]
                 run = min(runs, key=lambda run: run.seconds)
-                fps = float(pipeline.fps or probe(video, decode=False).fps)
-                print(table_row(video, run, network_alone(pipeline, video), streams, fps), flush=True)
-    print(f"\n{pipeline.runtime.description}, {pipeline.runtime.precision}, {count_cores()} cores")
+                fps = float(networks.plan.fps or probe(video, decode=False).fps)
+                print(table_row(video, run, network_alone(networks, video), streams, fps), flush=True)
+    print(f"\n{networks.runtime.description}, {networks.runtime.precision}, {count_cores()} cores")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Compare every flow method with OpenCV's TV-L1: how far it lies from it, and how long a pair takes.
+"""Compare every flow method with OpenCV's TV-L1: its error, and the time per pair.
 
     python benchmarks/flow.py [--reference DIR]
 
-DIR holds .npz files with prev, next (H, W) uint8 and flow (H, W, 2), TV-L1's with its default parameters. Prints a
-Markdown table. A method is timed as `align_streams` uses it, warm and on the CPU: runs of frames, as long as it wants
-them, are handed to workers, for each of which OpenCV computes in one thread. Reading the video is not in it.
+DIR holds .npz files with prev, next (H, W) uint8 and flow (H, W, 2), OpenCV's TV-L1 with default parameters. Prints a
+Markdown table. Each method is timed as `align_streams` uses it, warm and on the CPU: workers compute runs of
+`pairs_per_call` pairs, with one OpenCV thread each. The time does not include reading the video.
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vid3d_cli.flow.methods import FLOW_METHODS, FlowFunction, PairByPair, create_flow, mean_end_point_error
+from vid3d_cli.flow.methods import FLOW_METHODS, FlowFunction, PairByPair, create_flow
 from vid3d_cli.run.threads import count_cores
 from vid3d_cli.workers import Workers
 
 DEFAULT_REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "flow"
 CONTRIB = "OpenCV TV-L1 (contrib)"
 NUM_ROUNDS = 5
-"""Timed, of all pairs; the one before, which allocates buffers, is not counted."""
+"""Timed rounds through all pairs; one more before them allocates buffers."""
 MIN_PAIRS = 8
-"""Of each reference pair in a round, forwards and backwards in turn."""
+"""Repetitions of each reference pair in a round, forwards and backwards in turn."""
+
+
+def mean_end_point_error(flow: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Return the mean distance between the vectors of two fields, in pixels."""
+    return float(np.linalg.norm(np.asarray(flow, np.float64) - reference, axis=-1).mean())
 
 
 @dataclass(frozen=True)
@@ -49,26 +54,23 @@ class Pair:
 
     @property
     def mean_motion_px(self) -> float:
-        """Mean length of TV-L1's vectors."""
+        """Mean length of TV-L1's vectors, in pixels."""
         return mean_end_point_error(self.tvl1, np.zeros_like(self.tvl1))
 
 
 def read_pairs(directory: Path) -> list[Pair]:
-    """Read every pair of a reference directory; exits with a message when there is none."""
-    paths = sorted(directory.glob("*.npz"))
-    if not paths:
-        sys.exit(
-            f"no reference pairs (*.npz with prev, next, flow) in {directory}: name their directory by --reference"
-        )
+    """Read every pair of a reference directory, or exit with a message if there is none."""
     pairs = []
-    for path in paths:
+    for path in sorted(directory.glob("*.npz")):
         with np.load(path) as arrays:
             pairs.append(Pair(path.stem, arrays["prev"], arrays["next"], arrays["flow"].astype(np.float32)))
-    return pairs
+    return pairs or sys.exit(
+        f"no reference pairs (*.npz with prev, next, flow) in {directory}: give their directory with --reference"
+    )
 
 
 def create_method(name: str) -> FlowFunction:
-    """A method of vid3d, or OpenCV's own TV-L1, where this OpenCV is the contrib build."""
+    """Return a method of vid3d, or OpenCV's own TV-L1, which only the contrib build has."""
     if name != CONTRIB:
         return create_flow(name)
     optflow: Any = cv2.optflow  # type: ignore[attr-defined]
@@ -76,7 +78,7 @@ def create_method(name: str) -> FlowFunction:
 
 
 def median_milliseconds(name: str, pairs: Sequence[Pair], num_threads: int) -> float:
-    """Median time of a pair, over rounds through all of them; sets the threads of this process for good."""
+    """Return the median time per pair over all rounds. It sets the threads of this process for good."""
     cv2.setNumThreads(1)
     torch.set_num_threads(num_threads)
     compute = create_method(name)
@@ -96,7 +98,7 @@ def median_milliseconds(name: str, pairs: Sequence[Pair], num_threads: int) -> f
 
 
 def table_row(name: str, pairs: Sequence[Pair], num_threads: int) -> str:
-    """Measure one method."""
+    """Measure one method and return its row."""
     compute = create_method(name)
     flows = (compute(np.stack([pair.prev, pair.following]))[0] for pair in pairs)
     errors = [mean_end_point_error(flow, pair.tvl1) for flow, pair in zip(flows, pairs, strict=True)]
@@ -106,7 +108,7 @@ def table_row(name: str, pairs: Sequence[Pair], num_threads: int) -> str:
 
 
 def _in_a_process(name: str, pairs: Sequence[Pair], num_threads: int) -> float:
-    """`median_milliseconds` in a process of its own: torch's threads cannot be made fewer afterwards."""
+    """Run `median_milliseconds` in a new process, since torch cannot reduce its threads afterwards."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(median_milliseconds, name, pairs, num_threads).result()
 

@@ -1,12 +1,12 @@
-"""Peak memory of `vid3d extract`: it is bounded by the window, not by the video, and not by the number of videos.
+"""Measure the peak memory of `vid3d extract`: the window bounds it, not the length or number of videos.
 
     python benchmarks/memory.py                    # one minute against two hours, both streams: about 10 minutes
     python benchmarks/memory.py --minutes 1 10
-    python benchmarks/memory.py --videos 1000 10000     # tiny ones in one run, by s3d_mini: about 15 minutes
+    python benchmarks/memory.py --videos 1000 10000     # tiny ones in one run, with s3d_mini: about 15 minutes
 
 Makes the videos (64 × 48 at 25 fps), and for the long ones untrained weights of the real network, in a temporary
-directory, and runs the command as a process of its own. There a long stride keeps the network's share of the time
-small: every frame is decoded, resized and flowed all the same.
+directory, and runs the command in a process. A long stride keeps the network's share of the time small; every frame is
+still decoded and resized, and its flow computed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def write_video(path: Path, minutes: float) -> None:
 
 
 def run(*arguments: str) -> tuple[float, float]:
-    """Peak resident memory in MB and seconds of one extraction."""
+    """Return the peak resident memory in MB and the seconds of one extraction."""
     command = [sys.executable, "-m", "vid3d_cli", "extract", "-q", *arguments]
     started = time.perf_counter()
     process = os.spawnv(os.P_NOWAIT, sys.executable, command)
@@ -52,7 +52,7 @@ def run(*arguments: str) -> tuple[float, float]:
 
 
 def compare_lengths(directory: Path, lengths_minutes: list[float], streams: str) -> None:
-    """Print one row a video."""
+    """Print one row per video."""
     weights = []
     for stream in ("rgb", "flow") if streams == "both" else (streams,):
         path = directory / f"{stream}.pt"
@@ -73,7 +73,7 @@ def compare_lengths(directory: Path, lengths_minutes: list[float], streams: str)
 
 
 def compare_numbers(directory: Path, numbers: list[int], streams: str) -> None:
-    """Print one row a number of videos."""
+    """Print one row per number of videos."""
     first = directory / "tiny.mp4"
     write_video(first, 0.5 / 60)
     print("| videos | clips | peak memory, MB | time, s |\n| ---: | ---: | ---: | ---: |")

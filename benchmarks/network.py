@@ -1,19 +1,19 @@
-"""Seconds a clip of every runtime, against the plain PyTorch forward and the matrix products of the same machine.
+"""Seconds per clip of each runtime, against a plain PyTorch forward pass and the matrix products of the same machine.
 
-    python benchmarks/network.py                            # i3d, s3d, p3d199, r2plus1d_18: some minutes
+    python benchmarks/network.py                            # i3d, s3d, p3d199, r2plus1d_18: a few minutes
     python benchmarks/network.py --networks i3d --rounds 3
     python benchmarks/network.py --device cuda --batch-size 8
 
-Runs the networks of the reference cases in tests/data, rgb, on one clip or on some alike. Prints a Markdown table:
+Runs the rgb networks of the reference cases in tests/data, on one clip or on copies of it. Prints a Markdown table:
 
-- plain is what ports do: contiguous (N, C, T, H, W), eager, batch norms as they are;
-- ready is what the first clip takes longer than the later ones; for OpenVINO at the first start and, after the slash,
-  at one that finds the converted network on disk;
-- of mm is the share of the rate at which large matrices are multiplied in the same precision, by torch.mm or by
-  OpenVINO, whichever is quicker, where a network's operations are twice its multiplications;
-- difference and cosine are of the features, to plain: max |y - plain| / max |plain|.
+- plain is what most ports do: contiguous (N, C, T, H, W), eager, batch norms not folded;
+- ready is the extra time of the first clip; for OpenVINO without and, after the slash, with the converted network in
+  the cache;
+- of mm is the speed relative to that of large matrix products in the same precision, by torch.mm or OpenVINO,
+  whichever is faster; a multiply-add is two operations;
+- difference and cosine compare the features with plain: max |y - plain| / max |plain|.
 
-Every round times each contestant once and the table has medians, so what else runs here slows all of them alike.
+Every round times each contestant once and the table has medians, so other work on the machine slows all of them alike.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Time of one call."""
+    """Return the time of one call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
 class Network:
-    """One reference case, as a network and as a clip of uint8.
+    """The network and the clip of one reference case.
 
     Args:
         name: one of `CASES`.
-        directory: for its checkpoint, and for converted networks.
-        device: that it runs on.
-        batch_size: how many times it sees the clip at once.
+        directory: for its checkpoint and the cache of converted networks.
+        device: the device that it runs on.
+        batch_size: copies of the clip per batch.
     """
 
     def __init__(self, name: str, directory: Path, device: str, batch_size: int) -> None:
@@ -84,13 +84,13 @@ class Network:
         self.clip = Clip(ClipSpan(0, 0, len(frames), 0.0, 1.0), {"rgb": frames})
 
     def model(self) -> ClipModel:
-        """The network, loaded anew."""
+        """Load the network."""
         plus_minus_one = Normalisation((-1.0, 1.0), None, None, "RGB", None, None, False)
         net = create_model(self.name, weights=self.checkpoint)
         return ClipModel(net, Normalise(plus_minus_one))
 
     def plain(self) -> Callable[[], Answer]:
-        """The forward pass of the usual ports."""
+        """Return the forward pass of most ports."""
         model = self.model().to(self.device)
         frames = torch.from_numpy(self.clip.streams["rgb"]).permute(3, 0, 1, 2)
         clips = torch.stack([frames] * self.batch_size).to(self.device)
@@ -104,7 +104,7 @@ class Network:
         return forward
 
     def run(self, runtime: str, precision: str) -> Callable[[], Answer]:
-        """What a runtime makes of the clips."""
+        """Return a forward pass by a runtime."""
         runner = create_runtime(
             {"rgb": self.model()},
             name=runtime,
@@ -122,7 +122,7 @@ class Network:
         return forward
 
     def count_operations(self) -> int:
-        """Twice the multiplications of the clips."""
+        """Return the operations of a batch, two per multiply-add."""
         net = self.model().backbone.to("meta")
         T, H, W, C = self.clip.streams["rgb"].shape
         with FlopCounterMode(display=False) as counter:
@@ -131,7 +131,7 @@ class Network:
 
 
 def matrix_product(runtime: str, precision: str, device: str) -> Callable[[], Any]:
-    """Multiplies two large matrices."""
+    """Return a function that multiplies two large matrices."""
     size = MATRIX_SIZES[device]
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
     if runtime == "openvino":
@@ -141,7 +141,7 @@ def matrix_product(runtime: str, precision: str, device: str) -> Callable[[], An
 
 
 def openvino_product(a: NDArray[np.float32], b: NDArray[np.float32], precision: str) -> Callable[[], Any]:
-    """The same by OpenVINO."""
+    """Return a function that multiplies two matrices with OpenVINO."""
     openvino = import_openvino()
     ops = openvino.opset13
     left = ops.parameter(a.shape, np.float32)
@@ -152,7 +152,7 @@ def openvino_product(a: NDArray[np.float32], b: NDArray[np.float32], precision: 
 
 
 def measure(network: Network, rounds: int) -> list[str]:
-    """The rows of one network."""
+    """Return the table rows of one network."""
     contestants = {("plain", "fp32"): network.plain()}
     starts: dict[tuple[str, str], list[float]] = {("plain", "fp32"): [seconds(contestants["plain", "fp32"])]}
     for runtime in RUNTIMES[network.device]:
