@@ -572,3 +572,32 @@ def test_another_video_of_the_same_name_is_not_replaced_by_a_worker(many):
     assert run_job("extract", "A", "--out", "same", "--claim", *OPTIONS, cwd=many) == 0
     assert run_job("extract", "B", "--out", "same", "--claim", *OPTIONS, cwd=many) == 2
     assert [len(rows) for rows in rows_of(many / "same").values()] == [2]
+
+
+# Overwriting ---------------------------------------------------------------------------------------------------------
+
+
+def test_overwriting_does_not_remove_what_claiming_workers_write(vid3d, tiny_model, three, tmp_path):
+    assert vid3d("extract", *three, "--out", "f", *OPTIONS).exit_code == 0
+    with Claims(tmp_path / "f", "other"):
+        result = vid3d("extract", *three, "--out", "f", *OPTIONS, "--overwrite")
+        assert (result.exit_code, "in use by --claim workers" in result.stderr) == (2, True)
+    assert len(rows_of(tmp_path / "f")) == 3
+
+
+def test_overwriting_a_shard_that_has_become_empty_removes_its_rows(vid3d, tiny_model, three, tmp_path):
+    number = next(i for i in (1, 2) if vid3d("extract", *three, "--out", "f.npy", *OPTIONS, "--shard", f"{i}/2"))
+    shard = tmp_path / f"f.shard-{number}-of-2.npy"
+    others = [name for name in three if name not in rows_of(shard)]
+    assert vid3d("extract", *others, "--out", "f.npy", *OPTIONS, "--shard", f"{number}/2", "--overwrite").exit_code == 0
+    assert not shard.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--claim", "--shard", "1/2"], ["--stale-after", "3"], ["--claim", "--out", "f.npy"], ["--failures", "f.npy"]],
+)
+def test_a_dry_run_refuses_what_the_job_refuses(vid3d, tiny_model, three, options):
+    out = [] if "--out" in options else ["--out", "f.npy" if "--failures" in options else "f"]
+    for dry in ([], ["--dry-run"]):
+        assert vid3d("extract", *three, *out, *options, *OPTIONS, *dry).exit_code == 2
