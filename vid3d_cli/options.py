@@ -140,7 +140,8 @@ class Options:
 
 
 def _describe(name: str, facts: Mapping[str, Any]) -> str:
-    values = f" One of {facts['metavar'].replace('|', ', ')}." if "|" in facts.get("metavar", "") else ""
+    metavar = facts.get("metavar", "")
+    values = f" One of {metavar.replace('|', ', ')}." if "|" in metavar and metavar == metavar.lower() else ""
     default = f" Default: {facts['shown']}." if "shown" in facts else ""
     return f"    {name}: {facts['help']}{values}{default}"
 

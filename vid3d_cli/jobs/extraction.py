@@ -20,7 +20,7 @@ from ..features.stores import create_store, is_directory
 from ..plan import Fetch, Plan
 from ..recipe import Recipe, provenance_differences
 from ..records import VideoFailure, VideoResult
-from ..run.engines import ENGINES, open_engine
+from ..run.engines import check_engine, open_engine
 from ..run.local import Results
 from ..video import TIMEOUT_SECONDS
 from ..video.fingerprint import Fingerprint
@@ -137,8 +137,7 @@ def check_sharing(
     out: str, shard: str | None, *, claim: bool, stale_after: float | None, overwrite: bool, engine: str
 ) -> None:
     """Raise UsageError for ways to share a list that exclude each other or do not suit the output."""
-    if engine not in ENGINES:
-        raise UsageError(f"unknown engine '{engine}': choose one of {', '.join(ENGINES)}")
+    check_engine(engine)
     if stale_after is not None and not stale_after > 0:
         raise UsageError(f"--stale-after must be more than 0 s, got {stale_after:g}")
     if stale_after is not None and not claim:

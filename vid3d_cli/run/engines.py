@@ -14,6 +14,12 @@ Run = Callable[..., local.Results]
 ENGINES = ("local", "ray")
 
 
+def check_engine(name: str) -> None:
+    """Raise UsageError for an unknown engine."""
+    if name not in ENGINES:
+        raise UsageError(f"unknown engine '{name}': choose one of {', '.join(ENGINES)}")
+
+
 @contextmanager
 def open_engine(name: str, ray_address: str | None = None) -> Iterator[Run]:
     """Yield the function that runs a plan over videos: `local.run`, or `run` of a Ray cluster.
@@ -25,8 +31,7 @@ def open_engine(name: str, ray_address: str | None = None) -> Iterator[Run]:
     Raises:
         UsageError: an unknown name, an address without a cluster, or Ray is not installed.
     """
-    if name not in ENGINES:
-        raise UsageError(f"unknown engine '{name}': choose one of {', '.join(ENGINES)}")
+    check_engine(name)
     if name == "local":
         if ray_address is not None:
             raise UsageError("--ray-address needs --engine ray")
