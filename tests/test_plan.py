@@ -132,7 +132,7 @@ def test_a_folder_of_ready_made_flow_says_where_from_and_its_bound_decides(tmp_p
 
 
 def test_a_recipe_without_numerics_is_of_the_first(monkeypatch):
-    now = recipe_of()
+    now = {**recipe_of(), "numerics": 1}
     old = {key: value for key, value in now.items() if key != "numerics"}
     assert deciding_differences(old, now) == {}
     assert deciding_differences(old, {**now, "numerics": 2}) == {"numerics": (1, 2)}
@@ -184,6 +184,9 @@ OTHER_VALUES = {
     "window": {"window": 24},
     "stride": {"stride": 4},
     "tail": {"tail": "loop"},
+    "colour_matrix": {"colour_matrix": "guess"},
+    "deinterlace": {"deinterlace": True},
+    "square_pixels": {"square_pixels": True},
     "dense": {"dense": True},
     "crops": {"crops": 10},
     "resize_only": {"resize_only": True},

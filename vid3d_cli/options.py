@@ -72,6 +72,14 @@ class Options:
         CLIPS,
         metavar="pad|drop|loop",
     )
+    colour_matrix: str = option(
+        "tags",
+        "YUV matrix: the video's tag, BT.601 if it has none; guess: BT.709 for untagged HD.",
+        CLIPS,
+        metavar="tags|guess|bt601|bt709",
+    )
+    deinterlace: bool = option(False, "Deinterlace interlaced videos.", CLIPS)
+    square_pixels: bool = option(False, "Change the width to the shape that players show.", CLIPS)
     dense: bool = option(
         False, "Pool windows from one pass over the video: faster if they overlap; the numbers differ.", CLIPS
     )

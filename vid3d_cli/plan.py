@@ -28,6 +28,7 @@ from .recipe import Recipe, StreamRecipe
 from .records import STREAMS
 from .runtimes import check_runtime_options
 from .video.clock import check_span, parse_fps
+from .video.pixels import PixelOptions
 
 Fetch = Callable[[WeightsFile], Path]
 """Finds or downloads a published checkpoint; None stands for `models.weights.pull`."""
@@ -127,6 +128,7 @@ class Plan(Options):
         """Raise UsageError for impossible clips, layers or machine options."""
         check_clip_options(self.window, self.stride, self.tail)
         check_span(self.fps, self.start_seconds, self.end_seconds)
+        self.pixels.check()
         check_num_crops(self.crops)
         Fusion.parse(self.fuse, self.fuse_on)
         check_runtime_options(self.runtime, self.device, self.precision, compile=self.compile, num_threads=self.threads)
@@ -159,6 +161,11 @@ class Plan(Options):
             able = ", ".join(name for name, backbone in BACKBONES.items() if backbone.steps)
             raise UsageError(f"{self.backbone} looks at each clip as a whole and cannot run --dense; these can: {able}")
         return DensePlan(steps, self.window, self.stride, self.tail)
+
+    @property
+    def pixels(self) -> PixelOptions:
+        """How stored frames become RGB."""
+        return PixelOptions(self.colour_matrix, self.deinterlace, self.square_pixels)
 
     @property
     def fusion(self) -> Fusion:
@@ -250,6 +257,7 @@ class Plan(Options):
             flow=self.describe_flow(),
             precision=None if self.precision == "auto" else self.precision,
             dense=None if (dense := self.dense_plan) is None else dense.describe(),
+            pixels=self.pixels.describe(),
         )
 
     def describe_flow(self, source: str | None = None) -> str | None:

@@ -12,8 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-NUMERICS = 1
-"""Increased when vid3d computes other numbers for the same recipe. A recipe without the key has 1."""
+NUMERICS = 2
+"""Increased when vid3d computes other numbers for the same recipe. A recipe without the key has 1.
+
+2: videos of more than 8 bits, nv12 and other rare pixel formats lose a bias of 1 to 2 grey levels, and grey videos of
+limited range get their contrast.
+"""
 
 _PROVENANCE = re.compile(r"runtime|versions(\..+)?|streams\.\w+\.weights")
 """The keys, with dots between the levels, that say where features came from; all others decide numbers."""
@@ -67,6 +71,8 @@ class Recipe:
     """Versions of vid3d and the packages it ran with; empty before the networks are loaded."""
     dense: str | None = None
     """How windows were pooled from one pass over the video; None if each ran by itself."""
+    pixels: str | None = None
+    """Choices about colours, interlacing and the shape of pixels; None for the defaults."""
     numerics: int = NUMERICS
     """See `NUMERICS`."""
 

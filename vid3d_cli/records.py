@@ -99,6 +99,8 @@ class VideoResult:
     num_lost_frames: int
     """Number of frames lost to damage."""
     recipe: Recipe
+    warnings: tuple[str, ...] = ()
+    """What may not be intended in how its frames were read (interlaced, HDR, …), one sentence each."""
 
     def features(self, stream: str | None = None) -> NDArray[np.float32]:
         """Return the clip features as a matrix.

@@ -50,6 +50,7 @@ RECIPE = Recipe(
     runtime="torch on cpu",
     precision="fp32",
     versions={"vid3d": "0.1.0"},
+    numerics=1,  # as in recipes from before this key
 )
 
 

@@ -44,6 +44,7 @@ RECIPE = Recipe(
     runtime="torch on cpu",
     precision="fp32",
     versions={"vid3d": "0.1.0"},
+    numerics=1,  # as in recipes from before this key
 )
 FORMATS = ["feats.npy", "feats.npz", "feats.h5", "feats.parquet", "feats", "feats+video_features"]
 NUM_CLIPS = {"in/a.mp4": 2, "in/sub/deep/b.mp4": 1, "in/c.mov": 3}

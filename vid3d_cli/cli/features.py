@@ -91,7 +91,8 @@ def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         digest = stream["weights_sha256"][:_SHOWN_DIGITS]
         yield name, f"{stream['weights']}, sha256 {digest}…; {stream['normalisation']}"
     fps = "native" if recipe["fps"] == "native" else f"{recipe['fps']} per second"
-    yield "frames", f"{fps}; {recipe['resize']}; crop {recipe['crops']}"
+    pixels = f"; {recipe['pixels']}" if recipe.get("pixels") else ""
+    yield "frames", f"{fps}; {recipe['resize']}; crop {recipe['crops']}{pixels}"
     if recipe["start_seconds"] or recipe["end_seconds"] is not None:
         end = "the end" if recipe["end_seconds"] is None else f"{recipe['end_seconds']:g} s"
         yield "span", f"from {recipe['start_seconds']:g} s to {end}"

@@ -30,7 +30,7 @@ def probe(
     nul_separated: NulSeparated = False,
     timeout: Timeout = TIMEOUT_SECONDS,
 ) -> None:
-    """Show codec, size, rotation, frame rate, frames declared and decoded, and damage of videos.
+    """Show codec, size, frame rate, frames declared and decoded, damage, colour tags and rotation of videos.
 
     Example: vid3d probe video.mp4
     """
@@ -69,8 +69,8 @@ def _to_record(info: VideoInfo) -> dict[str, Any]:
 def _print_table(infos: list[VideoInfo]) -> None:
     from .tables import make_console, make_table
 
-    narrow = ("codec", "size", "rotation", "fps", "seconds", "frames", "damaged")
-    table = make_table("video", *narrow, narrow=narrow)
+    narrow = ("codec", "size", "fps", "seconds", "frames", "damaged")
+    table = make_table("video", *narrow, "pixels", narrow=narrow)
     for info in infos:
         frames = _or_dash(info.num_frames_decoded)
         if info.num_frames_declared != info.num_frames_decoded:
@@ -79,13 +79,28 @@ def _print_table(infos: list[VideoInfo]) -> None:
             info.video,
             info.codec,
             f"{info.width}×{info.height}",
-            f"{info.rotation_degrees}°",
             f"{info.fps:.4g}",
             _or_dash(info.duration_seconds, ".2f"),
             frames,
             _or_dash(info.num_lost_frames),
+            _describe_pixels(info),
         )
     make_console().print(table)
+
+
+def _describe_pixels(info: VideoInfo) -> str:
+    """Return the tagged matrix, and what is unusual."""
+    facts = {
+        info.colour_matrix or "untagged": True,
+        f"{info.bit_depth} bit": info.bit_depth != 8,
+        "full range": info.colour_range == "full",
+        "HDR": info.is_hdr,
+        "alpha": info.has_alpha,
+        "interlaced": info.is_interlaced,
+        f"aspect {info.pixel_aspect:.3g}": info.pixel_aspect != 1,
+        f"turned {info.rotation_degrees}°": info.rotation_degrees != 0,
+    }
+    return ", ".join(fact for fact, holds in facts.items() if holds)
 
 
 def _or_dash(value: float | None, spec: str = "") -> str:

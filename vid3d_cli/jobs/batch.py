@@ -65,6 +65,7 @@ class Batch:
         self._results: Results | None = None
         self._num_clips_before = 0  # of the videos before the current one
         self._num_clips_done = 0
+        self._warned: set[str] = set()
 
     def work(self, rounds: Iterable[Iterable[Source]] | None = None) -> None:
         """Run the plan over all videos.
@@ -140,6 +141,10 @@ class Batch:
         self.progress.done += 1
         self._num_clips_done += len(result.clips)
         self._num_clips_before = self.progress.clips
+        for message in result.warnings:
+            if message not in self._warned:
+                self._warned.add(message)
+                self._on_event(Warned(f"{video}: {message} (said once)"))
         if result.num_lost_frames:
             self.lost_frames[video] = result.num_lost_frames
         self._on_event(VideoDone(video, len(result.clips), result.num_frames, result.num_lost_frames, self.progress))

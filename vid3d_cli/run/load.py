@@ -69,6 +69,7 @@ class Networks:
             num_frames=read.num_frames,
             num_lost_frames=read.num_lost_frames,
             recipe=replace(self.recipe, flow=read.flow),
+            warnings=read.warnings,
         )
 
 

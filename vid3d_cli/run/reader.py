@@ -42,6 +42,8 @@ class ReadVideo:
     """Number of frames lost to damage."""
     flow: str | None
     """How its flow was made; None without a flow stream."""
+    warnings: tuple[str, ...]
+    """See `VideoResult.warnings`."""
     windows: tuple[ClipSpan, ...]
     """The windows that a dense run pools; empty in any other run."""
 
@@ -85,7 +87,13 @@ class ClipReader:
         if plan.flow_files and "flow" in plan.networks:
             self.flow_files = open_flow_files(plan.flow_files, video, plan.bound_px)
         open_video = VideoReader if decoders is None else decoders.open
-        self.frames = open_video(video, fps=plan.fps, start_seconds=plan.start_seconds, end_seconds=plan.end_seconds)
+        self.frames = open_video(
+            video,
+            fps=plan.fps,
+            start_seconds=plan.start_seconds,
+            end_seconds=plan.end_seconds,
+            pixels=plan.pixels,
+        )
         info = self.frames.info
         try:
             check_resized_size(video, info.height, info.width, plan.resize_px)
@@ -138,6 +146,7 @@ class ClipReader:
             self.num_frames,
             self.frames.num_lost_frames,
             plan.describe_flow(None if files is None else files.description),
+            plan.pixels.warnings(self.frames.info),
             tuple(_span(index, window) for index, window in enumerate(self._cut(self._shown))),
         )
 

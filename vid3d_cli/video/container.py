@@ -178,6 +178,12 @@ def average_rate(stream: av.VideoStream) -> Fraction:
     return next((_fraction(rate) for rate in rates if rate and _fraction(rate) >= 1 / MAX_JUMP_SECONDS), _DEFAULT_RATE)
 
 
+def pixel_aspect(stream: av.VideoStream) -> Fraction:
+    """Return how wide a pixel is, as a multiple of its height; 1 if the file says nothing plausible."""
+    aspect = _fraction(stream.sample_aspect_ratio)
+    return aspect if Fraction(1, 4) <= aspect <= 4 else Fraction(1)
+
+
 def declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction | None:
     """Return the seconds that the stream's header declares, else the container's; None if neither does."""
     # AVI's header gives one rate for both: where that is damaged, the duration is too.

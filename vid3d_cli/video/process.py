@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from ..errors import DecoderDied, DecoderFailed, DecoderHangs, OutOfMemory, ResourceError, UsageError, Vid3dError
 from ..records import Frame
 from . import TIMEOUT_SECONDS as TIMEOUT_SECONDS  # defined there for the command line, which starts without PyAV
+from .pixels import PixelOptions
 from .reader import VideoInfo
 from .slots import Slots, create_file
 
@@ -105,6 +106,7 @@ class ReadRequest(NamedTuple):
     fps: Fraction | None
     start_seconds: float
     end_seconds: float | None
+    pixels: PixelOptions
 
 
 class Opened(NamedTuple):
@@ -196,9 +198,10 @@ class Decoders:
         fps: Fraction | None = None,
         start_seconds: float = 0.0,
         end_seconds: float | None = None,
+        pixels: PixelOptions = PixelOptions(),  # noqa: B008  (immutable)
     ) -> DecodedVideo:
         """Open a video; for the arguments see `VideoReader`, for the errors `DecodedVideo`."""
-        return DecodedVideo(ReadRequest(video, fps, start_seconds, end_seconds), self)
+        return DecodedVideo(ReadRequest(video, fps, start_seconds, end_seconds, pixels), self)
 
     def lend(self) -> _Decoder:
         """Return a living process for one video.

@@ -21,6 +21,7 @@ from typing import Any
 import av
 import av.error
 import av.video
+from av.video.reformatter import ColorTrc
 
 from ..errors import NoFrames, VideoError
 from ..records import Frame
@@ -33,9 +34,12 @@ from .container import (
     declared_duration,
     is_rereadable,
     open_container,
+    pixel_aspect,
     time_base,
 )
-from .rgb import Orientation, RgbConverter
+from .interlacing import deinterlace
+from .pixels import PixelOptions
+from .rgb import FULL, LIMITED, MATRIX_NAMES, Orientation, RgbConverter
 from .sources import is_url
 
 SEEK_FROM_SECONDS = 5.0
@@ -80,6 +84,25 @@ class VideoInfo:
     """FFmpeg's name of the container format: "mov,mp4,m4a,3gp,3g2,mj2"."""
     pixel_format: str
     """FFmpeg's name of how pixels are stored: "yuv420p"."""
+    bit_depth: int
+    """Bits of a colour component."""
+    has_alpha: bool
+    """Whether there is transparency; vid3d drops it."""
+    colour_matrix: str | None
+    """FFmpeg's name of the tagged YUV matrix: "bt709"; None without a tag."""
+    colour_range: str | None
+    """The tagged range: "limited" or "full"; None without a tag."""
+    transfer: str | None
+    """FFmpeg's name of the tagged transfer: "smpte2084" (PQ) and "arib_std_b67" (HLG) are HDR; None without a tag."""
+    is_interlaced: bool
+    """Whether the first frame is interlaced."""
+    pixel_aspect: float
+    """How wide a pixel is, as a multiple of its height; 1 if the file does not say."""
+
+    @property
+    def is_hdr(self) -> bool:
+        """Whether the transfer is that of HDR, PQ or HLG."""
+        return self.transfer in ("smpte2084", "arib_std_b67")
 
 
 class VideoReader:
@@ -96,6 +119,7 @@ class VideoReader:
         fps: yield the frame shown at every tick k/fps; None for the frames as they are.
         start_seconds: skip frames that start earlier; times stay those of the file.
         end_seconds: skip frames that start at this time or later.
+        pixels: how to convert frames to RGB.
 
     Raises:
         VideoError: the video cannot be used; the class says why. The loop raises `NoFrames` if the span is empty.
@@ -109,15 +133,19 @@ class VideoReader:
         fps: Fraction | None = None,
         start_seconds: float = 0.0,
         end_seconds: float | None = None,
+        pixels: PixelOptions = PixelOptions(),  # noqa: B008  (immutable)
     ) -> None:
         check_span(fps, start_seconds, end_seconds)
+        pixels.check()
         self._video = video
         self._fps = None if fps is None else Fraction(fps)
         self._start_seconds = start_seconds
         self._end_seconds = math.inf if end_seconds is None else end_seconds
         self._pass = _Pass(video)
         self._is_fresh = True  # the first iteration uses the pass that opening began
-        self._info = _header_info(self._pass)
+        self._deinterlaces = pixels.deinterlace
+        self._converter = RgbConverter(video, self._pass.first, pixel_aspect(self._pass.stream), pixels)
+        self._info = _header_info(self._pass, self._converter)
         # Weak, so that an iteration that is dropped half-way ends at once and closes the file.
         self._iterator: weakref.ref[Generator[Frame, None, None]] | None = None
 
@@ -216,7 +244,8 @@ class VideoReader:
         """Yield the frames of the span; closing this generator closes the file."""
         try:
             frames = self._timed_frames()
-            converter = RgbConverter(self._video, self._pass.first)
+            if self._deinterlaces:
+                frames = deinterlace(self._video, frames)
             shown_frames = (
                 until_next(frames)
                 if self._fps is None
@@ -229,7 +258,7 @@ class VideoReader:
                     break
                 # Compared as floats, so that a time that was reported for a frame finds that frame again.
                 if start_seconds >= self._start_seconds:
-                    yield Frame(num_frames, start_seconds, float(end), converter.convert(shown.item))
+                    yield Frame(num_frames, start_seconds, float(end), self._converter.convert(shown.item))
                     num_frames += 1
             if not num_frames:
                 raise NoFrames(self._video, self._why_no_frames(float(end)))
@@ -469,16 +498,16 @@ class _Pass:
         return num_lost
 
 
-def _header_info(one_pass: _Pass) -> VideoInfo:
+def _header_info(one_pass: _Pass, converter: RgbConverter) -> VideoInfo:
     container, stream, first = one_pass.container, one_pass.stream, one_pass.first
-    rotation_degrees = Orientation.of(first).rotation_degrees
-    is_turned = rotation_degrees % 180 == 90
+    components = first.format.components
+    height, width = converter.size
     return VideoInfo(
         video=one_pass.video,
         codec=stream.codec_context.name,
-        width=first.height if is_turned else first.width,
-        height=first.width if is_turned else first.height,
-        rotation_degrees=rotation_degrees,
+        width=width,
+        height=height,
+        rotation_degrees=Orientation.of(first).rotation_degrees,
         fps=float(one_pass.rate),
         duration_seconds=None if one_pass.declared_duration is None else float(one_pass.declared_duration),
         num_frames_declared=stream.frames or None,
@@ -487,4 +516,11 @@ def _header_info(one_pass: _Pass) -> VideoInfo:
         size_bytes=container.size if container.size and container.size > 0 else None,  # negative: unknown to PyAV 18
         container=container.format.name,
         pixel_format=first.format.name,
+        bit_depth=max(component.bits for component in components),
+        has_alpha=any(component.is_alpha for component in components),
+        colour_matrix=MATRIX_NAMES.get(first.colorspace),
+        colour_range={LIMITED: "limited", FULL: "full"}.get(first.color_range),
+        transfer={trc.value: trc.name.lower() for trc in ColorTrc if trc.name != "UNSPECIFIED"}.get(first.color_trc),
+        is_interlaced=first.interlaced_frame,
+        pixel_aspect=float(pixel_aspect(stream)),
     )
