@@ -20,7 +20,8 @@ def option(default: Any, help: str, group: str, **cli: Any) -> Any:  # noqa: A00
         help: one sentence, for the command line and for `help(Options)`.
         group: one of the groups above.
         **cli: facts for the command line: `flags`, `metavar`, `min`, `shown` (the default, in words), `type` (if it
-            differs from Python's), and `commands` (those that have the option; by default all).
+            differs from Python's), `commands` (those that have the option; by default all), and `common` (if
+            `--help` shows it, as well as `--help-all`).
     """
     default_factory = {"default_factory": dict} if default == {} else {"default": default}
     return field(**default_factory, metadata={"help": help, "group": group, **cli})
@@ -30,13 +31,16 @@ def option(default: Any, help: str, group: str, **cli: Any) -> Any:  # noqa: A00
 class Options:
     """The options of a run. `Plan.make` checks them and fills in the model's defaults."""
 
-    model: str = option("i3d", "Model; see: vid3d models", MODEL, flags=("--model", "-m"))
-    streams: str = option("both", "Streams to run; both means all that have weights.", MODEL, metavar="rgb|flow|both")
+    model: str = option("i3d", "Model; see: vid3d models", MODEL, flags=("--model", "-m"), metavar="MODEL", common=True)
+    streams: str = option(
+        "both", "Streams to run; both means all that have weights.", MODEL, metavar="rgb|flow|both", common=True
+    )
     weights: Mapping[str, str | Path] = option(
         {},
         "Your own checkpoint for a stream, as in rgb=my.pt; repeatable.",
         MODEL,
         metavar="STREAM=FILE",
+        common=True,
         type=list[str] | None,
     )
     variant: str | None = option(
@@ -51,13 +55,15 @@ class Options:
         commands=("classify",),
     )
     fps: str | float | Fraction | None = option(
-        None, "Frames per second to read.", CLIPS, metavar="native|N", shown="the model's", type=str | None
+        None, "Frames per second to read.", CLIPS, metavar="native|N", shown="the model's", type=str | None, common=True
     )
     start_seconds: float = option(0.0, "Where to start reading.", CLIPS, flags=("--start",), metavar="SECONDS", min=0.0)
     end_seconds: float | None = option(
         None, "Where to stop reading.", CLIPS, flags=("--end",), metavar="SECONDS", shown="end of video"
     )
-    window: int | None = option(None, "Frames in a clip.", CLIPS, metavar="FRAMES", min=1, shown="the model's")
+    window: int | None = option(
+        None, "Frames in a clip.", CLIPS, metavar="FRAMES", min=1, shown="the model's", common=True
+    )
     stride: int | None = option(
         None,
         "Frames from the start of one clip to the start of the next.",
@@ -65,6 +71,7 @@ class Options:
         metavar="FRAMES",
         min=1,
         shown="the window",
+        common=True,
     )
     tail: str = option(
         "pad",
@@ -120,7 +127,11 @@ class Options:
         "logits", "What the fusion sums.", MODEL, metavar="logits|probs", commands=("classify", "evaluate")
     )
     device: str = option(
-        "auto", "Where the networks run; several GPUs: cuda:0,1 or cuda:all.", MACHINE, metavar="auto|cpu|cuda[:i]|mps"
+        "auto",
+        "Where the networks run; several GPUs: cuda:0,1 or cuda:all.",
+        MACHINE,
+        metavar="auto|cpu|cuda[:i]|mps",
+        common=True,
     )
     runtime: str = option(
         "auto",
