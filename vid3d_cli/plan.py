@@ -27,6 +27,7 @@ from .options import Options
 from .recipe import Recipe, StreamRecipe
 from .records import STREAMS
 from .runtimes import check_runtime_options
+from .suggest import check_known
 from .video.clock import check_span, parse_fps
 
 Fetch = Callable[[WeightsFile], Path]
@@ -141,8 +142,8 @@ class Plan(Options):
             raise UsageError(
                 f"{name} needs a window that is a multiple of {backbone.frame_multiple} frames, got {self.window}"
             )
-        if self.layer is not None and self.layer not in backbone.layers:
-            raise UsageError(f"{name} has no layer '{self.layer}': choose one of {', '.join(backbone.layers)}")
+        if self.layer is not None:
+            check_known(self.layer, backbone.layers, f"{name} has no layer '{self.layer}'")
         self.dense_plan  # noqa: B018  (raises)
 
     @property
@@ -297,8 +298,7 @@ def _select_streams(asked: str, entry: ModelEntry, own: Mapping[str, str | Path]
         UsageError: an unknown name, or a stream that the model does not have.
         WeightsUnavailable: there are no public weights, and none of the user's own.
     """
-    if asked not in (*STREAMS, "both"):
-        raise UsageError(f"unknown stream '{asked}': choose one of {', '.join(STREAMS)}, both")
+    check_known(asked, (*STREAMS, "both"), f"unknown stream '{asked}'")
     if asked != "both" and asked not in entry.streams:
         raise UsageError(f"{entry.name} has no {asked} stream; it has: {', '.join(entry.streams)}")
     candidates = tuple(entry.streams) if asked == "both" else (asked,)
@@ -362,8 +362,7 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
         raise UsageError("--dense runs one long stretch of frames at a time: leave out --dense or --batch-size")
     if options.batch_size is not None and options.batch_size < 1:
         raise UsageError(f"the batch size must be at least 1, got {options.batch_size}")
-    if options.pool not in POOLS:
-        raise UsageError(f"unknown pooling '{options.pool}': choose one of {', '.join(POOLS)}")
+    check_known(options.pool, POOLS, f"unknown pooling '{options.pool}'")
     if options.layer is None and options.pool != "avg":
         raise UsageError(f"--pool {options.pool} pools the map of a layer: name one with --layer")
     if options.variant and not options.weights:
