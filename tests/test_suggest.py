@@ -30,7 +30,7 @@ def test_the_closest_name_is_suggested(name, known, meant):
 @pytest.mark.parametrize(
     ("name", "known", "text"),
     [
-        ("Pad", ["pad", "drop"], "what: did you mean 'pad'? choose one of pad, drop"),
+        ("Pad", ["pad", "drop"], "what: did you mean 'pad'? Choose one of pad, drop"),
         ("x", ["pad", "drop"], "what: choose one of pad, drop"),
         ("name_4", [f"name_{i}x" for i in range(9)], "what: did you mean 'name_4x'?"),
     ],

@@ -8,6 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .flow import METHODS
+
 MODEL, CLIPS, FLOW, MACHINE = "Model", "Frames and clips", "Optical flow", "Machine"
 """The groups of options in the help."""
 
@@ -44,7 +46,7 @@ class Options:
         type=list[str] | None,
     )
     variant: str | None = option(
-        None, "Variant of the backbone, for your own checkpoints; see: vid3d models show.", MODEL, metavar="NAME"
+        None, "Variant of the backbone, for your own checkpoints; see: vid3d models show.", MODEL, metavar="VARIANT"
     )
     labels: str | Path | Sequence[str] | None = option(
         None,
@@ -57,9 +59,17 @@ class Options:
     fps: str | float | Fraction | None = option(
         None, "Frames per second to read.", CLIPS, metavar="native|N", shown="the model's", type=str | None, common=True
     )
-    start_seconds: float = option(0.0, "Where to start reading.", CLIPS, flags=("--start",), metavar="SECONDS", min=0.0)
-    end_seconds: float | None = option(
-        None, "Where to stop reading.", CLIPS, flags=("--end",), metavar="SECONDS", shown="end of video"
+    start_seconds: float | str = option(
+        0.0, "Where to start reading: seconds, or 1:30.", CLIPS, flags=("--start",), metavar="TIME", type=str
+    )
+    end_seconds: float | str | None = option(
+        None,
+        "Where to stop reading: seconds, or 1:30.",
+        CLIPS,
+        flags=("--end",),
+        metavar="TIME",
+        shown="end of video",
+        type=str | None,
     )
     window: int | None = option(
         None, "Frames in a clip.", CLIPS, metavar="FRAMES", min=1, shown="the model's", common=True
@@ -90,7 +100,7 @@ class Options:
         None,
         "Extract the features of this layer; see: vid3d models show.",
         CLIPS,
-        metavar="NAME",
+        metavar="LAYER",
         shown="before the classifier",
         commands=("extract",),
     )
@@ -104,9 +114,7 @@ class Options:
     keep_crops: bool = option(
         False, "Keep the features of every crop, (N, crops, D), instead of their mean.", CLIPS, commands=("extract",)
     )
-    flow: str = option(
-        "dis", "Flow method: dis, dis-ultrafast, dis-fast, dis-medium, farneback or tvl1.", FLOW, metavar="METHOD"
-    )
+    flow: str = option("dis", f"Flow method: {', '.join(METHODS)}.", FLOW, metavar="METHOD")
     flow_files: Path | None = option(
         None, "Read ready-made flow instead: flow_x_00001.jpg …, or .npz.", FLOW, metavar="DIR|NPZ"
     )

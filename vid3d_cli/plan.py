@@ -28,7 +28,7 @@ from .recipe import Recipe, StreamRecipe
 from .records import STREAMS
 from .runtimes import check_runtime_options
 from .suggest import check_known
-from .video.clock import check_span, parse_fps
+from .video.clock import check_span, parse_fps, parse_seconds
 
 Fetch = Callable[[WeightsFile], Path]
 """Finds or downloads a published checkpoint; None stands for `models.weights.pull`."""
@@ -63,6 +63,8 @@ class Plan(Options):
     """Class names; None if only the checkpoint shows how many classes there are."""
     fps: Fraction | None
     """Frames per second to read; None for the video's own."""
+    start_seconds: float
+    end_seconds: float | None
     window: int
     stride: int
     backbone: str
@@ -103,6 +105,8 @@ class Plan(Options):
             "variant": variant,
             "labels": _read_labels(options, entry),
             "fps": entry.fps if options.fps is None else parse_fps(str(options.fps)),
+            "start_seconds": parse_seconds(options.start_seconds),
+            "end_seconds": None if options.end_seconds is None else parse_seconds(options.end_seconds),
             "window": window,
             "stride": trained_stride if options.stride is None else options.stride,
             "backbone": entry.backbone,
@@ -350,7 +354,7 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
     """Raise UsageError for options that exclude each other."""
     if "flow" in streams and not options.flow_files:
         find_flow_method(options.flow)
-    if options.flow_files and options.start_seconds:
+    if options.flow_files and parse_seconds(options.start_seconds):
         raise UsageError("ready-made flow starts at the first frame: it cannot be used with --start")
     if options.resize_only and options.crops != 1:
         raise UsageError("--resize-only runs whole frames, without a crop: leave out --resize-only or --crops")

@@ -30,5 +30,7 @@ def check_known(name: str, known: Iterable[str], problem: str) -> None:
     """
     known = list(known)
     if name not in known:
-        hint, choice = did_you_mean(name, known), f"choose one of {', '.join(known)}"
-        raise UsageError(f"{problem}: {hint if len(known) > MAX_LISTED and hint else f'{hint} {choice}'.lstrip()}")
+        hint, names = did_you_mean(name, known), ", ".join(known)
+        if hint and len(known) <= MAX_LISTED:
+            hint += f" Choose one of {names}"
+        raise UsageError(f"{problem}: {hint or f'choose one of {names}'}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, Vid3dError
+from .command import App
 from .console import duration, log, plural, shows_bars, stdout_is_terminal
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..features.entries import VideoFeatures
     from ..features.merging import Merged
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, check, merge, convert and compare features.")
+app = App(help="Inspect, check, merge, convert and compare features.")
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="Output of vid3d extract.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete an existing output and start over.")]
@@ -111,7 +112,10 @@ def get(
     file: File,
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="Path or stem of the video, or the end of either.")],
     at: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Only the clips that cover this moment.", show_default="all")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Only the clips that cover this moment: seconds, or 1:30.", show_default="all"
+        ),
     ] = None,
 ) -> None:
     """Show the rows of a video. In a pipe: JSON lines with all numbers.
@@ -120,10 +124,11 @@ def get(
     """
     from ..features.inspection import find_video, read_verified, rows_at
     from ..features.stores import open_store
+    from ..video.clock import parse_seconds
 
     with open_store(file) as store:
         features = read_verified(store, find_video(store.entries(), video))
-        rows = range(len(features.spans)) if at is None else rows_at(features, at)
+        rows = range(len(features.spans)) if at is None else rows_at(features, parse_seconds(at))
         (_print_rows if stdout_is_terminal() else _echo_rows)(features, rows)
 
 

@@ -10,14 +10,13 @@ import typer
 
 from ..errors import EXIT_OK, EXIT_WEIGHTS, WeightsError
 from . import inflate
+from .command import App
 from .console import download_bar, log, stdout_is_terminal
 
 if TYPE_CHECKING:
     from ..models.manifest import WeightsFile
 
-app = typer.Typer(
-    no_args_is_help=True, help="List, download, verify and add the checkpoints of the models; inflate 2-D ones."
-)
+app = App(help="List, download, verify and add the checkpoints of the models; inflate 2-D ones.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, or one stream of it: i3d.kinetics400:rgb")]
 
