@@ -168,13 +168,25 @@ def _model_row(entry: Any) -> list[str]:
         _code(row["model"]) + (" (default)" if row["default"] else ""),
         "; ".join([", ".join(row["streams"]) or "own weights", *missing]),
         models.describe_clip(row),
-        models.describe_input(row),
-        *models.describe_size(row),
+        _describe_input(row),
+        *_describe_size(row),
         str(row["feature_dim"]),
         models.describe_classes(row),
         f"{scores} ({on})" if on else scores,
         row["licence"].split(" (")[0] if row["streams"] else "–",
     ]
+
+
+def _describe_input(row: Any) -> str:
+    """Return the pixels of the resized frame (shorter side, or height × width) and of its crop: "256→224"."""
+    resized, crop = row["input"]["resize_px"], row["input"]["crop_px"]
+    return f"{resized if isinstance(resized, int) else '×'.join(map(str, resized))}→{crop}"
+
+
+def _describe_size(row: Any) -> tuple[str, str]:
+    """Return parameters and multiply-adds of the rgb network: ("12.7 M", "111.2 G")."""
+    stream = next(iter(row["parameters"]))
+    return f"{row['parameters'][stream] / 1e6:.1f} M", f"{row['multiply_adds'][stream] / 1e9:.1f} G"
 
 
 def replace_part(text: str, name: str, part: str) -> str:
