@@ -71,9 +71,11 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse; a group with a default command runs it if no other command is named."""
+        if ctx.resilient_parsing:  # for completion
+            return super().parse_args(ctx, args)
         if self.default and (not args or args[0] not in (*self.commands, *ctx.help_option_names)):
             args = [self.default, *args]
-        if not args and not ctx.resilient_parsing:
+        if not args:
             typer.echo(self.get_help(ctx), err=True)
             raise typer.Exit(EXIT_USAGE)
         return super().parse_args(ctx, args)
@@ -130,6 +132,7 @@ _NAMES: dict[str, Callable[[Any], Iterable[str]]] = {
 def _completing(function: Any) -> Any:
     """Return the function of a command; its options and arguments now complete in the shell."""
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        function.__annotations__[parameter.name] = parameter.annotation  # evaluated once, so that Typer sees the change
         for info in getattr(parameter.annotation, "__metadata__", ()):
             if isinstance(metavar := getattr(info, "metavar", None), str) and not info.autocompletion:
                 info.autocompletion = _completion(metavar)

@@ -36,7 +36,7 @@ def inflate(
 ) -> None:
     """Convert a 2-D ImageNet checkpoint into a 3-D initialisation for training; it recognises no actions yet.
 
-    Example: vid3d weights inflate googlenet-1378be20.pth --to i3d --classes 51 --out i3d_start.safetensors
+    Example: vid3d weights inflate googlenet-1378be20.pth --to i3d --out i3d_start.safetensors
     """
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: name a .safetensors file")
