@@ -24,7 +24,7 @@ from vid3d_cli.recipe import deciding_differences, provenance_differences
         ({"fps": "fast"}, "fast"),
         ({"fuse": "1:1:1"}, "two numbers"),
         ({"fuse": "0:0"}, "two numbers"),
-        ({"fuse_on": "ranks"}, "choose logits or probs"),
+        ({"fuse_on": "ranks"}, "choose one of logits, probs"),
         ({"start_seconds": 2.0, "end_seconds": 1.0}, "after the start"),
         ({"flow_files": "x", "start_seconds": 2.0}, "cannot be used with --start"),
     ],

@@ -16,6 +16,8 @@ from typing import Any
 
 import typer
 
+from vid3d_cli.cli.help import describe_default, describe_metavar, options_of
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 _GENERATED = "<!-- Written by `python tools/write_docs.py`. Do not edit. -->"
@@ -59,7 +61,7 @@ def _describe_command(name: str, command: Any, shared: dict[str, list[list[str]]
     yield from (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()))
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     children = [child for child, inner in getattr(command, "commands", {}).items() if not inner.hidden]
-    words = ["vid3d", name, "COMMAND" if children else "", "[OPTIONS]", *map(_metavar, arguments)]
+    words = ["vid3d", name, "COMMAND" if children else "", "[OPTIONS]", *map(describe_metavar, arguments)]
     usage = f"usage:    {' '.join(filter(None, words))}"
     yield "\n".join(["```text", usage, *([f"example:  {' '.join(example.split())}"] if example else []), "```"])
     if children:
@@ -67,10 +69,10 @@ def _describe_command(name: str, command: Any, shared: dict[str, list[list[str]]
         yield "Commands: " + ", ".join(f"[`{full}`](#vid3d-{full.replace(' ', '-')})" for full in names) + "."
     if arguments:
         yield _table("argument", [_row(argument) for argument in arguments])
-    all_rows = [_row(param) for param in _options(command)]
+    all_rows = [_row(param) for param in options_of(command)]
     has_all = {panel: all(row in all_rows for row in rows) for panel, rows in shared.items()}
     own, panels = [], []
-    for param in _options(command):
+    for param in options_of(command):
         row, panel = _row(param), param.rich_help_panel
         if has_all.get(panel) and row in shared[panel]:
             panels.append(panel)
@@ -78,16 +80,10 @@ def _describe_command(name: str, command: Any, shared: dict[str, list[list[str]]
             own.append(row)
     if own:
         yield _table("option", own)
+    if command.epilog:
+        yield str(command.epilog)
     if panels:
         yield "Also: " + ", ".join(f"[{p}](#{p.lower().replace(' ', '-')})" for p in dict.fromkeys(panels)) + "."
-
-
-def _options(command: Any) -> list[Any]:
-    return [
-        param
-        for param in command.params
-        if param.param_type_name == "option" and not param.hidden and "--help" not in param.opts
-    ]
 
 
 def _find_shared_options(commands: dict[str, Any]) -> dict[str, list[list[str]]]:
@@ -95,7 +91,7 @@ def _find_shared_options(commands: dict[str, Any]) -> dict[str, list[list[str]]]
     panels: dict[str, list[list[list[str]]]] = {}
     for command in commands.values():
         rows: dict[str, list[list[str]]] = {}
-        for param in _options(command):
+        for param in options_of(command):
             if param.rich_help_panel:
                 rows.setdefault(param.rich_help_panel, []).append(_row(param))
         for panel, its_rows in rows.items():
@@ -110,31 +106,13 @@ def _find_shared_options(commands: dict[str, Any]) -> dict[str, list[list[str]]]
 
 def _row(param: Any) -> list[str]:
     """Return name, help and default of an option or argument."""
+    default = describe_default(param)
+    default = default if isinstance(param.show_default, str) or not default else _code(default)
     if param.param_type_name == "argument":
-        return [_code(_metavar(param)), _text(param.help), _default(param)]
-    names = ", ".join(_code(name) for name in param.opts)
-    if param.secondary_opts:
-        names += " / " + ", ".join(_code(name) for name in param.secondary_opts)
-    metavar = "" if param.is_flag else " " + _code(_metavar(param))
-    return [names + metavar, _text(param.help), "required" if param.required else _default(param)]
-
-
-def _metavar(param: Any) -> str:
-    is_number = isinstance(param.default, int | float) or getattr(param, "min", None) is not None
-    metavar = str(param.metavar or ("N" if is_number else "TEXT"))
-    is_optional = param.param_type_name == "argument" and not param.required
-    return f"[{metavar.strip('[]')}]" if is_optional else metavar
-
-
-def _default(param: Any) -> str:
-    """Return the default as the help shows it."""
-    if isinstance(param.show_default, str):
-        return param.show_default.strip("()")
-    if param.param_type_name == "argument" or param.default is None or param.default is False or not param.show_default:
-        return ""
-    if param.default is True:
-        return _code(param.opts[0]) if param.secondary_opts else "on"
-    return _code(str(param.default))
+        return [_code(describe_metavar(param)), _text(param.help), default]
+    names = " / ".join(", ".join(map(_code, opts)) for opts in (param.opts, param.secondary_opts) if opts)
+    metavar = "" if param.is_flag else " " + _code(describe_metavar(param))
+    return [names + metavar, _text(param.help), "required" if param.required else default]
 
 
 def _code(text: str) -> str:
@@ -190,13 +168,25 @@ def _model_row(entry: Any) -> list[str]:
         _code(row["model"]) + (" (default)" if row["default"] else ""),
         "; ".join([", ".join(row["streams"]) or "own weights", *missing]),
         models.describe_clip(row),
-        models.describe_input(row),
-        *models.describe_size(row),
+        _describe_input(row),
+        *_describe_size(row),
         str(row["feature_dim"]),
         models.describe_classes(row),
         f"{scores} ({on})" if on else scores,
         row["licence"].split(" (")[0] if row["streams"] else "–",
     ]
+
+
+def _describe_input(row: Any) -> str:
+    """Return the pixels of the resized frame (shorter side, or height × width) and of its crop: "256→224"."""
+    resized, crop = row["input"]["resize_px"], row["input"]["crop_px"]
+    return f"{resized if isinstance(resized, int) else '×'.join(map(str, resized))}→{crop}"
+
+
+def _describe_size(row: Any) -> tuple[str, str]:
+    """Return parameters and multiply-adds of the rgb network: ("12.7 M", "111.2 G")."""
+    stream = next(iter(row["parameters"]))
+    return f"{row['parameters'][stream] / 1e6:.1f} M", f"{row['multiply_adds'][stream] / 1e9:.1f} G"
 
 
 def replace_part(text: str, name: str, part: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from .plan import Plan
 from .records import VideoResult
 from .run import local
 from .run.local import OnClips, OnFailure
+from .suggest import check_known
 from .video import TIMEOUT_SECONDS
 from .video.sources import find_sources
 
@@ -192,9 +192,7 @@ def make_plan(**options: Any) -> Plan:
     if unknown := [name for name in options if name not in known]:
         if unknown[0] in (*_FORM_OPTIONS, *_JOB_OPTIONS):
             raise UsageError(f"{unknown[0]} is an option of extract with out: give out, or leave {unknown[0]} out")
-        close = difflib.get_close_matches(unknown[0], [*known, *_FORM_OPTIONS, *_JOB_OPTIONS], n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(known)}"
-        raise UsageError(f"unknown option '{unknown[0]}': {hint}")
+        check_known(unknown[0], [*known, *_FORM_OPTIONS, *_JOB_OPTIONS], f"unknown option '{unknown[0]}'")
     return Plan.make(Options(**options))
 
 

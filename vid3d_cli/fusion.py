@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 from .records import FUSED, STREAMS, ClipOutput, Prediction
+from .suggest import check_known
 
 Logits = NDArray[np.float32]
 
@@ -38,8 +39,7 @@ class Fusion:
             raise UsageError(
                 f"cannot parse the fusion weights '{text}': give two numbers for rgb and flow, such as 1:1 or 1:1.5"
             )
-        if on not in ("logits", "probs"):
-            raise UsageError(f"cannot fuse on '{on}': choose logits or probs")
+        check_known(on, ("logits", "probs"), f"cannot fuse on '{on}'")
         return cls(dict(zip(STREAMS, weights, strict=True)), on)
 
     def __call__(self, logits: Mapping[str, Logits]) -> Logits:

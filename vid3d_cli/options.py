@@ -8,6 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .flow import METHODS
+
 MODEL, CLIPS, FLOW, MACHINE = "Model", "Frames and clips", "Optical flow", "Machine"
 """The groups of options in the help."""
 
@@ -20,7 +22,8 @@ def option(default: Any, help: str, group: str, **cli: Any) -> Any:  # noqa: A00
         help: one sentence, for the command line and for `help(Options)`.
         group: one of the groups above.
         **cli: facts for the command line: `flags`, `metavar`, `min`, `shown` (the default, in words), `type` (if it
-            differs from Python's), and `commands` (those that have the option; by default all).
+            differs from Python's), `commands` (those that have the option; by default all), and `common` (if
+            `--help` shows it, as well as `--help-all`).
     """
     default_factory = {"default_factory": dict} if default == {} else {"default": default}
     return field(**default_factory, metadata={"help": help, "group": group, **cli})
@@ -30,17 +33,20 @@ def option(default: Any, help: str, group: str, **cli: Any) -> Any:  # noqa: A00
 class Options:
     """The options of a run. `Plan.make` checks them and fills in the model's defaults."""
 
-    model: str = option("i3d", "Model; see: vid3d models", MODEL, flags=("--model", "-m"))
-    streams: str = option("both", "Streams to run; both means all that have weights.", MODEL, metavar="rgb|flow|both")
+    model: str = option("i3d", "Model; see: vid3d models", MODEL, flags=("--model", "-m"), metavar="MODEL", common=True)
+    streams: str = option(
+        "both", "Streams to run; both means all that have weights.", MODEL, metavar="rgb|flow|both", common=True
+    )
     weights: Mapping[str, str | Path] = option(
         {},
         "Your own checkpoint for a stream, as in rgb=my.pt; repeatable.",
         MODEL,
         metavar="STREAM=FILE",
+        common=True,
         type=list[str] | None,
     )
     variant: str | None = option(
-        None, "Variant of the backbone, for your own checkpoints; see: vid3d models show.", MODEL, metavar="NAME"
+        None, "Variant of the backbone, for your own checkpoints; see: vid3d models show.", MODEL, metavar="VARIANT"
     )
     labels: str | Path | Sequence[str] | None = option(
         None,
@@ -51,13 +57,23 @@ class Options:
         commands=("classify",),
     )
     fps: str | float | Fraction | None = option(
-        None, "Frames per second to read.", CLIPS, metavar="native|N", shown="the model's", type=str | None
+        None, "Frames per second to read.", CLIPS, metavar="native|N", shown="the model's", type=str | None, common=True
     )
-    start_seconds: float = option(0.0, "Where to start reading.", CLIPS, flags=("--start",), metavar="SECONDS", min=0.0)
-    end_seconds: float | None = option(
-        None, "Where to stop reading.", CLIPS, flags=("--end",), metavar="SECONDS", shown="end of video"
+    start_seconds: float | str = option(
+        0.0, "Where to start reading: seconds, or 1:30.", CLIPS, flags=("--start",), metavar="TIME", type=str
     )
-    window: int | None = option(None, "Frames in a clip.", CLIPS, metavar="FRAMES", min=1, shown="the model's")
+    end_seconds: float | str | None = option(
+        None,
+        "Where to stop reading: seconds, or 1:30.",
+        CLIPS,
+        flags=("--end",),
+        metavar="TIME",
+        shown="end of video",
+        type=str | None,
+    )
+    window: int | None = option(
+        None, "Frames in a clip.", CLIPS, metavar="FRAMES", min=1, shown="the model's", common=True
+    )
     stride: int | None = option(
         None,
         "Frames from the start of one clip to the start of the next.",
@@ -65,6 +81,7 @@ class Options:
         metavar="FRAMES",
         min=1,
         shown="the window",
+        common=True,
     )
     tail: str = option(
         "pad",
@@ -91,7 +108,7 @@ class Options:
         None,
         "Extract the features of this layer; see: vid3d models show.",
         CLIPS,
-        metavar="NAME",
+        metavar="LAYER",
         shown="before the classifier",
         commands=("extract",),
     )
@@ -105,9 +122,7 @@ class Options:
     keep_crops: bool = option(
         False, "Keep the features of every crop, (N, crops, D), instead of their mean.", CLIPS, commands=("extract",)
     )
-    flow: str = option(
-        "dis", "Flow method: dis, dis-ultrafast, dis-fast, dis-medium, farneback or tvl1.", FLOW, metavar="METHOD"
-    )
+    flow: str = option("dis", f"Flow method: {', '.join(METHODS)}.", FLOW, metavar="METHOD")
     flow_files: Path | None = option(
         None, "Read ready-made flow instead: flow_x_00001.jpg …, or .npz.", FLOW, metavar="DIR|NPZ"
     )
@@ -128,7 +143,11 @@ class Options:
         "logits", "What the fusion sums.", MODEL, metavar="logits|probs", commands=("classify", "evaluate")
     )
     device: str = option(
-        "auto", "Where the networks run; several GPUs: cuda:0,1 or cuda:all.", MACHINE, metavar="auto|cpu|cuda[:i]|mps"
+        "auto",
+        "Where the networks run; several GPUs: cuda:0,1 or cuda:all.",
+        MACHINE,
+        metavar="auto|cpu|cuda[:i]|mps",
+        common=True,
     )
     runtime: str = option(
         "auto",

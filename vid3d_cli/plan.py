@@ -27,7 +27,8 @@ from .options import Options
 from .recipe import Recipe, StreamRecipe
 from .records import STREAMS
 from .runtimes import check_runtime_options
-from .video.clock import check_span, parse_fps
+from .suggest import check_known
+from .video.clock import check_span, parse_fps, parse_seconds
 from .video.pixels import PixelOptions
 
 Fetch = Callable[[WeightsFile], Path]
@@ -63,6 +64,8 @@ class Plan(Options):
     """Class names; None if only the checkpoint shows how many classes there are."""
     fps: Fraction | None
     """Frames per second to read; None for the video's own."""
+    start_seconds: float
+    end_seconds: float | None
     window: int
     stride: int
     backbone: str
@@ -103,6 +106,8 @@ class Plan(Options):
             "variant": variant,
             "labels": _read_labels(options, entry),
             "fps": entry.fps if options.fps is None else parse_fps(str(options.fps)),
+            "start_seconds": parse_seconds(options.start_seconds),
+            "end_seconds": None if options.end_seconds is None else parse_seconds(options.end_seconds),
             "window": window,
             "stride": trained_stride if options.stride is None else options.stride,
             "backbone": entry.backbone,
@@ -143,8 +148,8 @@ class Plan(Options):
             raise UsageError(
                 f"{name} needs a window that is a multiple of {backbone.frame_multiple} frames, got {self.window}"
             )
-        if self.layer is not None and self.layer not in backbone.layers:
-            raise UsageError(f"{name} has no layer '{self.layer}': choose one of {', '.join(backbone.layers)}")
+        if self.layer is not None:
+            check_known(self.layer, backbone.layers, f"{name} has no layer '{self.layer}'")
         self.dense_plan  # noqa: B018  (raises)
 
     @property
@@ -305,8 +310,7 @@ def _select_streams(asked: str, entry: ModelEntry, own: Mapping[str, str | Path]
         UsageError: an unknown name, or a stream that the model does not have.
         WeightsUnavailable: there are no public weights, and none of the user's own.
     """
-    if asked not in (*STREAMS, "both"):
-        raise UsageError(f"unknown stream '{asked}': choose one of {', '.join(STREAMS)}, both")
+    check_known(asked, (*STREAMS, "both"), f"unknown stream '{asked}'")
     if asked != "both" and asked not in entry.streams:
         raise UsageError(f"{entry.name} has no {asked} stream; it has: {', '.join(entry.streams)}")
     candidates = tuple(entry.streams) if asked == "both" else (asked,)
@@ -358,7 +362,7 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
     """Raise UsageError for options that exclude each other."""
     if "flow" in streams and not options.flow_files:
         find_flow_method(options.flow)
-    if options.flow_files and options.start_seconds:
+    if options.flow_files and parse_seconds(options.start_seconds):
         raise UsageError("ready-made flow starts at the first frame: it cannot be used with --start")
     if options.resize_only and options.crops != 1:
         raise UsageError("--resize-only runs whole frames, without a crop: leave out --resize-only or --crops")
@@ -370,8 +374,7 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
         raise UsageError("--dense runs one long stretch of frames at a time: leave out --dense or --batch-size")
     if options.batch_size is not None and options.batch_size < 1:
         raise UsageError(f"the batch size must be at least 1, got {options.batch_size}")
-    if options.pool not in POOLS:
-        raise UsageError(f"unknown pooling '{options.pool}': choose one of {', '.join(POOLS)}")
+    check_known(options.pool, POOLS, f"unknown pooling '{options.pool}'")
     if options.layer is None and options.pool != "avg":
         raise UsageError(f"--pool {options.pool} pools the map of a layer: name one with --layer")
     if options.variant and not options.weights:

@@ -258,24 +258,24 @@ def test_a_job_without_results_leaves_no_output(vid3d, tiny_model, broken, tmp_p
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--topk", "0"], "topk"),
-        (["--per", "frame"], "--per frame: choose clip or video"),
+        (["--topk", "0"], "--topk 0: give 1 or more"),
+        (["--per", "frame"], "--per frame: choose one of clip, video"),
         (["--format", "xml"], "--format xml: choose one of table, json, jsonl, csv"),
         (["--model", "i3d.kinetic400"], "did you mean 'i3d.kinetics400'"),
         (["--weights", "i3d.pt"], "write rgb=FILE or flow=FILE"),
         (["--fuse", "1"], "such as 1:1"),
         (["--device", "tpu"], "unknown device 'tpu'"),
-        (["--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--precision", "fp8"], "--precision fp8: choose one of fp32, bf16, fp16, auto"),
         (["--precision", "fp16"], "fp16 needs a GPU"),
-        (["--window", "-1"], "window"),
+        (["--window", "-1"], "--window -1: give 1 or more"),
         (["--no-such-option"], "no-such-option"),
     ],
 )
 def test_usage_errors(vid3d, tiny_model, video, arguments, message):
     result = vid3d("classify", video, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert message in " ".join(result.stderr.replace("│", " ").split())
-    assert "Traceback" not in result.stderr
+    assert message in result.stderr
+    assert re.fullmatch("vid3d: error: .*\n", result.stderr)
 
 
 def test_missing_weights(vid3d, video, monkeypatch, tmp_path):

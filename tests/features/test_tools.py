@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from disks import _fast_disk  # noqa: F401
 
-from vid3d_cli.cli import features as command
+from vid3d_cli.cli import formats
 from vid3d_cli.errors import EXIT_SOME_FAILED, EXIT_USAGE, OutputError, UsageError
 from vid3d_cli.features.entries import FailedVideo, VideoFeatures
 from vid3d_cli.features.format import FeatureFormat
@@ -122,7 +122,7 @@ def flip(path, position):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    monkeypatch.setattr(command, "stdout_is_terminal", lambda: True)
+    monkeypatch.setattr(formats, "stdout_is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "160")
 
 
@@ -198,9 +198,7 @@ def test_every_command_takes_names_that_are_not_utf8(tmp_path):
     out = write(tmp_path / "feats.npy", [video], results={video: make_result(video, num_lost=1)})
 
     def run(*words, on_terminal=False):
-        script = (
-            f"from vid3d_cli.cli import features, main; features.stdout_is_terminal = lambda: {on_terminal}; main()"
-        )
+        script = f"from vid3d_cli.cli import formats, main; formats.stdout_is_terminal = lambda: {on_terminal}; main()"
         argv = [sys.executable, "-c", script, "features", *words]
         done = subprocess.run(argv, capture_output=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -289,7 +287,7 @@ def test_get_is_a_table_on_a_terminal(vid3d, tmp_path, terminal):
 @every_format
 def test_check_finds_no_damage_in_a_good_output(vid3d, tmp_path, name):
     out = write(tmp_path / name)
-    result = vid3d("features", "check", out)
+    result = vid3d("features", "check", "--format", "table", out)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"{out}: 6 rows of 3 videos: no damage\n"
 
@@ -311,7 +309,7 @@ def test_check_finds_a_flipped_byte(vid3d, tmp_path, name):
         group = pq.ParquetFile(out).metadata.row_group(0)
         column = group.column(group.num_columns - 1)
         flip(Path(out), column.data_page_offset + column.total_compressed_size // 2)
-    result = vid3d("features", "check", out)
+    result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == EXIT_SOME_FAILED
     if name == "feats.npz":  # zip has a checksum of its own, of all rows
         assert "cannot be read" in result.stderr
@@ -328,7 +326,7 @@ def test_check_finds_a_flipped_byte(vid3d, tmp_path, name):
 def test_check_names_the_videos_whose_rows_are_cut_off(vid3d, tmp_path):
     out = Path(write(tmp_path / "feats.npy"))
     os.truncate(out, out.stat().st_size - 1)
-    result = vid3d("features", "check", out)
+    result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == EXIT_SOME_FAILED
     assert "in/c.mov: its rows are missing or cut off; run the same vid3d extract command" in result.stderr
     assert "in/a.mp4" not in result.stderr
@@ -338,7 +336,7 @@ def test_check_names_the_videos_whose_rows_are_cut_off(vid3d, tmp_path):
 def test_check_names_the_videos_whose_files_are_gone(vid3d, tmp_path, name):
     out = Path(write(tmp_path / name))
     next(out.glob("sub/deep/b.npz"), out / "sub/deep/b_rgb.npy").unlink()
-    result = vid3d("features", "check", out)
+    result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == EXIT_SOME_FAILED
     assert "in/sub/deep/b.mp4: its rows are missing" in result.stderr
     assert result.stderr.count("error:") == 1
@@ -349,11 +347,11 @@ def test_check_reports_a_damaged_journal_but_no_incomplete_last_line(vid3d, tmp_
     out, journal = write(tmp_path / name), tmp_path / journal
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(lines[0] + b"{nonsense\n" + lines[2])
-    result = vid3d("features", "check", out)
+    result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == EXIT_SOME_FAILED
     assert f"{journal}: damaged after line 1" in result.stderr
     journal.write_bytes(b"".join(lines[:2]) + lines[2][:40])
-    result = vid3d("features", "check", out)
+    result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == 0  # a job was killed there; its rows do not count, and are made again
     assert ("interrupted" in result.stderr) == (name == "feats.npy")
     assert "of 2 videos: no damage" in result.stdout
@@ -364,7 +362,7 @@ def test_check_sees_clips_that_changed_places(vid3d, tmp_path):
     index = tmp_path / "feats.index.jsonl"
     lines = index.read_bytes().splitlines(keepends=True)
     index.write_bytes(b"".join([*lines[:-2], lines[-1], lines[-2]]))
-    result = vid3d("features", "check", out)
+    result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == EXIT_SOME_FAILED
     assert "in/c.mov: its clips are not in time order" in result.stderr
 
@@ -373,7 +371,7 @@ def test_check_sees_numbers_that_are_not_finite(vid3d, tmp_path):
     results = {"in/a.mp4": make_result("in/a.mp4", value=1e6)}
     with np.errstate(over="ignore"):
         out = write(tmp_path / "feats.npy", dtype="float16", results=results)
-    result = vid3d("features", "check", out)
+    result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == EXIT_SOME_FAILED
     assert "in/a.mp4: features contains NaN or infinity; float16 ends at 65504" in result.stderr
     assert result.stderr.count("error:") == 1
@@ -383,7 +381,7 @@ def test_check_sees_numbers_that_are_not_finite(vid3d, tmp_path):
 def test_check_sees_rows_of_another_shape_unless_frames_were_seen_whole(vid3d, tmp_path, crops, code):
     results = {"in/a.mp4": make_result("in/a.mp4", dim=4)}
     out = write(tmp_path / "feats", results=results, recipe=replace(RECIPE, crops=crops))
-    result = vid3d("features", "check", out)
+    result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == code
     assert ("has rows of (12,) float32, expected (8,) float32" in result.stderr) == bool(code)
 
@@ -393,10 +391,10 @@ def test_check_warns_of_videos_that_were_changed_since(vid3d, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "in" / f"{name}.mp4").write_bytes(b"a video")
     out = write(tmp_path / "feats.npy", ["in/a.mp4", "in/b.mp4"])  # the working directory is tmp_path
-    assert vid3d("features", "check", out).stderr == ""
+    assert vid3d("features", "check", "--format", "table", out).stderr == ""
     (tmp_path / "in" / "a.mp4").write_bytes(b"another")
     (tmp_path / "in" / "b.mp4").unlink()
-    result = vid3d("features", "check", out)
+    result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == 0
     assert "warning: " in result.stderr
     assert "in/a.mp4: the video changed after its rows were made" in result.stderr
@@ -406,7 +404,7 @@ def test_check_warns_of_videos_that_were_changed_since(vid3d, tmp_path):
 def test_check_continues_with_the_other_files(vid3d, tmp_path):
     whole, damaged = write(tmp_path / "whole.npy"), Path(write(tmp_path / "damaged.npz"))
     damaged.write_bytes(damaged.read_bytes()[:-30])
-    result = vid3d("features", "check", damaged, whole)
+    result = vid3d("features", "check", "--format", "table", damaged, whole)
     assert result.exit_code == EXIT_SOME_FAILED
     assert f"{damaged}: cannot be read" in result.stderr
     assert f"{whole}: 6 rows of 3 videos: no damage" in result.stdout
@@ -429,7 +427,7 @@ def test_convert_keeps_rows_times_and_failures(vid3d, tmp_path, source, target):
     with open_store(name) as store, open_store(str(tmp_path / "expected" / target).partition("+")[0]) as other:
         assert store.recipe() == other.recipe()
         assert store.failures() == other.failures() != []
-    assert vid3d("features", "check", name).exit_code == 0
+    assert vid3d("features", "check", "--format", "table", name).exit_code == 0
 
 
 @every_format
@@ -588,7 +586,7 @@ def test_streams_are_split_and_joined_again(vid3d, tmp_path):
     assert vid3d("features", "convert", out, "apart.npy", "--no-concat").exit_code == 0
     rgb = [clip.features["rgb"] for video in VIDEOS for clip in make_result(video).clips]
     np.testing.assert_array_equal(np.load(tmp_path / "apart_rgb.npy"), rgb)
-    assert vid3d("features", "check", "apart.npy").exit_code == 0
+    assert vid3d("features", "check", "--format", "table", "apart.npy").exit_code == 0
     assert vid3d("features", "convert", "apart.npy", "joined.npy", "--concat").exit_code == 0
     for suffix in (".npy", ".index.jsonl", ".videos.jsonl", ".recipe.json"):
         assert (tmp_path / f"joined{suffix}").read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
@@ -681,7 +679,7 @@ def test_compare_counts_rows_of_one_side_and_lists_recipe_differences(vid3d, tmp
     assert total["rows_only"] == {"a": only_a, "b": num_rows["in/d.mp4"]}
     assert total["videos_only"] == {"a": 2, "b": 1}
     assert total["recipe"] == {"precision": {"a": "fp32", "b": "bf16"}}
-    monkeypatch.setattr(command, "stdout_is_terminal", lambda: True)
+    monkeypatch.setattr(formats, "stdout_is_terminal", lambda: True)
     shown = vid3d("features", "compare", a, b, "--per-row").stdout
     assert "in/c.mov  0.00 s: rgb 1.000000 (0.0e+00), flow 1.000000 (0.0e+00)" in shown
     assert f"only in {a}: {only_a} rows, among them all rows of 2 videos" in " ".join(shown.split())

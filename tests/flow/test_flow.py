@@ -315,10 +315,10 @@ def test_dis_parameters_are_those_of_opencv(preset):
 
 def test_the_error_of_an_unknown_method_suggests_the_nearest():
     with pytest.raises(
-        UsageError, match=r"unknown flow method 'dis-fats': did you mean 'dis-fast'\? choose from dis, "
+        UsageError, match=r"unknown flow method 'dis-fats': did you mean 'dis-fast'\? Choose one of dis, "
     ):
         create_flow("dis-fats")
-    with pytest.raises(UsageError, match="'raft': choose from"):
+    with pytest.raises(UsageError, match="'raft': choose one of"):
         describe_flow("raft")
 
 

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vid3d_cli.errors import UsageError
-from vid3d_cli.video.clock import MAX_JUMP_SECONDS, FrameClock, Timed, at_ticks, check_span, parse_fps, until_next
+from vid3d_cli.video.clock import (
+    MAX_JUMP_SECONDS,
+    FrameClock,
+    Timed,
+    at_ticks,
+    check_span,
+    parse_fps,
+    parse_seconds,
+    until_next,
+)
 
 
 def timed(starts, durations, unit=Fraction(1)):
@@ -31,6 +40,37 @@ def timed(starts, durations, unit=Fraction(1)):
 )
 def test_parse_fps(text, fps):
     assert parse_fps(text) == fps
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (1.5, 1.5),
+        (0, 0),
+        ("90", 90),
+        (" .5 ", 0.5),
+        ("1e2", 100),
+        ("1:30", 90),
+        ("0:07.25", 7.25),
+        ("90:00", 5400),
+        ("1:02:03.5", 3723.5),
+        ("100:00:00", 360000),
+    ],
+)
+def test_parse_seconds(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@given(st.integers(0, 10**7), st.integers(0, 999))
+def test_parse_seconds_reads_what_clocks_show(seconds, millis):
+    clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}.{millis:03}"
+    assert parse_seconds(clock) == pytest.approx(seconds + millis / 1000, abs=1e-9)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:60", "1:", ":30", "1:60:00", "1:2:3:4", "1:-5", "1:30 s", "1.5:00"])
+def test_parse_seconds_refuses(text):
+    with pytest.raises(UsageError, match="as a time: give seconds"):
+        parse_seconds(text)
 
 
 @pytest.mark.parametrize("text", ["", "fast", "0", "-25", "1/0", "25 fps", "nan", "inf"])

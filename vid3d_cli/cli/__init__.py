@@ -16,11 +16,11 @@ from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_TERMINATED, Vid3dError
+from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_TERMINATED, EXIT_USAGE, Vid3dError
 from . import bench, classify, demo, evaluate, extract, features, flow, models, probe, weights
+from .command import App, Group, ParserError, describe_parser_error
 from .console import log, set_verbosity
 
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells report it
@@ -31,23 +31,31 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM arrived, as when a cluster takes its machine back."""
 
 
-class _Group(TyperGroup):
+class _Root(Group):
     """Accepts the global flags at any position and turns exceptions into messages and exit codes."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = args[: args.index("--")] if "--" in args else args
         flags = [arg for arg in own if _ANYWHERE.fullmatch(arg)]
         rest = [arg for arg in own if not _ANYWHERE.fullmatch(arg)]
-        return super().parse_args(ctx, flags + rest + args[len(own) :])
+        set_verbosity(verbose=False, quiet=False, as_json="--log-json" in flags)
+        try:
+            return super().parse_args(ctx, flags + rest + args[len(own) :])
+        except ParserError as error:
+            raise _end(describe_parser_error(error), EXIT_USAGE) from None
+        except OSError as error:
+            advice = "add the output of 'vid3d --show-completion' to a startup file of your shell"
+            raise _end(f"{error.filename}: cannot be written: {error.strerror}; {advice}", EXIT_SOME_FAILED) from None
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except ParserError as error:
+            raise _end(describe_parser_error(error), EXIT_USAGE) from None
         except Vid3dError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            log.error("%s", error)
-            raise typer.Exit(error.exit_code) from None
+            raise _end(str(error), error.exit_code) from None
         except KeyboardInterrupt as interrupt:
             is_terminated = isinstance(interrupt, _Terminated)
             log.error("%s; finished results are kept", "terminated (SIGTERM)" if is_terminated else "interrupted")
@@ -59,17 +67,24 @@ class _Group(TyperGroup):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
-            log.error("the results cannot be written: %s", error.strerror)
-            raise typer.Exit(EXIT_SOME_FAILED) from None
+            raise _end(f"the results cannot be written: {error.strerror}", EXIT_SOME_FAILED) from None
 
 
-app = typer.Typer(
+def _end(message: str, code: int) -> typer.Exit:
+    log.error("%s", message)
+    return typer.Exit(code)
+
+
+_CODES = (
+    "Exit codes: 0 all done, 1 some videos failed, 2 usage, 3 weights unavailable, 130 interrupted, 143 terminated."
+)
+
+app = App(
     name="vid3d",
-    cls=_Group,
-    no_args_is_help=True,
+    cls=_Root,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Example: vid3d classify video.mp4",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_CODES,
 )
 
 
@@ -95,16 +110,15 @@ def root(
 
     Results go to stdout, everything else to stderr.
 
-    Exit codes: 0 all done, 1 some videos failed, 2 usage, 3 weights unavailable, 130 interrupted,
-    143 terminated.
+    Example: vid3d classify video.mp4
     """
     set_verbosity(verbose or debug, quiet, log_json)
 
 
 app.command("demo")(demo.demo)
-app.command("classify")(classify.classify)
-app.command("extract")(extract.extract)
-app.command("eval")(evaluate.evaluate)
+app.command("classify", epilog=_CODES)(classify.classify)
+app.command("extract", epilog=_CODES)(extract.extract)
+app.command("eval", epilog=_CODES)(evaluate.evaluate)
 app.command("flow")(flow.flow)
 app.command("probe")(probe.probe)
 app.command("bench")(bench.bench)
@@ -121,7 +135,7 @@ def main() -> None:
             stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     arrived = _watch_signals()
     try:
-        app()
+        app(prog_name="vid3d")
     except SystemExit as ended:
         if ended.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):  # Typer knows only the first of the two
             _leave_at_once(EXIT_TERMINATED if signal.SIGTERM in arrived else EXIT_INTERRUPTED)
@@ -129,8 +143,8 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        print(f"vid3d: internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("This is a bug in vid3d: run the command again with --debug and report the traceback.", file=sys.stderr)
+        log.error("internal error: %s: %s", type(error).__name__, error)
+        log.error("this is a bug in vid3d: run the command again with --debug and report the traceback")
         sys.exit(EXIT_SOME_FAILED)
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ..run.local import Results
     from ..video.sources import Source
 
+BATCH = "Batch jobs"
+"""A group of options in the help. Options without a group are the common ones, which `--help` shows."""
+
 Videos = Annotated[
     list[str],
     typer.Argument(
@@ -28,7 +31,9 @@ Videos = Annotated[
         show_default=False,
     ),
 ]
-NulSeparated = Annotated[bool, typer.Option("-0", "--null", help="Names on standard input end with a NUL byte.")]
+NulSeparated = Annotated[
+    bool, typer.Option("-0", "--null", help="Names on standard input end with a NUL byte.", rich_help_panel=BATCH)
+]
 Jobs = Annotated[
     int | None,
     typer.Option(
@@ -63,7 +68,10 @@ RayAddress = Annotated[
 Failures = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Write failed videos here as JSON lines; retry them with @FILE.", show_default=False
+        metavar="FILE",
+        help="Write failed videos here as JSON lines; retry them with @FILE.",
+        show_default=False,
+        rich_help_panel=BATCH,
     ),
 ]
 

@@ -17,7 +17,8 @@ import typer
 from ..errors import UsageError
 from ..options import Options
 from .batch import fetch_weights, make_plan
-from .console import log, stdout_is_terminal
+from .console import log
+from .formats import ObjectFormat, print_record
 from .options import takes_options
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def bench(
         str | None,
         typer.Argument(metavar="VIDEO", help="Video to read.", show_default="a rendered video of 320×240 px"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; the default in a pipe.")] = False,
+    form: ObjectFormat = None,
 ) -> None:
     """Measure for half a minute what limits a run on this machine, and suggest what makes it faster.
 
@@ -50,18 +51,13 @@ def bench(
 
     Example: vid3d bench
     """
-    from ..records import to_json
-
     with tempfile.TemporaryDirectory() as directory:
         options, random_streams = _with_random_weights(options, Path(directory))
         plan = make_plan(options)
         path = _render(Path(directory)) if video is None else video
         report = measure(plan, path) | {"random_weights": random_streams}
     report |= {"bound": find_bound(report), "advice": advise(report)}
-    if as_json or not stdout_is_terminal():
-        typer.echo(to_json(report))
-    else:
-        _print_report(report)
+    print_record(report, form, _print_report)
 
 
 def _with_random_weights(options: Options, directory: Path) -> tuple[Options, list[str]]:

@@ -12,7 +12,8 @@ from ..errors import UsageError
 from ..options import Options
 from ..video import TIMEOUT_SECONDS
 from .batch import Failures, Jobs, NulSeparated, Timeout, Videos, find_videos, make_plan, run_classes
-from .console import log, plural, stdout_is_terminal
+from .console import log, plural
+from .formats import ObjectFormat, Record, print_record
 from .options import takes_options
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Class names of your checkpoint, one per line.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; the default in a pipe.")] = False,
+    form: ObjectFormat = None,
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
@@ -74,12 +75,7 @@ def evaluate(
     code = run_classes(plan, labelled, keep, jobs=jobs, timeout=timeout, failures=failures)
     if results:
         report = make_report(results, label_of, options.fuse_on if sweep_fusion else None)
-        if as_json or not stdout_is_terminal():
-            from ..records import to_json
-
-            typer.echo(to_json(report))
-        else:
-            _print_report(report)
+        print_record(report, form, _print_report)
     raise typer.Exit(code)
 
 
@@ -110,7 +106,7 @@ def make_report(results: list[VideoResult], label_of: dict[str, str], sweep_on: 
     return report
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def _print_report(report: Record) -> None:
     from .tables import make_console
 
     console = make_console()

@@ -11,6 +11,7 @@ from ..errors import EXIT_SOME_FAILED, OutputError, UsageError
 from ..options import Options
 from ..video import TIMEOUT_SECONDS
 from .batch import (
+    BATCH,
     Engine,
     Failures,
     Jobs,
@@ -30,7 +31,7 @@ from .progress import EventPrinter
 if TYPE_CHECKING:
     from ..jobs.events import JobSummary
 
-_BATCH = "Batch jobs"
+_OUTPUT = "Output"
 
 
 @takes_options
@@ -48,36 +49,42 @@ def extract(
         ),
     ],
     layout: Annotated[
-        str, typer.Option(metavar="vid3d|video_features", help="File names and arrays in a directory.")
+        str,
+        typer.Option(
+            metavar="vid3d|video_features", help="File names and arrays in a directory.", rich_help_panel=_OUTPUT
+        ),
     ] = "vid3d",
-    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Type of the features on disk.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(metavar="float32|float16", help="Type of the features on disk.", rich_help_panel=_OUTPUT)
+    ] = "float32",
     concat: Annotated[
-        bool, typer.Option(help="Write one matrix with rgb and flow side by side, or one per stream.")
+        bool,
+        typer.Option(
+            help="Write one matrix with rgb and flow side by side, or one per stream.", rich_help_panel=_OUTPUT
+        ),
     ] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start over and replace the output.", rich_help_panel=_BATCH)
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over and replace the output.")] = False,
     redo_failed: Annotated[
-        bool, typer.Option("--redo-failed", help="Retry videos that failed before.", rich_help_panel=_BATCH)
+        bool, typer.Option("--redo-failed", help="Retry videos that failed before.", rich_help_panel=BATCH)
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="List videos, clips, rows and bytes; run no network.", rich_help_panel=_BATCH),
+        typer.Option("--dry-run", help="List videos, clips, rows and bytes; run no network."),
     ] = False,
     estimate: Annotated[
         bool,
-        typer.Option("--estimate", help="With --dry-run: estimate the time of the networks.", rich_help_panel=_BATCH),
+        typer.Option("--estimate", help="With --dry-run: estimate the time of the networks.", rich_help_panel=BATCH),
     ] = False,
     shard: Annotated[
         str | None,
         typer.Option(
-            metavar="I/N|slurm", help="Work on one of n parts of about equal duration.", rich_help_panel=_BATCH
+            metavar="I/N|slurm", help="Work on one of n parts of about equal duration.", rich_help_panel=BATCH
         ),
     ] = None,
     claim: Annotated[
         bool,
         typer.Option(
-            "--claim", help="Share the list with all workers that write to this directory.", rich_help_panel=_BATCH
+            "--claim", help="Share the list with all workers that write to this directory.", rich_help_panel=BATCH
         ),
     ] = False,
     stale_after: Annotated[
@@ -87,7 +94,7 @@ def extract(
             metavar="SECONDS",
             help="With --claim: claims expire when their worker is silent for this long.",
             show_default="60",
-            rich_help_panel=_BATCH,
+            rich_help_panel=BATCH,
         ),
     ] = None,
     nul_separated: NulSeparated = False,

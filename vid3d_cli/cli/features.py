@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, Vid3dError
-from .console import duration, log, plural, shows_bars, stdout_is_terminal
+from .command import App
+from .console import duration, log, plural, shows_bars
+from .formats import ListFormat, ObjectFormat, Record, or_dash, print_record, print_records
 
 if TYPE_CHECKING:
-    from ..features.comparing import Comparison, RowPair
+    from ..features.comparing import Comparison
     from ..features.entries import VideoFeatures
     from ..features.merging import Merged
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, check, merge, convert and compare features.")
+app = App(help="Inspect, check, merge, convert and compare features.")
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="Output of vid3d extract.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete an existing output and start over.")]
@@ -44,21 +46,17 @@ _SHOWN_DIGITS = 12
 
 
 @app.command()
-def info(file: File) -> None:
-    """Summarise features: videos, rows, seconds, recipe, failures, damaged videos. In a pipe: JSON.
+def info(file: File, form: ObjectFormat = None) -> None:
+    """Summarise features: videos, rows, seconds, recipe, failures, damaged videos.
 
     Example: vid3d features info feats.npy
     """
     from ..features.inspection import summarise
     from ..features.stores import open_store
-    from ..records import to_json
 
     with open_store(file) as store:
-        summary = summarise(store)
-    if stdout_is_terminal():
-        _print_table(["features", file], _summary_lines(summary))
-    else:
-        typer.echo(to_json({"file": file, **summary}))
+        summary = {"file": file, **summarise(store)}
+    print_record(summary, form, lambda _: _print_table(["features", file], _summary_lines(summary)))
 
 
 def _print_table(columns: Sequence[str], rows: Iterator[Sequence[str]], **options: Any) -> None:
@@ -112,31 +110,35 @@ def get(
     file: File,
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="Path or stem of the video, or the end of either.")],
     at: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Only the clips that cover this moment.", show_default="all")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Only the clips that cover this moment: seconds, or 1:30.", show_default="all"
+        ),
     ] = None,
+    form: ListFormat = None,
 ) -> None:
-    """Show the rows of a video. In a pipe: JSON lines with all numbers.
+    """Show the rows of a video; JSON has all numbers.
 
     Example: vid3d features get feats.npy video.mp4 --at 1.5
     """
     from ..features.inspection import find_video, read_verified, rows_at
     from ..features.stores import open_store
+    from ..video.clock import parse_seconds
 
     with open_store(file) as store:
         features = read_verified(store, find_video(store.entries(), video))
-        rows = range(len(features.spans)) if at is None else rows_at(features, at)
-        (_print_rows if stdout_is_terminal() else _echo_rows)(features, rows)
+        rows = range(len(features.spans)) if at is None else rows_at(features, parse_seconds(at))
+        print_records(_row_records(features, rows), form, lambda _: _print_rows(features, rows))
 
 
-def _echo_rows(features: VideoFeatures, rows: Sequence[int]) -> None:
+def _row_records(features: VideoFeatures, rows: Sequence[int]) -> Iterator[Record]:
     from ..features.entries import SPAN_COLUMNS, span_arrays
-    from ..records import to_json
 
     spans = span_arrays(features.spans)
     for row in rows:
         span = {name: spans[name][row].item() for name in SPAN_COLUMNS}
         matrices = {name: matrix[row].tolist() for name, matrix in features.matrices.items()}
-        typer.echo(to_json({"video": features.entry.video, **span, **matrices}))
+        yield {"video": features.entry.video, **span, **matrices}
 
 
 def _print_rows(features: VideoFeatures, rows: Sequence[int]) -> None:
@@ -161,33 +163,50 @@ def _describe_row(row: Any) -> str:
 @app.command()
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Outputs of vid3d extract.", show_default=False)],
+    form: ListFormat = None,
 ) -> None:
     """Read every row and compare it with its checksum. The exit code is 1 if rows are damaged.
 
     Example: vid3d features check feats.npy
     """
-    raise typer.Exit(max([_check(file) for file in files]))
+    code = EXIT_OK
+
+    def check_all() -> Iterator[Record]:
+        nonlocal code
+        for file in files:
+            try:
+                checked = _check(file)
+            except Vid3dError as error:  # continue with the other files
+                log.error("%s", error)
+                code = max(code, error.exit_code)
+            else:
+                code = max(code, EXIT_SOME_FAILED if checked["damaged"] else EXIT_OK)
+                yield checked
+
+    print_records(check_all(), form, _print_checked)
+    raise typer.Exit(code)
 
 
-def _check(file: str) -> int:
+def _check(file: str) -> Record:
     from ..features.inspection import find_problems
     from ..features.stores import open_store
 
     num_damaged = 0
-    try:
-        with open_store(file) as store:
-            entries = store.entries()
-            with _bar(len(entries)) as on_video:
-                for problem in find_problems(store, on_video):
-                    num_damaged += problem.is_damage
-                    (log.error if problem.is_damage else log.warning)("%s: %s", file, problem.what)
-    except Vid3dError as error:  # continue with the other files
-        log.error("%s", error)
-        return error.exit_code
-    rows = plural(sum(entry.num_rows for entry in entries), "row")
-    result = f"{plural(num_damaged, 'problem')} found" if num_damaged else "no damage"
-    typer.echo(f"{file}: {rows} of {plural(len(entries), 'video')}: {result}")
-    return EXIT_SOME_FAILED if num_damaged else EXIT_OK
+    with open_store(file) as store:
+        entries = store.entries()
+        with _bar(len(entries)) as on_video:
+            for problem in find_problems(store, on_video):
+                num_damaged += problem.is_damage
+                (log.error if problem.is_damage else log.warning)("%s: %s", file, problem.what)
+    num_rows = sum(entry.num_rows for entry in entries)
+    return {"file": file, "rows": num_rows, "videos": len(entries), "damaged": num_damaged}
+
+
+def _print_checked(records: list[Record]) -> None:
+    for record in records:
+        what = f"{plural(record['rows'], 'row')} of {plural(record['videos'], 'video')}"
+        result = f"{plural(record['damaged'], 'problem')} found" if record["damaged"] else "no damage"
+        typer.echo(f"{record['file']}: {what}: {result}")
 
 
 @contextmanager
@@ -283,6 +302,7 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Features, or a plain .npy matrix.", show_default=False)],
     b: Annotated[str, typer.Argument(metavar="B", help="Features or matrix to compare with A.", show_default=False)],
     per_row: Annotated[bool, typer.Option("--per-row", help="Also show every pair of rows.")] = False,
+    form: ListFormat = None,
 ) -> None:
     """Compare features row by row: cosine, largest relative difference, rows of only one side, recipe differences.
 
@@ -297,29 +317,20 @@ def compare(
     comparison = Comparison(open_rows(a), open_rows(b))
     cosines: dict[str, list[float]] = {}
     differences: dict[str, list[float]] = {}
-    for pair in comparison.pairs():
-        for name in pair.cosine:
-            cosines.setdefault(name, []).append(pair.cosine[name])
-            differences.setdefault(name, []).append(pair.relative_difference[name])
-        if per_row:
-            (_print_pair if stdout_is_terminal() else _echo_pair)(pair)
-    statistics = {name: _statistics(cosines[name], differences[name]) for name in cosines}
-    (_print_comparison if stdout_is_terminal() else _echo_comparison)(a, b, comparison, statistics)
+
+    def compare_all() -> Iterator[Record]:
+        for pair in comparison.pairs():
+            for name in pair.cosine:
+                cosines.setdefault(name, []).append(pair.cosine[name])
+                differences.setdefault(name, []).append(pair.relative_difference[name])
+            if per_row:
+                yield _finite(asdict(pair))
+        yield _summary_of(a, b, comparison, {name: _statistics(cosines[name], differences[name]) for name in cosines})
+
+    print_records(compare_all(), form, _print_compared)
     if not comparison.num_rows:
         log.error("%s and %s have no row in common: their video paths or start times differ", a, b)
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def _print_pair(pair: RowPair) -> None:
-    where = f"row {pair.clip}" if pair.video is None else f"{pair.video}  {pair.start_seconds:.2f} s"
-    values = ", ".join(f"{n} {pair.cosine[n]:.6f} ({pair.relative_difference[n]:.1e})" for n in pair.cosine)
-    typer.echo(f"{where}: {values}")
-
-
-def _echo_pair(pair: RowPair) -> None:
-    from ..records import to_json
-
-    typer.echo(to_json(_finite(asdict(pair))))
 
 
 def _finite(value: Any) -> Any:
@@ -340,10 +351,8 @@ def _statistics(cosines: list[float], differences: list[float]) -> dict[str, flo
     }
 
 
-def _echo_comparison(a: str, b: str, comparison: Comparison, statistics: Mapping[str, Mapping[str, float]]) -> None:
-    from ..records import to_json
-
-    line = {
+def _summary_of(a: str, b: str, comparison: Comparison, statistics: Mapping[str, Mapping[str, float]]) -> Record:
+    return {
         "event": "comparison",
         "a": a,
         "b": b,
@@ -353,20 +362,26 @@ def _echo_comparison(a: str, b: str, comparison: Comparison, statistics: Mapping
         "matrices": _finite(statistics),
         "recipe": {name: {"a": in_a, "b": in_b} for name, (in_a, in_b) in comparison.recipe_differences().items()},
     }
-    typer.echo(to_json(line))
 
 
-def _print_comparison(a: str, b: str, comparison: Comparison, statistics: Mapping[str, Mapping[str, float]]) -> None:
+def _print_compared(records: list[Record]) -> None:
+    *pairs, summary = records
+    for pair in pairs:
+        where = f"row {pair['clip']}" if pair["video"] is None else f"{pair['video']}  {pair['start_seconds']:.2f} s"
+        cosine, difference = pair["cosine"], pair["relative_difference"]
+        values = [f"{n} {or_dash(cosine[n], '.6f')} ({or_dash(difference[n], '.1e')})" for n in cosine]
+        typer.echo(f"{where}: {', '.join(values)}")
+
     def cells() -> Iterator[list[str]]:
-        for name, of in statistics.items():
-            cosines = [f"{of[f'{which}_cosine']:.6f}" for which in ("min", "median", "mean")]
-            yield [name, str(comparison.num_rows), *cosines, f"{of['max_relative_difference']:.1e}"]
+        for name, of in summary["matrices"].items():
+            cosines = [or_dash(of[f"{which}_cosine"], ".6f") for which in ("min", "median", "mean")]
+            yield [name, str(summary["rows"]), *cosines, or_dash(of["max_relative_difference"], ".1e")]
 
     columns = ["rows", "cosine: min", "median", "mean", "difference"]
     _print_table(["matrix", *columns], cells(), narrow=columns)
-    for side, path in (("a", a), ("b", b)):
-        if num_rows := comparison.num_rows_only[side]:
-            videos = plural(comparison.num_videos_only[side], "video")
-            typer.echo(f"only in {path}: {plural(num_rows, 'row')}, among them all rows of {videos}")
-    for name, (in_a, in_b) in comparison.recipe_differences().items():
-        typer.echo(f"{name}: {in_a} in {a}, {in_b} in {b}")
+    for side in ("a", "b"):
+        if num_rows := summary["rows_only"][side]:
+            videos = plural(summary["videos_only"][side], "video")
+            typer.echo(f"only in {summary[side]}: {plural(num_rows, 'row')}, among them all rows of {videos}")
+    for name, values in summary["recipe"].items():
+        typer.echo(f"{name}: {values['a']} in {summary['a']}, {values['b']} in {summary['b']}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from ..flow import METHODS
 from ..video import TIMEOUT_SECONDS
 from .batch import Timeout
 from .console import log, plural, shows_bars
@@ -27,15 +28,14 @@ def flow(
     ],
     method: Annotated[
         str,
-        typer.Option(
-            "--flow", metavar="METHOD", help="Flow method: dis, dis-ultrafast, dis-fast, dis-medium, farneback or tvl1."
-        ),
+        typer.Option("--flow", metavar="METHOD", help=f"Flow method: {', '.join(METHODS)}."),
     ] = "dis",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where tvl1 runs.")] = "auto",
     fps: Annotated[str, typer.Option(metavar="native|N", help="Frames per second to read.")] = "native",
-    start: Annotated[float, typer.Option(metavar="SECONDS", min=0.0, help="Where to start reading.")] = 0.0,
+    start: Annotated[str, typer.Option(metavar="TIME", help="Where to start reading: seconds, or 1:30.")] = "0",
     end: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Where to stop.", show_default="end of video")
+        str | None,
+        typer.Option(metavar="TIME", help="Where to stop: seconds, or 1:30.", show_default="end of video"),
     ] = None,
     short_side: Annotated[int, typer.Option(min=16, metavar="PX", help="Resize the short side to this first.")] = 256,
     bound: Annotated[
@@ -59,18 +59,17 @@ def flow(
     from ..flow.writers import open_flow_output
     from ..run.flow import write_flow
     from ..run.reader import flow_device
-    from ..video.clock import parse_fps
+    from ..video.clock import parse_fps, parse_seconds
     from ..video.process import Decoders
 
-    if dtype not in ("float16", "float32"):
-        raise UsageError(f"--dtype {dtype}: choose float16 or float32")
     if device not in ("auto", "cpu") and not find_flow_method(method).can_use_gpu:
         raise UsageError(f"{method} runs on the CPU: leave out --device, or choose --flow tvl1")
     compute = create_flow(method, flow_device(method, device))
     rate = parse_fps(fps)
+    start_seconds, end_seconds = parse_seconds(start), None if end is None else parse_seconds(end)
     with (
         Decoders(timeout or None) as decoders,
-        decoders.open(video, fps=rate, start_seconds=start, end_seconds=end) as frames,
+        decoders.open(video, fps=rate, start_seconds=start_seconds, end_seconds=end_seconds) as frames,
     ):
         output = open_flow_output(
             out,

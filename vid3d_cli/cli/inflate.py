@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from ..suggest import check_known
 from .console import log, plural
 
 
@@ -35,7 +36,7 @@ def inflate(
 ) -> None:
     """Convert a 2-D ImageNet checkpoint into a 3-D initialisation for training; it recognises no actions yet.
 
-    Example: vid3d weights inflate googlenet-1378be20.pth --to i3d --classes 51 --out i3d_start.safetensors
+    Example: vid3d weights inflate googlenet-1378be20.pth --to i3d --out i3d_start.safetensors
     """
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: name a .safetensors file")
@@ -45,13 +46,8 @@ def inflate(
     from ..models.checkpoint import read_checkpoint
     from ..models.inflation import inflate, save_inflated
     from ..models.registry import BACKBONES
-    from ..records import STREAMS
 
-    if backbone not in BACKBONES:
-        able = ", ".join(name for name, entry in BACKBONES.items() if entry.image_networks)
-        raise UsageError(f"--to {backbone}: choose one of {able}")
-    if stream not in STREAMS:
-        raise UsageError(f"--stream {stream}: choose one of {', '.join(STREAMS)}")
+    check_known(backbone, [name for name, entry in BACKBONES.items() if entry.image_networks], f"--to {backbone}")
     inflated = inflate(
         read_checkpoint(image), backbone, stream=stream, num_classes=num_classes, only=only or (), seed=seed
     )

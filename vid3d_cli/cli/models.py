@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import UsageError
+from ..suggest import did_you_mean
+from .command import App, Group
 from .console import stdout_is_terminal
+from .formats import ListFormat, ObjectFormat, Record, print_columns, print_record, print_records
 
 if TYPE_CHECKING:
     from ..models.manifest import ModelEntry, StreamEntry, WeightsFile
 
-app = typer.Typer()
+
+class _Models(Group):
+    default = "list"
+
+
+app = App(
+    cls=_Models,
+    help="List the models, or show everything about one; 'list' may be left out.\n\nExample: vid3d models s3d",
+)
 
 SHORT_NAMES = {"Kinetics-400": "K400", "rendered camera motion held-out": "rendered"}
 """Names of datasets in tables."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-
-@app.callback(invoke_without_command=True)
-def models(
-    context: typer.Context,
-    as_json: Json = False,
+@app.command("list")
+def list_(
+    part: Annotated[
+        str, typer.Argument(metavar="[PART]", help="Only models with this in their name.", show_default=False)
+    ] = "",
+    form: ListFormat = None,
 ) -> None:
-    """List the models: streams, clips, sizes, classes, published accuracy, licence. In a pipe: JSON lines.
+    """List the models: streams, frames of a clip, classes, published accuracy.
 
-    Example: vid3d models
+    Example: vid3d models s3d
     """
-    if context.invoked_subcommand:
-        return
     from ..models.manifest import model_entries
 
-    rows = [model_row(entry) for entry in model_entries().values()]
-    if as_json or not stdout_is_terminal():
-        for row in rows:
-            typer.echo(json.dumps(row, ensure_ascii=False))
-        return
-    _print_table(rows)
+    entries = model_entries().values()
+    rows = [model_row(entry) for entry in entries if part.lower() in entry.name.lower()]
+    if not rows:
+        hint = did_you_mean(part, ["show", *(e.backbone for e in entries), *(e.name for e in entries)])
+        raise UsageError(f"no model has '{part}' in its name: {hint or 'see vid3d models'}")
+    print_records(rows, form, _print_table)
 
 
 @app.command()
 def show(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model, or a backbone for its default model.")],
-    as_json: Json = False,
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or a backbone for its default model.")],
+    form: ObjectFormat = None,
 ) -> None:
     """Show everything about a model: paper, recipe, weights, published accuracy, layers, variants.
 
@@ -55,11 +63,7 @@ def show(
     """
     from ..models.manifest import find_model
 
-    row = model_details(find_model(name))
-    if as_json or (context.parent and context.parent.params["as_json"]):
-        typer.echo(json.dumps(row, ensure_ascii=False))
-    else:
-        _print_details(row)
+    print_record(model_details(find_model(name)), form, _print_details)
 
 
 def model_row(entry: ModelEntry) -> dict[str, Any]:
@@ -93,31 +97,19 @@ def model_row(entry: ModelEntry) -> dict[str, Any]:
     }
 
 
-def describe_clip(row: dict[str, Any]) -> str:
+def describe_clip(row: Record) -> str:
     """Return the frames of a clip and their rate: "64 at 25/s"."""
     return f"{row['clip']['frames']} at {row['clip']['fps']:g}/s"
 
 
-def describe_input(row: dict[str, Any]) -> str:
-    """Return the pixels of the resized frame (shorter side, or height × width) and of its crop: "256→224"."""
-    resized, crop = row["input"]["resize_px"], row["input"]["crop_px"]
-    return f"{resized if isinstance(resized, int) else '×'.join(map(str, resized))}→{crop}"
-
-
-def describe_size(row: dict[str, Any]) -> tuple[str, str]:
-    """Return parameters and multiply-adds of the rgb network: ("12.7 M", "111.2 G")."""
-    stream = next(iter(row["parameters"]))
-    return f"{row['parameters'][stream] / 1e6:.1f} M", f"{row['multiply_adds'][stream] / 1e9:.1f} G"
-
-
-def describe_classes(row: dict[str, Any]) -> str:
+def describe_classes(row: Record) -> str:
     """Return the number of classes: "400"; "any" if the user gives the weights; "none" for an embedding."""
     if row["classes"] is None:
         return "none"
     return str(row["classes"]) if row["streams"] else "any"
 
 
-def describe_accuracy(row: dict[str, Any]) -> tuple[str, str]:
+def describe_accuracy(row: Record) -> tuple[str, str]:
     """Return the published top-1 of each stream and its data: ("71.1 / 63.4", "K400 test, whole videos")."""
     from ..records import FUSED, STREAMS
 
@@ -135,45 +127,23 @@ def _place(metric: dict[str, Any]) -> str:
     return f"{metric['dataset']} {metric['split']}" + (f", {metric['views']}" if metric["views"] else "")
 
 
-def _cells(row: dict[str, Any]) -> dict[str, str]:
-    """Return a model's two lines of the table, by column."""
-    backbone, tag = row["model"].split(".", 1)
+def _cells(row: Record) -> dict[str, str]:
+    """Return a model's line of the table, by column; it fits into 80 characters."""
     streams = [stream + ("✓" if row["on_disk"][stream] else "") for stream in row["streams"]]
-    streams += [f"no {stream}" for stream in row["unpublished"]]
     return {
-        "model": f"{backbone}\n.{tag}" + (" *" if row["default"] else ""),
-        "streams": "\n".join(streams if row["streams"] else ["own", "weights"]),
-        "frames\ninput": f"{describe_clip(row)}\n{describe_input(row)}",
-        "params\nmult-adds": "\n".join(describe_size(row)),
-        "width\nclasses": f"{row['feature_dim']}\n{describe_classes(row)}",
-        "top-1 %": "\n".join(describe_accuracy(row)),
-        "licence": row["licence"].split(" (")[0] if row["streams"] else "–",
+        "model": row["model"] + (" *" if row["default"] else ""),
+        "streams": " ".join(streams) or "own",
+        "frames": describe_clip(row),
+        "classes": describe_classes(row),
+        "top-1 %": describe_accuracy(row)[0].replace(" ", ""),
     }
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from .tables import make_console, make_table
-
-    console = make_console()
-    endless = console.options.update(max_width=1000)
-    cells = [_cells(row) for row in rows]
-    columns = list(cells[0])
-    for left_out in (None, "licence", "params\nmult-adds"):  # until the table fits the terminal
-        columns = [column for column in columns if column != left_out]
-        table = make_table(*columns, narrow=["params\nmult-adds", "width\nclasses"])
-        for row in cells:
-            table.add_row(*(row[column] for column in columns))
-        if console.measure(table, options=endless).maximum <= console.width:
-            break
-    console.print(table)
-    console.print(
-        "* the default model of its backbone   ✓ on disk\n"
-        "own weights: no weights are public; give yours with --weights\n"
-        "Input is the resized frame → its crop, in pixels; width is that of the features.\n"
-        "Parameters and multiply-adds (of one clip) are the rgb network's.\n"
-        "Top-1: rgb / flow / fused as published; vid3d measured only camera_motion.\n"
-        "K400 is Kinetics-400. Licences are the repositories'.\n"
-        "For papers, recipes, protocols and layers: vid3d models show NAME"
+def _print_table(rows: list[Record]) -> None:
+    print_columns([_cells(row) for row in rows])
+    typer.echo(
+        "\n* default of its backbone   ✓ on disk   own: give your weights with --weights\n"
+        "Top-1 of rgb/flow/fused, as published. All about one: vid3d models show MODEL"
     )
 
 
@@ -228,7 +198,7 @@ def _file_details(file: WeightsFile) -> dict[str, Any]:
     }
 
 
-def _print_details(row: dict[str, Any]) -> None:
+def _print_details(row: Record) -> None:
     from .tables import make_console
 
     console = make_console()
@@ -243,7 +213,7 @@ def _print_details(row: dict[str, Any]) -> None:
             console.print(f"{'' if i else label:{indent}}{part}".rstrip(), soft_wrap=True)
 
 
-def _detail_lines(row: dict[str, Any]) -> list[tuple[str, str]]:
+def _detail_lines(row: Record) -> list[tuple[str, str]]:
     """Return (label, text) pairs in reading order."""
     clip, gap = row["clip"], ("", "")
     classes = f"{row['classes']} classes" if row["classes"] else "an embedding, no classes"
@@ -305,7 +275,7 @@ def _describe_metric(metric: dict[str, Any]) -> str:
     return f"{scores} on {metric['dataset']} {metric['split']}: {metric['protocol']} ({metric['source']})"
 
 
-def example_command(row: dict[str, Any]) -> str:
+def example_command(row: Record) -> str:
     """Return the command that runs this model."""
     name = row["backbone"] if row["default"] else row["model"]
     if row["classes"] is None:

@@ -47,7 +47,9 @@ def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
     if "shown" in facts:
         extra["show_default"] = facts["shown"]
     default = None if field.default is dataclasses.MISSING else field.default
-    option = typer.Option(*flags, help=facts["help"], rich_help_panel=facts["group"], **extra)
+    option = typer.Option(
+        *flags, help=facts["help"], rich_help_panel=None if facts.get("common") else facts["group"], **extra
+    )
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError, VideoError
+from ..errors import EXIT_OK, EXIT_SOME_FAILED, VideoError
 from ..video import TIMEOUT_SECONDS
 from .batch import NulSeparated, Timeout, Videos, find_videos
-from .console import log, stdout_is_terminal
+from .console import log
+from .formats import ListFormat, Record, or_dash, print_records
 
 if TYPE_CHECKING:
     from ..video.reader import VideoInfo
@@ -18,12 +20,7 @@ if TYPE_CHECKING:
 
 def probe(
     videos: Videos,
-    form: Annotated[
-        str | None,
-        typer.Option(
-            "--format", metavar="table|json|jsonl", help="Output format; default: table on a terminal, else jsonl."
-        ),
-    ] = None,
+    form: ListFormat = None,
     decode: Annotated[
         bool, typer.Option(help="Decode the video to count its frames and damage; otherwise read only the header.")
     ] = True,
@@ -34,74 +31,63 @@ def probe(
 
     Example: vid3d probe video.mp4
     """
-    from ..records import to_json
     from ..video.process import Decoders
     from ..video.process import probe as probe_video
 
-    if form not in (None, "table", "json", "jsonl"):
-        raise UsageError(f"--format {form}: choose table, json or jsonl")
-    infos, code = [], EXIT_OK
-    form = form or ("table" if stdout_is_terminal() else "jsonl")
-    sources = find_videos(videos, nul_separated)
-    with Decoders(timeout or None) as decoders:
-        for source in sources:
+    code = EXIT_OK
+
+    def probe_all() -> Iterator[Record]:
+        nonlocal code
+        for source in find_videos(videos, nul_separated):
             try:
-                info = probe_video(source.video, decode=decode, decoders=decoders)
+                yield _to_record(probe_video(source.video, decode=decode, decoders=decoders))
             except VideoError as error:
                 log.error("%s", error)
                 code = EXIT_SOME_FAILED
-                continue
-            infos.append(info)
-            if form == "jsonl":
-                typer.echo(to_json(_to_record(info)))
-    if form == "json":
-        typer.echo(to_json([_to_record(info) for info in infos]))
-    if form == "table" and infos:
-        _print_table(infos)
+
+    with Decoders(timeout or None) as decoders:
+        print_records(probe_all(), form, _print_table)
     raise typer.Exit(code)
 
 
-def _to_record(info: VideoInfo) -> dict[str, Any]:
+def _to_record(info: VideoInfo) -> Record:
     renamed = {"num_lost_frames": "num_decode_failures"}  # the key in JSON records since the first version
-    return {renamed.get(name, name): value for name, value in asdict(info).items()}
+    return {renamed.get(name, name): value for name, value in asdict(info).items()} | {"is_hdr": info.is_hdr}
 
 
-def _print_table(infos: list[VideoInfo]) -> None:
+def _print_table(records: list[Record]) -> None:
     from .tables import make_console, make_table
 
     narrow = ("codec", "size", "fps", "seconds", "frames", "damaged")
     table = make_table("video", *narrow, "pixels", narrow=narrow)
-    for info in infos:
-        frames = _or_dash(info.num_frames_decoded)
-        if info.num_frames_declared != info.num_frames_decoded:
-            frames += f" of {_or_dash(info.num_frames_declared)}"
+    for info in records:
+        frames = or_dash(info["num_frames_decoded"])
+        if info["num_frames_declared"] != info["num_frames_decoded"]:
+            frames += f" of {or_dash(info['num_frames_declared'])}"
         table.add_row(
-            info.video,
-            info.codec,
-            f"{info.width}×{info.height}",
-            f"{info.fps:.4g}",
-            _or_dash(info.duration_seconds, ".2f"),
+            info["video"],
+            info["codec"],
+            f"{info['width']}×{info['height']}",
+            f"{info['fps']:.4g}",
+            or_dash(info["duration_seconds"], ".2f"),
             frames,
-            _or_dash(info.num_lost_frames),
+            or_dash(info["num_decode_failures"]),
             _describe_pixels(info),
         )
-    make_console().print(table)
+    if records:
+        make_console().print(table)
 
 
-def _describe_pixels(info: VideoInfo) -> str:
+def _describe_pixels(info: Record) -> str:
     """Return the tagged matrix, and what is unusual."""
     facts = {
-        info.colour_matrix or "untagged": True,
-        f"{info.bit_depth} bit": info.bit_depth != 8,
-        "full range": info.colour_range == "full",
-        "HDR": info.is_hdr,
-        "alpha": info.has_alpha,
-        "interlaced": info.is_interlaced,
-        f"aspect {info.pixel_aspect:.3g}": info.pixel_aspect != 1,
-        f"turned {info.rotation_degrees}°": info.rotation_degrees != 0,
+        info["colour_matrix"] or "untagged": True,
+        f"{info['bit_depth']} bit": info["bit_depth"] != 8,
+        "full range": info["colour_range"] == "full",
+        "HDR": info["is_hdr"],
+        "alpha": info["has_alpha"],
+        "interlaced": info["is_interlaced"],
+        f"aspect {info['pixel_aspect']:.3g}": info["pixel_aspect"] != 1,
+        f"turned {info['rotation_degrees']}°": info["rotation_degrees"] != 0,
     }
     return ", ".join(fact for fact, holds in facts.items() if holds)
-
-
-def _or_dash(value: float | None, spec: str = "") -> str:
-    return "–" if value is None else format(value, spec)

@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import EXIT_OK, EXIT_WEIGHTS, WeightsError
 from . import inflate
-from .console import download_bar, log, stdout_is_terminal
+from .command import App
+from .console import download_bar, log
+from .formats import ListFormat, Record, is_table, print_columns, print_records
 
 if TYPE_CHECKING:
     from ..models.manifest import WeightsFile
 
-app = typer.Typer(
-    no_args_is_help=True, help="List, download, verify and add the checkpoints of the models; inflate 2-D ones."
-)
+app = App(help="List, download, verify and add the checkpoints of the models; inflate 2-D ones.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, or one stream of it: i3d.kinetics400:rgb")]
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="A model, or one stream of it: i3d.kinetics400:rgb")]
 
 
 @app.command("list")
-def list_() -> None:
-    """List all checkpoint files and whether they are on disk. In a pipe: JSON lines.
+def list_(form: ListFormat = None) -> None:
+    """List all checkpoint files and whether they are on disk.
 
     Example: vid3d weights list
     """
-    from ..models.weights import cache_dir, is_on_disk, weights_path
+    from ..models.weights import cache_dir, is_on_disk, path_on_disk, weights_path
 
     rows = [
         {
             "name": file.name,
             "size": file.describe_size(),
+            "size_bytes": file.size_bytes,
             "on_disk": is_on_disk(file),
             "how": _how(file),
             "digest": file.has_digest,
-            "path": str(weights_path(file)),
+            "path": str(path_on_disk(file) or weights_path(file)),
             "sources": [source.describe() for source in file.sources],
         }
         for file in _all_files()
     ]
-    if not stdout_is_terminal():
-        for row in rows:
-            typer.echo(json.dumps(row, ensure_ascii=False))
-        return
-    _print_table(rows)
-    log.info("cache: %s; set VID3D_CACHE to change it", cache_dir())
+    print_records(rows, form, _print_table)
+    if is_table(form):
+        log.info("cache: %s; set VID3D_CACHE to change it", cache_dir())
 
 
 @app.command()
@@ -68,7 +65,7 @@ def pull(name: Name) -> None:
 
 @app.command()
 def verify(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all on disk.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Default: all on disk.")] = None,
 ) -> None:
     """Verify the checkpoints on disk against the published digests, or those recorded at the first download.
 
@@ -140,19 +137,19 @@ def _how(file: WeightsFile) -> str:
 app.command()(inflate.inflate)
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from .tables import make_console, make_table
-
-    table = make_table("name", "size", "on disk", "digest", "how to get it")
-    for row in rows:
-        table.add_row(
-            row["name"],
-            row["size"],
-            "yes" if row["on_disk"] else "no",
-            "published" if row["digest"] else "first seen",
-            row["how"],
-        )
-    make_console().print(table)
+def _print_table(rows: list[Record]) -> None:
+    print_columns(
+        [
+            {
+                "name": row["name"],
+                "size": row["size"],
+                "on disk": "yes" if row["on_disk"] else "no",
+                "digest": "published" if row["digest"] else "first seen",
+                "how to get it": row["how"],
+            }
+            for row in rows
+        ]
+    )
 
 
 def _all_files() -> list[WeightsFile]:

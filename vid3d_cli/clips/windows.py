@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ..errors import UsageError
+from ..suggest import check_known
 
 T = TypeVar("T")
 
@@ -89,5 +90,4 @@ def check_clip_options(length: int, stride: int, tail: str) -> None:
     """Raise UsageError if the length or stride is below 1, or the tail is unknown."""
     if length < 1 or stride < 1:
         raise UsageError(f"window and stride must be at least 1 frame, got window {length} and stride {stride}")
-    if tail not in TAILS:
-        raise UsageError(f"unknown tail '{tail}': choose one of {', '.join(TAILS)}")
+    check_known(tail, TAILS, f"unknown tail '{tail}'")

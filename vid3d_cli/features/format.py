@@ -7,9 +7,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..errors import UsageError
 from ..recipe import Recipe
 from ..records import VideoResult
+from ..suggest import check_known
 
 FEATURES = "features"
 """Name of the matrix that holds all streams side by side, rgb first."""
@@ -34,10 +34,8 @@ class FeatureFormat:
     """One of `LAYOUTS`: file names and arrays in a directory."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UsageError(f"unknown dtype '{self.dtype}': choose one of {', '.join(DTYPES)}")
-        if self.layout not in LAYOUTS:
-            raise UsageError(f"unknown layout '{self.layout}': choose one of {', '.join(LAYOUTS)}")
+        check_known(self.dtype, DTYPES, f"unknown dtype '{self.dtype}'")
+        check_known(self.layout, LAYOUTS, f"unknown layout '{self.layout}'")
         if self.layout == "video_features":
             object.__setattr__(self, "concat", False)  # its file names contain the stream
 

@@ -7,7 +7,6 @@ To add a method, write its file and add one line to `FLOW_METHODS`.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import threading
@@ -18,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..suggest import check_known
 from .fields import check_grey
 from .opencv import DIS_PRESETS, FARNEBACK, DisFlow, farneback_flow
 
@@ -125,11 +124,8 @@ def find_flow_method(method: str) -> FlowMethod:
     Raises:
         UsageError: there is no such method.
     """
-    if method in FLOW_METHODS:
-        return FLOW_METHODS[method]
-    close = difflib.get_close_matches(method, FLOW_METHODS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UsageError(f"unknown flow method {method!r}: {hint}choose from {', '.join(FLOW_METHODS)}")
+    check_known(method, FLOW_METHODS, f"unknown flow method '{method}'")
+    return FLOW_METHODS[method]
 
 
 def create_flow(method: str = DEFAULT_METHOD, device: str = "cpu") -> FlowFunction:

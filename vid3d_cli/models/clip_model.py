@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ShapeError, UnknownModel, UsageError, WeightsUnavailable
 from ..records import STREAMS
+from ..suggest import check_known
 from .backbones import BackboneOutput, Stepwise
 from .checkpoint import (
     CHECKPOINT_SUFFIXES,
@@ -59,8 +60,7 @@ def create_model(
         variant = of_model.get(name) or of_model.get(str(weights))
     name = name if name in BACKBONES else find_model(name).backbone
     backbone = BACKBONES[name]
-    if stream not in STREAMS:
-        raise UsageError(f"unknown stream '{stream}': choose one of {', '.join(STREAMS)}")
+    check_known(stream, STREAMS, f"unknown stream '{stream}'")
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"num_classes must be at least 1, got {num_classes}")
     found = find_variant(name, variant)

@@ -10,7 +10,6 @@ tests/models/test_manifest.py checks the values. `weights.py` downloads the file
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib.resources
 import sys
@@ -24,6 +23,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import UnknownModel, UsageError, WeightsError, WeightsUnavailable
 from ..records import STREAMS
+from ..suggest import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -399,9 +399,8 @@ def find_model(name: str) -> ModelEntry:
     entry = entries.get(name) or defaults.get(name)
     if entry is not None:
         return entry
-    close = difflib.get_close_matches(name, [*entries, *defaults], n=1)
-    hint = f": did you mean {close[0]!r}?" if close else "."
-    raise UnknownModel(f"unknown model {name!r}{hint} See: vid3d models")
+    hint = did_you_mean(name, [*entries, *defaults])
+    raise UnknownModel(f"unknown model '{name}'{f': {hint}' if hint else '.'} See: vid3d models")
 
 
 def parse_weights_name(name: str) -> list[WeightsFile]:

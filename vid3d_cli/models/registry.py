@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..suggest import check_known
 
 if TYPE_CHECKING:
     from torch import nn
@@ -402,6 +402,5 @@ def find_variant(name: str, variant: str | None) -> str | None:
     variants = BACKBONES[name].variants
     if variant is None or variant == DEFAULT_VARIANT:
         return None
-    if variant not in variants:
-        raise UsageError(f"{name} has no variant '{variant}': choose one of {', '.join([DEFAULT_VARIANT, *variants])}")
+    check_known(variant, [DEFAULT_VARIANT, *variants], f"{name} has no variant '{variant}'")
     return variant

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..fusion import Fusion
+from ..suggest import did_you_mean
 
 Logits = NDArray[np.float32]
 Targets = NDArray[np.int64]
@@ -156,7 +156,6 @@ def class_numbers(labels: Sequence[str], classes: Sequence[str]) -> Targets:
     number_of = {name: number for number, name in enumerate(classes)}
     for label in labels:
         if label not in number_of:
-            close = difflib.get_close_matches(label, classes, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"its classes are: {', '.join(classes[:5])}, …"
+            hint = did_you_mean(label, classes) or f"its classes are: {', '.join(classes[:5])}, …"
             raise UsageError(f"the model has no class '{label}': {hint}")
     return np.array([number_of[label] for label in labels], np.int64)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..errors import UsageError
+from ..suggest import check_known
 from . import local
 
 Run = Callable[..., local.Results]
@@ -16,8 +17,7 @@ ENGINES = ("local", "ray")
 
 def check_engine(name: str) -> None:
     """Raise UsageError for an unknown engine."""
-    if name not in ENGINES:
-        raise UsageError(f"unknown engine '{name}': choose one of {', '.join(ENGINES)}")
+    check_known(name, ENGINES, f"unknown engine '{name}'")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..suggest import check_known
 
 if TYPE_CHECKING:
     from ..clips.preprocess import Views
@@ -56,8 +57,7 @@ def check_runtime_options(
     Raises:
         UsageError: an unknown name, options that contradict each other, or a missing package or compiler.
     """
-    if runtime not in RUNTIMES:
-        raise UsageError(f"unknown runtime '{runtime}': choose one of {', '.join(RUNTIMES)}")
+    check_known(runtime, RUNTIMES, f"unknown runtime '{runtime}'")
     check_device(device)
     check_precision(precision)
     if num_threads is not None and num_threads < 1:
@@ -90,8 +90,7 @@ def check_device(name: str) -> None:
 
 def check_precision(name: str) -> None:
     """Raise UsageError unless a precision is one of `PRECISIONS`."""
-    if name not in PRECISIONS:
-        raise UsageError(f"unknown precision '{name}': choose one of {', '.join(PRECISIONS)}")
+    check_known(name, PRECISIONS, f"unknown precision '{name}'")
 
 
 def select_runtime(

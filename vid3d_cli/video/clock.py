@@ -9,7 +9,9 @@ Times are Fractions of a second.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Generic, TypeVar
@@ -21,6 +23,8 @@ MAX_TICK_TOLERANCE_SECONDS = Fraction(1, 1000)
 
 MAX_JUMP_SECONDS = Fraction(60)
 """A frame may start this long after the previous one, or later within the duration that the header declares."""
+
+_CLOCK_TIME = re.compile(r"(?:(\d+):(?=[0-5]?\d:))?(\d+):([0-5]?\d(?:\.\d*)?)")
 
 T = TypeVar("T")
 
@@ -42,6 +46,22 @@ def parse_fps(text: str) -> Fraction | None:
     if fps <= 0:
         raise UsageError(f"cannot read {text!r} as frames per second: give a number (25, 29.97), 30000/1001, or native")
     return fps
+
+
+def parse_seconds(time: str | float) -> float:
+    """Return the seconds of a time that a user wrote.
+
+        90 → 90.0    "90" → 90.0    "1:30" → 90.0    "1:02:03.5" → 3723.5
+
+    Raises:
+        UsageError: the text is no time of this form.
+    """
+    with suppress(ValueError):
+        return float(time)
+    if not (found := _CLOCK_TIME.fullmatch(str(time).strip())):
+        raise UsageError(f"cannot read '{time}' as a time: give seconds (90, 1.5), 1:30 or 1:02:03.5")
+    hours, minutes, seconds = found.groups()
+    return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
 
 
 def check_span(fps: Fraction | None, start_seconds: float, end_seconds: float | None) -> None:
