@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +14,10 @@ from .console import download_bar, log
 from .progress import EventPrinter
 
 if TYPE_CHECKING:
+    from ..jobs.events import Event
     from ..models.manifest import WeightsFile
     from ..plan import Plan
-    from ..records import VideoResult
+    from ..records import ClipOutput, VideoResult
     from ..run.local import Results
     from ..video.sources import Source
 
@@ -97,6 +98,7 @@ def run_classes(
     sources: list[Source],
     on_result: Callable[[Source, VideoResult], None],
     *,
+    on_clips: Callable[[str, Sequence[ClipOutput], Sequence[str]], None] | None = None,
     jobs: int | None,
     timeout: float,
     failures: Path | None,
@@ -107,6 +109,7 @@ def run_classes(
         plan: what to do with each video.
         sources: all videos.
         on_result: called with each result.
+        on_clips: called with the video, the clips that are done, and the class names.
         jobs: see `run.local.run`.
         timeout: see `run.local.run`; 0 for none.
         failures: file that lists the failed videos.
@@ -118,11 +121,19 @@ def run_classes(
         UsageError: the networks have no classes.
     """
     from ..jobs.batch import Batch
-    from ..jobs.events import Finished
+    from ..jobs.events import ClipsDone, Finished
+    from ..records import FUSED
+    from ..run.load import name_classes
 
     def check(results: Results) -> None:
         assert results.networks is not None
         results.networks.check_classes()
+
+    def show(event: Event) -> None:
+        printer(event)
+        if isinstance(event, ClipsDone) and event.clips and on_clips is not None:
+            with printer.paused():
+                on_clips(event.video, event.clips, name_classes(plan, len(event.clips[0].logits[FUSED])))
 
     def take(source: Source, result: VideoResult) -> None:
         with printer.paused():
@@ -139,7 +150,7 @@ def run_classes(
             timeout=timeout or None,
             fetch=fetch_weights,
             failures_path=failures,
-            on_event=printer,
+            on_event=show,
         )
         has_ended = False
         try:

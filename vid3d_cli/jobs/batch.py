@@ -10,7 +10,7 @@ from pathlib import Path
 from ..durable import AtomicFile
 from ..errors import VideoError
 from ..plan import Fetch, Plan
-from ..records import VideoFailure, VideoResult, to_json
+from ..records import ClipOutput, VideoFailure, VideoResult, to_json
 from ..run import local
 from ..run.engines import Run
 from ..run.local import Results
@@ -122,9 +122,9 @@ class Batch:
         self.progress.started = Progress(0).started
         self._on_event(Started(self.progress, results.recipe))
 
-    def _count_clips(self, video: str, num_done: int, num_expected: int | None) -> None:
+    def _count_clips(self, video: str, num_done: int, num_expected: int | None, clips: Sequence[ClipOutput]) -> None:
         self.progress.clips = self._num_clips_before + num_done
-        self._on_event(ClipsDone(video, num_done, num_expected, self.progress))
+        self._on_event(ClipsDone(video, num_done, num_expected, self.progress, clips))
 
     def _take(self, result: VideoResult) -> None:
         video = result.video

@@ -130,7 +130,7 @@ def extract(
 def refuse_same_file(failures: Path | None, *own: Path) -> None:
     """Raise UsageError for a list of failures that would replace a file of the output."""
     if failures is not None and failures.absolute() in (path.absolute() for path in own):
-        raise UsageError(f"--failures {failures} would replace a file of the output: choose another name")
+        raise UsageError(f"--failures {failures} is also a file of the output: choose another name")
 
 
 def check_sharing(
