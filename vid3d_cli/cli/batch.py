@@ -11,6 +11,7 @@ import typer
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from ..options import Options
 from .console import download_bar, log
+from .output import STDOUT
 from .progress import EventPrinter
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ RayAddress = Annotated[
 Failures = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Write failed videos here as JSON lines; retry them with @FILE.", show_default=False
+        metavar="FILE",
+        help="Write failed videos here as JSON lines, - is stdout; retry them with @FILE.",
+        show_default=False,
     ),
 ]
 
@@ -140,7 +143,7 @@ def run_classes(
             on_result(source, result)
 
     plan.check_classes()
-    with EventPrinter(len(sources)) as printer:
+    with EventPrinter(len(sources), plan.model) as printer:
         batch = Batch(
             plan,
             sources,
@@ -148,7 +151,7 @@ def run_classes(
             on_start=check,
             jobs=jobs,
             timeout=timeout or None,
-            fetch=fetch_weights,
+            fetch=printer.fetch,
             failures_path=failures,
             on_event=show,
         )
@@ -158,12 +161,14 @@ def run_classes(
             has_ended = True
         finally:
             printer(Finished(batch.summary(has_ended=has_ended)))
-    return report_failures(len(batch.failures), len(sources), failures)
+    return report_failures(
+        len(batch.failures), len(sources), failures, "; to list them for a retry, add --failures FILE"
+    )
 
 
-def report_failures(num_failed: int, num_videos: int, failures: Path | None) -> int:
+def report_failures(num_failed: int, num_videos: int, failures: Path | None, else_advise: str) -> int:
     """Log how many videos failed and how to retry them; return the exit code."""
     if num_failed and num_videos > 1:
-        advice = f"retry them with @{failures}" if failures else "to list them for a retry, add --failures FILE"
-        log.error("%d of %d videos failed; %s", num_failed, num_videos, advice)
+        advice = f"; listed in {failures}; retry them with @{failures}" if failures else else_advise
+        log.error("%d of %d videos failed%s", num_failed, num_videos, "" if failures == STDOUT else advice)
     return EXIT_SOME_FAILED if num_failed else EXIT_OK

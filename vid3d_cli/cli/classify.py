@@ -53,9 +53,7 @@ def classify(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Write to this file; - is stdout.", show_default="stdout"
-        ),
+        typer.Option("--output", "-o", metavar="FILE", help="Write to this file; - is stdout.", show_default="stdout"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
     nul_separated: NulSeparated = False,
@@ -75,9 +73,10 @@ def classify(
     from ..predictions.files import clip_records, prediction_records
     from .tables import PredictionTables
 
-    is_file = output is not None and output != STDOUT
-    if form is None:
-        form = format_of(output, WRITERS) if is_file else "table" if stdout_is_terminal() else "jsonl"
+    output = None if output == STDOUT else output
+    if form is None and output is not None:
+        form = format_of(output, WRITERS)
+    form = form or ("table" if stdout_is_terminal() else "jsonl")
     sources = find_videos(videos, nul_separated)
     plan = make_plan(options)
     plan.check_classes()
@@ -105,6 +104,6 @@ def classify(
                 failures=failures,
             )
         finally:  # finished clips are written even after an interrupt
-            if num_printed or not is_file:
+            if num_printed or output is None:
                 printer.close()
     raise typer.Exit(code)

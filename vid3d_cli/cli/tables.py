@@ -12,7 +12,6 @@ from rich.text import Text
 
 from ..predictions.files import Record, streams_of
 
-
 _SECONDS_WIDTH = len("1000.00 – 1000.00")
 _LABEL_WIDTH = 40
 

@@ -156,6 +156,10 @@ class JobSummary:
     """Clips of the videos done in this run."""
     out: str | None = None
     """The output; None for a run without one."""
+    files: tuple[str, ...] = ()
+    """The existing files of the matrices, if the output is not a directory; `--no-concat` writes one per stream."""
+    failures_path: str | None = None
+    """The output's list of failed videos; None if there is none."""
     num_videos: int = 0
     """Videos of the whole list, or of the shard."""
     num_kept: int = 0

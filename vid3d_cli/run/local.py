@@ -179,7 +179,6 @@ def _run_clips(feed: Feed, feeds: Feeds, started: _Started, networks: Networks, 
     Clips of other videos fill the last batch. A runtime that takes several batches at a time gets more of them, but
     only with clips that are ready: no result waits for the next video.
     """
-
     num_reported = 0
 
     def report() -> None:
