@@ -10,7 +10,8 @@ import typer
 
 from ..errors import EXIT_OK, EXIT_WEIGHTS, WeightsError
 from . import inflate
-from .console import download_bar, log, stdout_is_terminal
+from .batch import fetch_weights
+from .console import log, stdout_is_terminal
 
 if TYPE_CHECKING:
     from ..models.manifest import WeightsFile
@@ -55,14 +56,13 @@ def pull(name: Name) -> None:
     """Download the checkpoints of a model and verify them.
 
     If no digest was published, vid3d records the sha256 of the first download and compares later ones with it.
+    VID3D_OFFLINE=1 forbids downloads. VID3D_CACHE names the directory, ~/.cache/vid3d without it.
 
     Example: vid3d weights pull i3d.kinetics400
     """
     from ..models import manifest, weights
 
-    for file in manifest.parse_weights_name(name):
-        with download_bar(file.name) as on_bytes:
-            path = weights.pull(file, progress=on_bytes)
+    for path in weights.find_all(manifest.parse_weights_name(name), fetch_weights):
         typer.echo(str(path))
 
 
@@ -98,8 +98,8 @@ def path(name: Name) -> None:
     """
     from ..models import manifest, weights
 
-    for file in manifest.parse_weights_name(name):
-        typer.echo(str(weights.locate(file)))
+    for path in weights.find_all(manifest.parse_weights_name(name), weights.locate):
+        typer.echo(str(path))
 
 
 @app.command()
