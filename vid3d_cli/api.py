@@ -127,7 +127,8 @@ def extract(
         jobs: how many videos are read at the same time; None for 2 to 8, depending on the cores.
         timeout: seconds without progress before a video fails; None for no limit.
         on_failure: without `out`, called with each failed video, and the others continue; None raises the failure.
-        on_clips: without `out`, called with a video, its clips done so far, and those expected or None.
+        on_clips: without `out`, called with a video, the numbers of its clips done and expected (or None), and the new
+            clips: `ClipOutput`s whose logits include "fused".
         on_event: with `out`, called with every event; see `vid3d_cli.jobs.events`. Without it, warnings are
             `Vid3dWarning`s.
         **options: fields of `Options`. With `out` also those of `vid3d_cli.jobs.extraction.extract`: dtype, concat,

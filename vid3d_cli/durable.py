@@ -57,8 +57,10 @@ class AtomicFile(io.BufferedRandom):
             target.parent.mkdir(parents=True, exist_ok=True)
             # Fail now, not when the file is complete, if the target is a directory or its name is too long.
             with suppress(FileNotFoundError):
-                if stat.S_ISDIR(target.stat().st_mode):
-                    raise IsADirectoryError(errno.EISDIR, "it is a directory")
+                if not stat.S_ISREG(mode := target.stat().st_mode):  # a rename would replace /dev/null
+                    raise OSError(
+                        errno.EINVAL, f"it is {'a directory' if stat.S_ISDIR(mode) else 'not a regular file'}"
+                    )
             handle, self.part = _create_part(target.parent)
         self._file = _PartFile(handle, target)
         super().__init__(self._file)

@@ -76,6 +76,11 @@ def softmax(logits: Logits) -> Logits:
     return probabilities
 
 
+def fuse_clips(clips: Iterable[ClipOutput], fusion: Fusion) -> tuple[ClipOutput, ...]:
+    """Return the clips with fused logits added."""
+    return tuple(replace(clip, logits={**clip.logits, FUSED: fusion(clip.logits)}) for clip in clips)
+
+
 def pool_video(clips: Sequence[ClipOutput], fusion: Fusion) -> tuple[tuple[ClipOutput, ...], dict[str, Logits]]:
     """Return the clips with fused logits added, and the logits of the video.
 
@@ -87,8 +92,7 @@ def pool_video(clips: Sequence[ClipOutput], fusion: Fusion) -> tuple[tuple[ClipO
         The clips; and the video's logits by stream, the mean over its clips, and "fused".
     """
     pooled = {s: _sum(clip.logits[s] for clip in clips) / np.float32(len(clips)) for s in clips[0].logits}
-    fused_clips = tuple(replace(clip, logits={**clip.logits, FUSED: fusion(clip.logits)}) for clip in clips)
-    return fused_clips, {**pooled, FUSED: fusion(pooled)}
+    return fuse_clips(clips, fusion), {**pooled, FUSED: fusion(pooled)}
 
 
 def top_k(logits: Logits, labels: Sequence[str], k: int) -> list[Prediction]:

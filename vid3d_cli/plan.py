@@ -218,8 +218,9 @@ class Plan(Options):
         Raises:
             WeightsUnavailable: a file is missing and cannot be downloaded; the text says what to do.
         """
-        fetch = fetch or weights.pull
-        return {stream: net.checkpoint or fetch(self.published(stream)) for stream, net in self.networks.items()}
+        published = [stream for stream, net in self.networks.items() if net.checkpoint is None]
+        found = dict(zip(published, weights.find_all(map(self.published, published), fetch), strict=True))
+        return {stream: net.checkpoint or found[stream] for stream, net in self.networks.items()}
 
     def fetch(self, fetch: Fetch | None = None) -> Plan:
         """Return the plan with every digest known; only checkpoints without a published digest are read.
@@ -227,12 +228,10 @@ class Plan(Options):
         Raises:
             WeightsUnavailable: a file is missing and cannot be downloaded; the text says what to do.
         """
-        fetch = fetch or weights.pull
-        networks = {
-            stream: net if net.sha256 else replace(net, sha256=file_sha256(fetch(self.published(stream))))
-            for stream, net in self.networks.items()
-        }
-        return replace(self, networks=networks)
+        unknown = [stream for stream, net in self.networks.items() if net.sha256 is None]
+        found = zip(unknown, weights.find_all(map(self.published, unknown), fetch), strict=True)
+        known = {stream: replace(self.networks[stream], sha256=file_sha256(path)) for stream, path in found}
+        return replace(self, networks={**self.networks, **known})
 
     # Recipe ----------------------------------------------------------------------------------------------------------
 

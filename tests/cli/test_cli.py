@@ -17,6 +17,7 @@ from vid3d_cli import __version__
 from vid3d_cli.cli.options import parse_weights
 from vid3d_cli.errors import UsageError
 from vid3d_cli.features.stores import open_store
+from vid3d_cli.models.manifest import find_model
 
 COMMANDS = ["demo", "classify", "extract", "eval", "flow", "probe", "models"]
 WEIGHTS_COMMANDS = ["list", "pull", "verify", "path", "add"]
@@ -287,11 +288,14 @@ def test_missing_weights(vid3d, video, monkeypatch, tmp_path):
         for needed in (
             "rgb_imagenet.pt",
             str(tmp_path / "cache"),
+            "flow_imagenet.pt",
             "https://",
-            "vid3d weights pull",
-            "--weights rgb=FILE",
+            "unset VID3D_OFFLINE, then: vid3d weights pull i3d.kinetics400\n",
+            "--weights rgb=FILE --weights flow=FILE",
+            f"--model s3d_mini; it recognises {find_model('s3d_mini').num_classes} motions of the camera",
         ):
             assert needed in result.stderr
+        assert result.stderr.count(", and no source gave them") == (command[0] != "weights")
     assert vid3d("classify", video, "--weights", "rgb=nope.pt").exit_code == 3
 
 

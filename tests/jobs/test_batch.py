@@ -40,9 +40,13 @@ def num_done(out):
 # Messages ------------------------------------------------------------------------------------------------------------
 
 
-def test_messages_as_json_lines(vid3d, tiny_model, videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(progress_lines, "FIRST_PROGRESS_SECONDS", 0.0)
+def show_progress_at_once(monkeypatch):
     monkeypatch.setattr(progress_lines, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(progress_lines, "MIN_SECONDS", 0.0)
+
+
+def test_messages_as_json_lines(vid3d, tiny_model, videos, tmp_path, monkeypatch):
+    show_progress_at_once(monkeypatch)
     (videos / "07.mp4").write_bytes(b"broken")
     result = vid3d("--log-json", "extract", videos, "--out", "f.npy", *OPTIONS)
     assert result.exit_code == 1
@@ -83,8 +87,7 @@ def test_a_full_disk_during_export_is_one_error(tmp_path, videos, out):
 
 
 def test_progress_is_printed_in_lines_without_a_terminal(vid3d, tiny_model, videos, monkeypatch):
-    monkeypatch.setattr(progress_lines, "FIRST_PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr(progress_lines, "PROGRESS_SECONDS", 0.0)
+    show_progress_at_once(monkeypatch)
     result = vid3d("extract", videos, "--out", "f.npy", *OPTIONS)
     assert f"10 of {NUM_VIDEOS} videos done, 0 failed, {NUM_VIDEOS - 10} left; " in result.stderr
     assert " clips/s; about " in result.stderr

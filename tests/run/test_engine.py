@@ -72,7 +72,7 @@ class FakePlan:
         return wait
 
     def load(self):
-        return SimpleNamespace(runtime=self.runtime, pool=self.pool, recipe=None, warnings=())
+        return SimpleNamespace(runtime=self.runtime, fuse=self.fuse, pool=self.pool, recipe=None, warnings=())
 
     def open_clips(self, video, workers):
         with workers.spent.during("decode"):
@@ -80,6 +80,9 @@ class FakePlan:
         while "endless" in video:  # a clip of so many frames that it never completes
             workers.start("resize", time.sleep, 0.001)()
         return FakeReader(video, self)
+
+    def fuse(self, video, outputs):
+        return [output.span.index for output in outputs]
 
     def pool(self, read, outputs):
         return read.video, [output.span.index for output in outputs]
@@ -328,16 +331,16 @@ def test_without_a_handler_a_failure_is_raised():
 
 def test_progress_counts_clips_of_the_video():
     seen = []
-    list(local.run(FakePlan(batch_size=2), ["5"], on_clips=lambda video, done, expected: seen.append(done)))
-    assert seen == [2, 4, 5]
+    list(local.run(FakePlan(batch_size=2), ["5"], on_clips=lambda video, done, _, new: seen.append((done, new))))
+    assert seen == [(2, [0, 1]), (4, [2, 3]), (5, [4])]
 
 
 def test_progress_counts_clips_that_filled_the_batch_of_the_previous_video():
     seen = []
-    results = local.run(FakePlan(), ["2", "5"], on_clips=lambda video, done, expected: seen.append(done))
+    results = local.run(FakePlan(), ["2", "5"], on_clips=lambda video, done, _, new: seen.append((done, new)))
     for video, _ in results:
         seen.append(video)
-    assert seen == [2, "2", 1, 4, 5, "5"]
+    assert seen == [(2, [0, 1]), "2", (1, [0]), (4, [1, 2, 3]), (5, [4]), "5"]
 
 
 def test_reading_ahead_is_bounded_and_ends_with_the_iterator():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +11,14 @@ import typer
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from ..options import Options
 from .console import download_bar, log
+from .output import STDOUT
 from .progress import EventPrinter
 
 if TYPE_CHECKING:
+    from ..jobs.events import Event
     from ..models.manifest import WeightsFile
     from ..plan import Plan
-    from ..records import VideoResult
+    from ..records import ClipOutput, VideoResult
     from ..run.local import Results
     from ..video.sources import Source
 
@@ -69,7 +71,7 @@ Failures = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Write failed videos here as JSON lines; retry them with @FILE.",
+        help="Write failed videos here as JSON lines, - is stdout; retry them with @FILE.",
         show_default=False,
         rich_help_panel=BATCH,
     ),
@@ -105,6 +107,7 @@ def run_classes(
     sources: list[Source],
     on_result: Callable[[Source, VideoResult], None],
     *,
+    on_clips: Callable[[str, Sequence[ClipOutput], Sequence[str]], None] | None = None,
     jobs: int | None,
     timeout: float,
     failures: Path | None,
@@ -115,6 +118,7 @@ def run_classes(
         plan: what to do with each video.
         sources: all videos.
         on_result: called with each result.
+        on_clips: called with the video, the clips that are done, and the class names.
         jobs: see `run.local.run`.
         timeout: see `run.local.run`; 0 for none.
         failures: file that lists the failed videos.
@@ -126,18 +130,26 @@ def run_classes(
         UsageError: the networks have no classes.
     """
     from ..jobs.batch import Batch
-    from ..jobs.events import Finished
+    from ..jobs.events import ClipsDone, Finished
+    from ..records import FUSED
+    from ..run.load import name_classes
 
     def check(results: Results) -> None:
         assert results.networks is not None
         results.networks.check_classes()
+
+    def show(event: Event) -> None:
+        printer(event)
+        if isinstance(event, ClipsDone) and event.clips and on_clips is not None:
+            with printer.paused():
+                on_clips(event.video, event.clips, name_classes(plan, len(event.clips[0].logits[FUSED])))
 
     def take(source: Source, result: VideoResult) -> None:
         with printer.paused():
             on_result(source, result)
 
     plan.check_classes()
-    with EventPrinter(len(sources)) as printer:
+    with EventPrinter(len(sources), plan.model) as printer:
         batch = Batch(
             plan,
             sources,
@@ -145,9 +157,9 @@ def run_classes(
             on_start=check,
             jobs=jobs,
             timeout=timeout or None,
-            fetch=fetch_weights,
+            fetch=printer.fetch,
             failures_path=failures,
-            on_event=printer,
+            on_event=show,
         )
         has_ended = False
         try:
@@ -155,12 +167,14 @@ def run_classes(
             has_ended = True
         finally:
             printer(Finished(batch.summary(has_ended=has_ended)))
-    return report_failures(len(batch.failures), len(sources), failures)
+    return report_failures(
+        len(batch.failures), len(sources), failures, "; to list them for a retry, add --failures FILE"
+    )
 
 
-def report_failures(num_failed: int, num_videos: int, failures: Path | None) -> int:
+def report_failures(num_failed: int, num_videos: int, failures: Path | None, else_advise: str) -> int:
     """Log how many videos failed and how to retry them; return the exit code."""
     if num_failed and num_videos > 1:
-        advice = f"retry them with @{failures}" if failures else "to list them for a retry, add --failures FILE"
-        log.error("%d of %d videos failed; %s", num_failed, num_videos, advice)
+        advice = f"; listed in {failures}; retry them with @{failures}" if failures else else_advise
+        log.error("%d of %d videos failed%s", num_failed, num_videos, "" if failures == STDOUT else advice)
     return EXIT_SOME_FAILED if num_failed else EXIT_OK

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,10 +25,10 @@ from .batch import (
 )
 from .console import stdout_is_terminal
 from .options import takes_options
+from .output import STDOUT, format_of, open_output
 
 if TYPE_CHECKING:
-    from ..durable import AtomicFile
-    from ..records import VideoResult
+    from ..records import ClipOutput, VideoResult
     from ..video.sources import Source
 
 FORMATS = ("table", *WRITERS)
@@ -46,14 +46,14 @@ def classify(
     form: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="|".join(FORMATS), help="Output format; default: table on a terminal, else jsonl."
+            "--format",
+            metavar="|".join(FORMATS),
+            help="Output format; default: the suffix of --output, else table on a terminal, else jsonl.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Write to this file instead of stdout.", show_default=False
-        ),
+        typer.Option("--output", "-o", metavar="FILE", help="Write to this file; - is stdout.", show_default="stdout"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
     nul_separated: NulSeparated = False,
@@ -69,43 +69,41 @@ def classify(
         raise UsageError(f"--per {per}: choose clip or video")
     if form not in (None, *FORMATS):
         raise UsageError(f"--format {form}: choose one of {', '.join(FORMATS)}")
-    from ..durable import AtomicFile
-    from ..features.store import refuse_existing
     from ..jobs.extraction import refuse_same_file
-    from ..predictions.files import prediction_records
+    from ..predictions.files import clip_records, prediction_records
     from .tables import PredictionTables
 
-    form = form or ("table" if output is None and stdout_is_terminal() else "jsonl")
+    output = None if output == STDOUT else output
+    if form is None and output is not None:
+        form = format_of(output, WRITERS)
+    form = form or ("table" if stdout_is_terminal() else "jsonl")
     sources = find_videos(videos, nul_separated)
     plan = make_plan(options)
     plan.check_classes()
-    if output is not None:
-        refuse_existing([output], overwrite)
-    refuse_same_file(failures, *([] if output is None else [output]))
-    file = None if output is None else AtomicFile(output)
-    # File names need not be UTF-8; their bytes are written as they are.
-    stream = sys.stdout if file is None else io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
-    printer = PredictionTables(stream) if form == "table" else WRITERS[form](stream)
-    num_videos = 0
+    refuse_same_file(failures, output or STDOUT)
+    num_printed: Counter[str] = Counter()  # records by video
+
+    def print_clips(video: str, clips: Sequence[ClipOutput], labels: Sequence[str]) -> None:
+        printer.write(clip_records(video, clips, labels, topk))
+        num_printed[video] += len(clips)
 
     def print_result(_: Source, result: VideoResult) -> None:
-        nonlocal num_videos
-        printer.write(list(prediction_records(result, k=topk, per=per)))
-        num_videos += 1
+        printer.write(prediction_records(result, k=topk, per=per, skip=num_printed[result.video]))
+        num_printed[result.video] += 1
 
-    try:
-        code = run_classes(plan, sources, print_result, jobs=jobs, timeout=timeout, failures=failures)
-    finally:  # finished videos are written even after an interrupt
-        printer.close()
-        if file is not None and isinstance(stream, io.TextIOWrapper):
-            _end(file, stream, is_empty=not num_videos)
+    with open_output(output, overwrite=overwrite) as stream:
+        printer = PredictionTables(stream) if form == "table" else WRITERS[form](stream)
+        try:
+            code = run_classes(
+                plan,
+                sources,
+                print_result,
+                on_clips=print_clips if per == "clip" else None,
+                jobs=jobs,
+                timeout=timeout,
+                failures=failures,
+            )
+        finally:  # finished clips are written even after an interrupt
+            if num_printed or output is None:
+                printer.close()
     raise typer.Exit(code)
-
-
-def _end(file: AtomicFile, stream: io.TextIOWrapper, *, is_empty: bool) -> None:
-    try:
-        stream.detach()
-    except BaseException:  # its last lines did not fit on the disk
-        file.discard()
-        raise
-    file.discard() if is_empty else file.commit()

@@ -19,7 +19,6 @@ from .batch import (
     RayAddress,
     Timeout,
     Videos,
-    fetch_weights,
     find_videos,
     make_plan,
     report_failures,
@@ -128,7 +127,7 @@ def extract(
         skips = {"overwrite": overwrite, "redo_failed": redo_failed}
         print_plan(plan, sources, store, form, **skips, timeout=timeout or None, estimate=estimate)
         return
-    with EventPrinter(len(sources)) as printer:
+    with EventPrinter(len(sources), plan.model) as printer:
         try:
             summary = extraction.extract(
                 plan,
@@ -145,13 +144,13 @@ def extract(
                 timeout=timeout or None,
                 engine=engine,
                 ray_address=ray_address,
-                fetch=fetch_weights,
+                fetch=printer.fetch,
                 on_event=printer,
             )
         except (OutputError, KeyboardInterrupt):
             if (kept := printer.summary) is not None:
-                videos_kept = f"{plural(kept.num_kept, 'video')} of {kept.num_videos}"
-                log.error("%s kept in %s; run the same command to resume", videos_kept, out)
+                what = f"{plural(kept.num_kept, 'video')} of {kept.num_videos} kept in {kept.out}"
+                log.error("%s; run the same command to resume", what if kept.num_kept else "no video is done yet")
             raise
     raise typer.Exit(_report(summary, failures))
 
@@ -159,10 +158,11 @@ def extract(
 def _report(summary: JobSummary, failures: Path | None) -> int:
     """Say what was done; return the exit code."""
     num_videos = summary.done + summary.failed + summary.progress["left"]
-    code = report_failures(summary.failed, num_videos, failures)
+    listed = f"; listed in {summary.failures_path}; retry with --redo-failed" if summary.failures_path else ""
+    code = report_failures(summary.failed, num_videos, failures, listed)
     if summary.done:
-        clips = plural(summary.num_clips, "clip")
-        log.info("%s of %s → %s", clips, plural(summary.done, "video"), summary.out)
+        clips, files = plural(summary.num_clips, "clip"), " and ".join(summary.files) or summary.out
+        log.info("%s of %s → %s", clips, plural(summary.done, "video"), files)
     if summary.lost_frames:
         damaged = plural(len(summary.lost_frames), "video")
         log.warning("%s damaged; run 'vid3d features info %s' for lost frames", damaged, summary.out)

@@ -12,41 +12,80 @@ from typing import TYPE_CHECKING, Any
 from .console import duration, log, plural, shows_bars, writes_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..jobs.events import JobSummary, Progress, Resumed
+    from ..models.manifest import WeightsFile
 
 PROGRESS_SECONDS = 30.0
 """Seconds between two progress lines if no bar is drawn."""
 
-FIRST_PROGRESS_SECONDS = 5.0
-"""Seconds before the first progress line."""
+MIN_SECONDS, MIN_CLIPS = 5.0, 3
+"""Work after which a rate is known: the first clips include waiting for the first frames."""
+
+_STATUS_FORMAT = "{desc}"
+_COUNT_FORMAT = "{desc}{n_fmt} of {total_fmt} clips [{elapsed}]"
 
 
 class EventPrinter:
     """Prints events: a bar of clips on a terminal, else a line every `PROGRESS_SECONDS`; a context manager.
 
-    The bar's total is estimated from the headers of the videos opened so far.
+    Before the first clip, the bar says what the job is waiting for. The bar's total is estimated from the headers of
+    the videos opened so far.
 
     Args:
         num_videos: videos of the job.
+        model: name of the model that is loaded first.
     """
 
-    def __init__(self, num_videos: int) -> None:
+    def __init__(self, num_videos: int, model: str) -> None:
         from tqdm import tqdm
 
         self.summary: JobSummary | None = None
         self._num_videos = num_videos
         self._num_clips_before = 0  # of the videos before the current one
         self._num_expected = 0
-        self._next_line = time.monotonic() + FIRST_PROGRESS_SECONDS
+        self._next_line = time.monotonic() + PROGRESS_SECONDS
+        self._model = model
         # torch makes 280,000 objects that stay: searching them again and again is a quarter of its import.
         gc.disable()
         self._bar: Any = tqdm(
-            total=None, unit="clip", disable=not shows_bars(), file=sys.stderr, dynamic_ncols=True, leave=False
+            desc=f"loading {model} …",
+            bar_format=_STATUS_FORMAT,
+            unit="clip",
+            disable=not shows_bars(),
+            file=sys.stderr,
+            dynamic_ncols=True,
+            leave=False,
         )
 
     def __call__(self, event: Any) -> None:
         """Print one event."""
         getattr(self, f"_on_{type(event).__name__}")(event)
+
+    def fetch(self, file: WeightsFile) -> Path:
+        """Return the path of a published checkpoint; download it if it is not on disk, and say so."""
+        from ..models.weights import is_on_disk, pull
+
+        what = f"downloading {file.stream} weights"
+        has_begun = False
+
+        def on_bytes(num_received: int, num_total: int | None) -> None:
+            nonlocal has_begun
+            if not has_begun and self._bar.disable:
+                log.info("%s, %s", what, file.describe_size())
+            has_begun = True
+            total = f" of {num_total / 1e6:.0f}" if num_total else ""
+            self._say(f"{what}, {num_received / 1e6:.0f}{total} MB …")
+
+        if not is_on_disk(file):
+            self._say(f"{what}, {file.describe_size()} …")
+        path = pull(file, progress=on_bytes)
+        self._say(f"loading {self._model} …")
+        return path
+
+    def _say(self, text: str) -> None:
+        self._bar.set_description_str(text)
 
     def paused(self) -> AbstractContextManager[Any]:
         """Take the bar off the terminal while something else is printed."""
@@ -84,6 +123,7 @@ class EventPrinter:
         gc.enable()
         if "triton" not in sys.modules:  # its bindings would report leaks at exit
             gc.freeze()
+        self._say("reading the first clips …")
         recipe = event.recipe
         log.debug("%s, %s, %s", recipe.model, recipe.runtime, recipe.precision)
         for stream, network in recipe.streams.items():
@@ -101,8 +141,8 @@ class EventPrinter:
             num_clips = self._num_clips_before + max(event.num_expected, event.num_done)
             num_ended = progress.done + progress.failed
             self._num_expected = round(num_clips * self._num_videos / (num_ended + 1))
-            self._bar.total = self._num_expected
-        self._bar.update(progress.clips - self._bar.n)
+            self._bar.total = self._num_expected or None
+        self._show(progress)
         self._print_line(progress)
 
     def _on_VideoDone(self, event: Any) -> None:  # noqa: N802
@@ -127,9 +167,19 @@ class EventPrinter:
 
     def _end_video(self, progress: Progress) -> None:
         self._num_clips_before = progress.clips
-        if self._num_videos > 1:
-            self._bar.set_description(f"{progress.done + progress.failed}/{self._num_videos} videos")
+        self._show(progress)
         self._print_line(progress)
+
+    def _show(self, progress: Progress) -> None:
+        """Show the clips on the bar, and their rate once it is known."""
+        bar = self._bar
+        if bar.disable:
+            return
+        if bar.bar_format == _STATUS_FORMAT:  # the first clips
+            bar.start_t = time.time() - progress.seconds
+        bar.n, bar.bar_format = progress.clips, None if _is_rate_known(progress) else _COUNT_FORMAT
+        num_ended = progress.done + progress.failed
+        bar.set_description_str(f"{num_ended}/{self._num_videos} videos: " if self._num_videos > 1 else "")
 
     # Progress lines --------------------------------------------------------------------------------------------------
 
@@ -140,22 +190,29 @@ class EventPrinter:
         now = progress.as_record()
         seconds_left = self._estimate_seconds_left(progress)
         log.info(
-            "%d of %d videos done, %d failed, %d left; %.2f clips/s%s",
+            "%d of %d videos done, %d failed, %d left; %s, %.2f clips/s%s",
             now["done"],
             progress.num_videos,
             now["failed"],
             now["left"],
+            plural(now["clips"], "clip"),
             now["clips_per_second"],
-            "" if seconds_left is None else f"; about {duration(seconds_left)} left",
+            f"; about {duration(seconds_left)} left" if seconds_left else "",
             extra={"fields": {"event": "progress", **now, "seconds_left": seconds_left}},
         )
 
     def _estimate_seconds_left(self, progress: Progress) -> float | None:
         """Estimate by clips if headers give their number, else by videos."""
         num_ended = progress.done + progress.failed
+        if not _is_rate_known(progress):
+            return None
         if progress.clips and self._num_expected >= progress.clips:
             return round(progress.seconds * (self._num_expected / progress.clips - 1), 1)
         return round(progress.seconds * (progress.num_videos / num_ended - 1), 1) if num_ended else None
+
+
+def _is_rate_known(progress: Progress) -> bool:
+    return progress.clips >= MIN_CLIPS and progress.seconds >= MIN_SECONDS
 
 
 def _print_summary(summary: JobSummary) -> None:

@@ -12,6 +12,9 @@ from rich.text import Text
 
 from ..predictions.files import Record, streams_of
 
+_SECONDS_WIDTH = len("1000.00 – 1000.00")
+_LABEL_WIDTH = 40
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -41,29 +44,40 @@ def make_table(*columns: str, title: str | None = None, narrow: Sequence[str] = 
 
 
 class PredictionTables:
-    """Prints one table per video: a row per clip, then the whole video."""
+    """Prints one table per video: a row per clip as it is done, then the whole video."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = make_console(stream)
+        self._video: str | None = None  # whose table has begun
 
     def write(self, records: Iterable[Record]) -> None:
-        """Print the records of one video; the last one is the whole video's."""
-        *clips, whole = records
-        streams = streams_of(whole)
-        if len(streams) == 2:  # with one stream, the fusion equals it
-            streams.pop("fused")
-        table = make_table("seconds", *streams, title=whole["video"], narrow=["seconds"])
-        for record in clips:
-            table.add_row(_seconds(record), *[_top(record[name]) for name in streams], end_section=True)
-        table.add_row(Text("whole video", style="bold"), *[_top(whole[name]) for name in streams])
-        self._console.print(table)
+        """Print records of one video; the one of the whole video is the last."""
+        for record in records:
+            streams = streams_of(record)
+            if len(streams) == 2:  # with one stream, the fusion equals it
+                streams.pop("fused")
+            is_first = record["video"] != self._video
+            table = make_table("seconds", *streams, title=record["video"] if is_first else None, narrow=["seconds"])
+            # Each row is a table of its own: it must not wait for the widths of later rows.
+            table.show_header = is_first
+            widths = [_SECONDS_WIDTH, *[min(_LABEL_WIDTH, self._console.width // len(streams) - 8)] * len(streams)]
+            for column, width in zip(table.columns, widths, strict=True):
+                column.width = width
+            table.add_row(_span(record), *[_top(predictions) for predictions in streams.values()])
+            if not is_first:
+                self._console.print()
+            self._console.print(table)
+            self._video = None if record["clip"] is None else record["video"]
+        self._console.file.flush()
 
     def close(self) -> None:
         """Do nothing: every table is already printed."""
 
 
-def _seconds(record: Record) -> str:
-    return f"{record['start_seconds']:.2f} – {record['end_seconds']:.2f}"
+def _span(record: Record) -> Text:
+    if record["clip"] is None:
+        return Text("whole video", style="bold")
+    return Text(f"{record['start_seconds']:.2f} – {record['end_seconds']:.2f}")
 
 
 def _top(predictions: list[dict[str, Any]]) -> Text:

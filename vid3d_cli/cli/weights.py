@@ -9,8 +9,9 @@ import typer
 
 from ..errors import EXIT_OK, EXIT_WEIGHTS, WeightsError
 from . import inflate
+from .batch import fetch_weights
 from .command import App
-from .console import download_bar, log
+from .console import log
 from .formats import ListFormat, Record, is_table, print_columns, print_records
 
 if TYPE_CHECKING:
@@ -52,14 +53,13 @@ def pull(name: Name) -> None:
     """Download the checkpoints of a model and verify them.
 
     If no digest was published, vid3d records the sha256 of the first download and compares later ones with it.
+    VID3D_OFFLINE=1 forbids downloads. VID3D_CACHE names the directory, ~/.cache/vid3d without it.
 
     Example: vid3d weights pull i3d.kinetics400
     """
     from ..models import manifest, weights
 
-    for file in manifest.parse_weights_name(name):
-        with download_bar(file.name) as on_bytes:
-            path = weights.pull(file, progress=on_bytes)
+    for path in weights.find_all(manifest.parse_weights_name(name), fetch_weights):
         typer.echo(str(path))
 
 
@@ -95,8 +95,8 @@ def path(name: Name) -> None:
     """
     from ..models import manifest, weights
 
-    for file in manifest.parse_weights_name(name):
-        typer.echo(str(weights.locate(file)))
+    for path in weights.find_all(manifest.parse_weights_name(name), weights.locate):
+        typer.echo(str(path))
 
 
 @app.command()

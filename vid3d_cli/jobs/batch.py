@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
-from ..durable import AtomicFile
-from ..errors import VideoError
+from ..durable import AtomicFile, read_records
+from ..errors import OutputExists, VideoError, VideoNotFound
 from ..plan import Fetch, Plan
-from ..records import VideoFailure, VideoResult, to_json
+from ..records import ClipOutput, VideoFailure, VideoResult, to_json
 from ..run import local
 from ..run.engines import Run
 from ..run.local import Results
 from ..timings import StageSeconds
 from ..video import TIMEOUT_SECONDS
-from ..video.sources import Source
+from ..video.sources import Source, is_url
 from .events import ClipsDone, JobSummary, OnEvent, Progress, Started, VideoDone, VideoFailed, Waiting, Warned
 
 
@@ -33,7 +36,7 @@ class Batch:
         jobs: see `run.local.run`.
         timeout: see `run.local.run`.
         fetch: see `run.local.run`.
-        failures_path: file that lists the failed videos, as JSON lines that `@FILE` reads.
+        failures_path: file that lists the failed videos, as JSON lines that `@FILE` reads; "-" is stdout.
         on_event: called with every event.
     """
 
@@ -74,14 +77,18 @@ class Batch:
             rounds: the same videos, drawn one by one. If other workers share them, each round draws those left.
 
         Raises:
+            OutputExists: the list of failures would replace another file.
             Vid3dError: an error that ends the whole job; see `run.local.run`.
         """
         # Opened first: a list that cannot be written fails now, not at the end of the job.
-        failures_file = None if self._failures_path is None else AtomicFile(self._failures_path)
+        failures_file = None if self._failures_path is None else _open_failures(self._failures_path)
         try:
             self._plan.check_videos(list(self._left))
             for message in self._plan.warnings:
                 self._on_event(Warned(message))
+            if self._run is local.run and all(map(_is_missing, self._left)):
+                self._fail_all()
+                rounds = []  # no weights are fetched for nothing
             for number, drawn in enumerate([list(self._sources.values())] if rounds is None else rounds):
                 if number == 1:
                     self._on_event(Waiting())
@@ -91,10 +98,17 @@ class Batch:
             _write_failures([*self.failures, *interrupted], failures_file)
             raise
         except BaseException:
-            if failures_file is not None:
+            if isinstance(failures_file, AtomicFile):
                 failures_file.discard()
             raise
         _write_failures(self.failures, failures_file)
+
+    def _fail_all(self) -> None:
+        for video in list(self._left):
+            try:
+                raise VideoNotFound(video, "no such file")
+            except VideoNotFound as error:
+                local.report_failure(video, error, self._fail)
 
     def _work(self, drawn: Iterable[Source]) -> None:
         options = {} if self._results is None else {"networks": self._results.networks}
@@ -123,9 +137,9 @@ class Batch:
         self.progress.started = Progress(0).started
         self._on_event(Started(self.progress, results.recipe))
 
-    def _count_clips(self, video: str, num_done: int, num_expected: int | None) -> None:
+    def _count_clips(self, video: str, num_done: int, num_expected: int | None, clips: Sequence[ClipOutput]) -> None:
         self.progress.clips = self._num_clips_before + num_done
-        self._on_event(ClipsDone(video, num_done, num_expected, self.progress))
+        self._on_event(ClipsDone(video, num_done, num_expected, self.progress, clips))
 
     def _take(self, result: VideoResult) -> None:
         video = result.video
@@ -172,7 +186,32 @@ class Batch:
         )
 
 
-def _write_failures(failures: Iterable[VideoFailure], file: AtomicFile | None) -> None:
-    if file is not None:
+def _is_missing(video: str) -> bool:
+    return not is_url(video) and not os.path.lexists(video)
+
+
+def _open_failures(path: Path) -> AtomicFile | TextIO:
+    """Open a list of failures; an earlier list may be replaced.
+
+    Raises:
+        OutputExists: the file is something else.
+    """
+    if str(path) == "-":
+        return sys.stdout
+    file = AtomicFile(path)
+    records, ends = read_records(path)
+    is_list = all({"video", "error", "message"} <= record.keys() for record in records)
+    if path.exists() and not (is_list and path.stat().st_size == (ends[-1] if ends else 0)):
+        file.discard()
+        raise OutputExists(f"{path}: already exists, and is no list of failures; choose another name")
+    return file
+
+
+def _write_failures(failures: Iterable[VideoFailure], file: AtomicFile | TextIO | None) -> None:
+    lines = [to_json(asdict(failure)) + "\n" for failure in failures]
+    if isinstance(file, AtomicFile):
         with file:
-            file.writelines(to_json(asdict(failure)).encode() + b"\n" for failure in failures)
+            file.writelines(line.encode() for line in lines)
+    elif file is not None:
+        file.writelines(lines)
+        file.flush()

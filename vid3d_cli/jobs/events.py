@@ -11,12 +11,12 @@ Example:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ..recipe import Recipe
-from ..records import VideoFailure
+from ..records import ClipOutput, VideoFailure
 
 
 @dataclass
@@ -99,6 +99,8 @@ class ClipsDone:
     num_expected: int | None
     """Clips expected from the header; None if it does not say."""
     progress: Progress
+    clips: Sequence[ClipOutput] = field(default=(), repr=False)
+    """The clips done since the last event, in time order, with "fused" logits; none in a dense run."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,10 @@ class JobSummary:
     """Clips of the videos done in this run."""
     out: str | None = None
     """The output; None for a run without one."""
+    files: tuple[str, ...] = ()
+    """The existing files of the matrices, if the output is not a directory; `--no-concat` writes one per stream."""
+    failures_path: str | None = None
+    """The output's list of failed videos; None if there is none."""
     num_videos: int = 0
     """Videos of the whole list, or of the shard."""
     num_kept: int = 0

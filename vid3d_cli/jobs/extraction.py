@@ -130,7 +130,7 @@ def extract(
 def refuse_same_file(failures: Path | None, *own: Path) -> None:
     """Raise UsageError for a list of failures that would replace a file of the output."""
     if failures is not None and failures.absolute() in (path.absolute() for path in own):
-        raise UsageError(f"--failures {failures} would replace a file of the output: choose another name")
+        raise UsageError(f"--failures {failures} is also the output: choose another name")
 
 
 def check_sharing(
@@ -235,6 +235,8 @@ class Extraction:
     def _resume(self, redo_failed: bool) -> None:
         there = self._prepare()
         if there is not None:
+            # Before weights are fetched for their digests, as far as digests are known.
+            refuse_other_recipe(self._store.path, there, self._form.describe(self.plan.recipe))
             self.plan = adopt(self.plan, there, self._fetch)
             refuse_other_recipe(self._store.path, there, self._form.describe(self.plan.recipe))
         # Without a recipe it is unknown why videos failed before.
@@ -314,7 +316,9 @@ class Extraction:
         return True
 
     def fail(self, source: Source, failure: VideoFailure) -> None:
-        """Record a failed video."""
+        """Record a failed video; one that is missing while nothing is loaded is not recorded."""
+        if self._recipe is None:
+            return
         file = self._files.pop(source.video, None) or Fingerprint.of(source.video)
         if self._still_holds(source):
             self._begin().put(FailedVideo.of(failure, file))
@@ -341,9 +345,13 @@ class Extraction:
 
     def summarise(self, batch: Batch) -> JobSummary:
         """Return the outcome of the job, from the batch of this run."""
+        store = self._store
+        files = [path for path in store.own_paths() if path.suffix == store.path.suffix and path.is_file()]
         return replace(
             batch.summary(has_ended=self.has_ended),
-            out=str(self._store.path),
+            out=str(store.path),
+            files=tuple(dict.fromkeys(map(str, files))),
+            failures_path=str(store.failures_path) if store.failures_path.exists() else None,
             num_videos=len(self._sources),
             num_kept=self.left.num_done + self._num_safe,
             num_skipped_failed=self.left.num_failed,

@@ -16,7 +16,7 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +40,9 @@ _log = logging.getLogger("vid3d_cli")
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the bytes received so far and the bytes in total (None: not known)."""
+
+Find = Callable[[WeightsFile], Path]
+"""Finds or downloads a checkpoint, like `pull` and `locate`."""
 
 Check = Callable[[WeightsFile, Path], None]
 """Raises CheckpointError if a file does not fit the network of this entry."""
@@ -215,13 +218,42 @@ def locate(file: WeightsFile) -> Path:
     Raises:
         WeightsUnavailable: the file is missing or is another one; the text says what to type.
     """
-    paths = []
-    for part in file.parts:
-        path, problems = _look_up(part)
-        if path is None:
-            raise WeightsUnavailable(_missing_message(part, problems))
-        paths.append(path)
-    return paths[0]
+    return _find_all(file.parts, _locate_part, _locate_part)[0]
+
+
+def _locate_part(file: WeightsFile) -> Path:
+    path, problems = _look_up(file)
+    if path is None:
+        raise _Missing(_MissingFile(file, tuple(problems)))
+    return path
+
+
+def find_all(files: Iterable[WeightsFile], find: Find | None = None) -> list[Path]:
+    """Return the paths of checkpoints, as `find` does; one error names all files that are missing.
+
+    After the first file that cannot be found, the others are looked for only on disk.
+
+    Args:
+        files: checkpoints of one model.
+        find: finds or downloads one of them; None for `pull`.
+
+    Raises:
+        WeightsUnavailable: files are missing; the text says what to type.
+    """
+    return _find_all(files, find or pull, locate)
+
+
+def _find_all(files: Iterable[WeightsFile], find: Find, find_on_disk: Find) -> list[Path]:
+    paths: list[Path] = []
+    missing: list[_MissingFile] = []
+    for file in files:
+        try:
+            paths.append(find_on_disk(file) if missing else find(file))
+        except _Missing as error:
+            missing += error.files
+    if missing:
+        raise _Missing(*missing)
+    return paths
 
 
 def _places(file: WeightsFile) -> Iterator[Path]:
@@ -267,28 +299,56 @@ def _describe_other(file: WeightsFile) -> str:
     return f"damaged, or not {_describe_first_seen(file)}"
 
 
-def _missing_message(file: WeightsFile, problems: Sequence[str], *, tried: bool = False) -> str:
-    """Return the text for missing weights: what, why, where from, where to, and what to type."""
-    what = f"weights {file.name} ({file.file_name}, {file.describe_size()}) are not on this machine"
-    lines = [f"{what}, and no source gave them:" if tried else f"{what}."]
-    lines += [f"  {problem}" for problem in problems]
-    by_hand = [source for source in file.sources if isinstance(source, ManualSource)]
-    if not tried and file.is_fetched:
-        lines += ["Published at:", *(f"  {source.describe()}" for source in file.sources if source not in by_hand)]
-    if by_hand:
-        lines += ["Download by hand, in a browser:", *(f"  {source.page}\n    {source.how}" for source in by_hand)]
-    if file.is_fetched:
-        lines += [
-            f"With a connection:     vid3d weights pull {file.model}",
-            f"From another machine:  download it there, then: vid3d weights add {file.model} FILE",
+@dataclass(frozen=True)
+class _MissingFile:
+    """A file that is not on this machine."""
+
+    file: WeightsFile
+    problems: tuple[str, ...]
+    """What is wrong with each file in its place, and with each source that was tried."""
+    tried: bool = False
+    """Whether a download was tried."""
+
+    def describe(self) -> list[str]:
+        """Return lines: what is missing, why, and where it is published."""
+        file = self.file
+        what = f"weights {file.name} ({file.file_name}, {file.describe_size()}) are not on this machine"
+        lines = [f"{what}, and no source gave them:" if self.tried else f"{what}."]
+        lines += [f"  {problem}" for problem in self.problems]
+        by_hand = [source for source in file.sources if isinstance(source, ManualSource)]
+        if not self.tried and file.is_fetched:
+            lines += ["Published at:", *(f"  {source.describe()}" for source in file.sources if source not in by_hand)]
+        if by_hand:
+            lines += ["Download by hand, in a browser:", *(f"  {source.page}\n    {source.how}" for source in by_hand)]
+        return lines
+
+
+class _Missing(WeightsUnavailable):
+    """Files of one model that are not on this machine; the text says what to type."""
+
+    def __init__(self, *files: _MissingFile) -> None:
+        self.files = files
+        super().__init__("\n".join([*(line for file in files for line in file.describe()), *_advise(files)]))
+
+
+def _advise(missing: Sequence[_MissingFile]) -> list[str]:
+    """Return lines: where to put missing files, what to type, and what works without them."""
+    files = [one.file for one in missing]
+    model, them = files[0].model, "it" if len(files) == 1 else "them"
+    add = f"vid3d weights add {model} FILE"
+    if any(file.is_fetched for file in files):
+        unset = f"unset {variable}, then: " if (variable := _offline_variable()) else ""
+        lines = [
+            f"With a connection:     {unset}vid3d weights pull {model}",
+            f"From another machine:  download {them} there, then{'' if len(files) == 1 else ' for each'}: {add}",
         ]
     else:
-        lines.append(f"Then:                  vid3d weights add {file.model} FILE")
-    lines += [
-        f"                       (or copy it to {weights_path(file)})",
-        f"A file of your own:    --weights {file.stream}=FILE",
-    ]
-    return "\n".join(lines)
+        lines = [f"Then:                  {add}"]
+    lines += [f"{'':23}(or copy it to {weights_path(file)})" for file in files]
+    lines.append(f"A file of your own:    {' '.join(dict.fromkeys(f'--weights {file.stream}=FILE' for file in files))}")
+    if not any(isinstance(source, PackagedSource) for file in files for source in file.sources):
+        lines.append("Without a download:    --model s3d_mini; it recognises 10 motions of the camera, and no actions")
+    return lines
 
 
 def pull(file: WeightsFile, *, progress: Progress | None = None) -> Path:
@@ -303,8 +363,7 @@ def pull(file: WeightsFile, *, progress: Progress | None = None) -> Path:
     Raises:
         WeightsUnavailable: no source gave the file, or the cache cannot be written; the text says what to type.
     """
-    paths = [_pull_part(part, progress) for part in file.parts]
-    return paths[0]
+    return _find_all(file.parts, lambda part: _pull_part(part, progress), _locate_part)[0]
 
 
 def _pull_part(file: WeightsFile, progress: Progress | None) -> Path:
@@ -323,7 +382,7 @@ def _pull_part(file: WeightsFile, progress: Progress | None) -> Path:
             problems.append(f"{source.describe()}\n    gave {what}")
         except _SourceError as error:
             problems.append(f"{source.describe()}\n    {error}")
-    raise WeightsUnavailable(_missing_message(file, problems, tried=file.is_fetched))
+    raise _Missing(_MissingFile(file, tuple(problems), tried=file.is_fetched))
 
 
 def add(name: str, path: Path, *, check: Check) -> WeightsFile:
@@ -452,10 +511,15 @@ def _fetch_hub(source: HubSource, file: WeightsFile, progress: Progress | None, 
     _download(huggingface_hub.hf_hub_url(source.repo, source.file, revision=source.revision), file, progress, out)
 
 
+def _offline_variable() -> str | None:
+    """Return the variable of the environment that forbids downloads, if one does."""
+    is_set = (name for name in _OFFLINE_VARIABLES if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"))
+    return next(is_set, None)
+
+
 def _require_network() -> None:
-    for variable in _OFFLINE_VARIABLES:
-        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise _SourceError(f"not tried: {variable} is set")
+    if variable := _offline_variable():
+        raise _SourceError(f"not tried: {variable} is set")
 
 
 def _download(url: str, file: WeightsFile, progress: Progress | None, out: BinaryIO) -> None:

@@ -8,44 +8,66 @@ from __future__ import annotations
 
 import csv
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from ..records import ClipOutput, Prediction, VideoResult
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..records import ClipOutput, ClipSpan, Prediction, VideoResult
 
 Record = dict[str, Any]
 
 CSV_COLUMNS = ("video", "clip", "start_seconds", "end_seconds", "stream", "rank", "label", "score", "logit")
 
 
-def prediction_records(result: VideoResult, *, k: int, per: str = "clip") -> Iterator[Record]:
+def prediction_records(result: VideoResult, *, k: int, per: str = "clip", skip: int = 0) -> Iterator[Record]:
     """Yield the predictions for one video as records.
 
     Args:
         result: the result of one video.
         k: number of classes per stream.
         per: "clip" yields one record per clip, then one for the video, whose "clip" is None; "video" only the latter.
+        skip: leave out so many of the first clips.
 
     Yields:
         video, clip, start_seconds, end_seconds, and for each stream and "fused" the top k as label, score, logit.
     """
-    for clip in result.clips if per == "clip" else ():
-        yield _record(result, clip, k)
-    yield _record(result, None, k)
+    if per == "clip":
+        yield from clip_records(result.video, result.clips[skip:], result.labels, k)
+    yield _record(result.video, None, result, result.logits, result.labels, k)
 
 
-def _record(result: VideoResult, clip: ClipOutput | None, k: int) -> Record:
+def clip_records(video: str, clips: Iterable[ClipOutput], labels: Sequence[str], k: int) -> Iterator[Record]:
+    """Yield a record per clip, as `prediction_records` does, before the video is done.
+
+    Args:
+        video: path or URL as given.
+        clips: with "fused" logits.
+        labels: class names, in the order of the logits.
+        k: number of classes per stream.
+    """
+    for clip in clips:
+        yield _record(video, clip.span.index, clip.span, clip.logits, labels, k)
+
+
+def _record(
+    video: str,
+    clip: int | None,
+    span: ClipSpan | VideoResult,
+    logits: Mapping[str, NDArray[np.float32]],
+    labels: Sequence[str],
+    k: int,
+) -> Record:
     from ..fusion import top_k
 
-    span = clip.span if clip else None
-    logits = clip.logits if clip else result.logits
     return {
-        "video": result.video,
-        "clip": span.index if span else None,
-        "start_seconds": round(span.start_seconds if span else result.start_seconds, 6),
-        "end_seconds": round(span.end_seconds if span else result.end_seconds, 6),
-        **{stream: [_to_dict(p) for p in top_k(values, result.labels, k)] for stream, values in logits.items()},
+        "video": video,
+        "clip": clip,
+        "start_seconds": round(span.start_seconds, 6),
+        "end_seconds": round(span.end_seconds, 6),
+        **{stream: [_to_dict(p) for p in top_k(values, labels, k)] for stream, values in logits.items()},
     }
 
 
@@ -72,14 +94,14 @@ class Writer(ABC):
 
     @abstractmethod
     def write(self, records: Iterable[Record]) -> None:
-        """Append records."""
+        """Append records, and flush them: a pipe's reader sees them at once."""
 
     def close(self) -> None:  # noqa: B027  (most formats have no end)
         """Write the end of the file, if the format has one."""
 
 
 class JsonLines(Writer):
-    """One JSON object per line, flushed after each video, so that a pipe's reader sees it at once."""
+    """One JSON object per line."""
 
     def write(self, records: Iterable[Record]) -> None:
         from ..records import to_json
@@ -102,6 +124,7 @@ class JsonArray(Writer):
         for record in records:
             self._stream.write(self._separator + to_json(record))
             self._separator = ",\n"
+        self._stream.flush()
 
     def close(self) -> None:
         self._stream.write("[]\n" if self._separator == "[\n" else "\n]\n")
@@ -113,15 +136,24 @@ class Csv(Writer):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._rows = csv.writer(stream, lineterminator="\n")
-        self._rows.writerow(CSV_COLUMNS)
+        self._has_header = False
 
     def write(self, records: Iterable[Record]) -> None:
+        self._write_header()
         for record in records:
             where = [record[name] for name in CSV_COLUMNS[:4]]
             for stream, predictions in streams_of(record).items():
                 for rank, p in enumerate(predictions, start=1):
                     self._rows.writerow([*where, stream, rank, p["label"], p["score"], p["logit"]])
         self._stream.flush()
+
+    def close(self) -> None:
+        self._write_header()
+
+    def _write_header(self) -> None:
+        if not self._has_header:
+            self._rows.writerow(CSV_COLUMNS)
+            self._has_header = True
 
 
 WRITERS: dict[str, type[Writer]] = {"json": JsonArray, "jsonl": JsonLines, "csv": Csv}

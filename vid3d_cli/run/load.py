@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import av
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from ..clips.preprocess import Views
 from ..errors import NoScores, UsageError
-from ..fusion import pool_video
+from ..fusion import fuse_clips, pool_video
 from ..models.manifest import find_model, read_labels
 from ..models.registry import BACKBONES, DEFAULT_VARIANT
 from ..plan import Fetch, Plan
@@ -49,6 +50,19 @@ class Networks:
         if not self.plan.has_classes and self.num_classes == self.plan.num_classes:
             raise UsageError(f"{self.plan.model} gives an embedding and has no classes: use vid3d extract")
 
+    def fuse(self, video: str, outputs: Sequence[ClipOutput]) -> tuple[ClipOutput, ...]:
+        """Return clips of a video with fused logits; none in a dense run, whose windows are pooled at the end.
+
+        Raises:
+            NoScores: the networks' scores are not finite.
+        """
+        if self.plan.dense:
+            return ()
+        clips = fuse_clips(outputs, self.plan.fusion)
+        for clip in clips:
+            _check_scores(video, clip.logits)
+        return clips
+
     def pool(self, read: ReadVideo, outputs: Sequence[ClipOutput]) -> VideoResult:
         """Return the result of a video from the outputs of its clips, in time order.
 
@@ -58,8 +72,7 @@ class Networks:
         if (dense := self.plan.dense_plan) is not None:
             outputs = dense.pool(outputs, read.windows)
         clips, logits = pool_video(outputs, self.plan.fusion)
-        if not all(np.isfinite(values).all() for values in logits.values()):
-            raise NoScores(read.video, "the network's scores are not finite: the weights are damaged, or try fp32")
+        _check_scores(read.video, logits)
         return VideoResult(
             video=read.video,
             clips=clips,
@@ -71,6 +84,11 @@ class Networks:
             recipe=replace(self.recipe, flow=read.flow),
             warnings=read.warnings,
         )
+
+
+def _check_scores(video: str, logits: Mapping[str, NDArray[np.float32]]) -> None:
+    if not all(np.isfinite(values).all() for values in logits.values()):
+        raise NoScores(video, "the network's scores are not finite: the weights are damaged, or try fp32")
 
 
 def load(plan: Plan, fetch: Fetch | None = None) -> Networks:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ResourceError, ShapeError, UsageError, VideoError, WeightsError
+from ..errors import NoScores, ResourceError, ShapeError, UsageError, VideoError, WeightsError
 from ..plan import Fetch, Plan
 from ..recipe import Recipe
 from ..records import Clip, ClipOutput, VideoFailure, VideoResult
@@ -52,8 +52,10 @@ def run_one_by_one(plan: Plan, videos: Iterable[str]) -> Iterator[VideoResult]:
             yield networks.pool(clips.summary(), outputs)
 
 
-OnClips = Callable[[str, int, "int | None"], None]
-"""Called after every batch with the video, its clips done so far, and all its expected clips (None: unknown)."""
+OnClips = Callable[[str, int, "int | None", Sequence[ClipOutput]], None]
+"""Called after every batch with the video, the number of its clips done so far, that of all its expected clips (None:
+unknown), and the new outputs, in time order. A dense run counts stretches, which are no clips yet, and gives none.
+"""
 
 OnFailure = Callable[[VideoFailure, Exception], None]
 """Called with each failed video and its error."""
@@ -161,7 +163,7 @@ def _run(
         feeds.set_batch_size(started.batch_size)
         yield networks
         while feed := feeds.first():
-            _run_clips(feed, feeds, started, on_clips)
+            _run_clips(feed, feeds, started, networks, on_clips)
             outcome = _pool(feed, networks)
             feeds.drop_first()
             if isinstance(outcome, Exception):
@@ -171,16 +173,25 @@ def _run(
             del feed, outcome  # the features of a whole video
 
 
-def _run_clips(feed: Feed, feeds: Feeds, started: _Started, on_clips: OnClips | None) -> None:
+def _run_clips(feed: Feed, feeds: Feeds, started: _Started, networks: Networks, on_clips: OnClips | None) -> None:
     """Run the networks until every clip of the first video has its output.
 
     Clips of other videos fill the last batch. A runtime that takes several batches at a time gets more of them, but
     only with clips that are ready: no result waits for the next video.
     """
+    num_reported = 0
 
     def report() -> None:
-        if on_clips is not None and feed.outputs:
-            on_clips(feed.video, len(feed.outputs), feed.num_expected_clips)
+        nonlocal num_reported
+        if on_clips is None or len(feed.outputs) == num_reported:
+            return
+        try:
+            clips = networks.fuse(feed.video, feed.outputs[num_reported:])
+        except NoScores as error:
+            feed.give_up(error)
+            return
+        num_reported = len(feed.outputs)
+        on_clips(feed.video, num_reported, feed.num_expected_clips, clips)
 
     report()  # clips of this video may have filled the last batch of the one before
     while not feed.is_done:

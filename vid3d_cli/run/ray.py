@@ -278,7 +278,7 @@ class _Run:
                     report_failure(video, outcome, on_failure)
                     continue
                 if on_clips is not None:
-                    on_clips(video, len(outcome.clips), len(outcome.clips))
+                    on_clips(video, len(outcome.clips), len(outcome.clips), outcome.clips)
                 yield outcome
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
