@@ -9,7 +9,7 @@ import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError, VideoError
 from ..video import TIMEOUT_SECONDS
-from .batch import NulSeparated, Timeout, Videos, find_videos
+from .batch import AllowPlaylists, NulSeparated, Timeout, Videos, find_videos
 from .console import log, stdout_is_terminal
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def probe(
     ] = True,
     nul_separated: NulSeparated = False,
     timeout: Timeout = TIMEOUT_SECONDS,
+    allow_playlists: AllowPlaylists = False,
 ) -> None:
     """Show codec, size, rotation, frame rate, frames declared and decoded, and damage of videos.
 
@@ -43,7 +44,7 @@ def probe(
     infos, code = [], EXIT_OK
     form = form or ("table" if stdout_is_terminal() else "jsonl")
     sources = find_videos(videos, nul_separated)
-    with Decoders(timeout or None) as decoders:
+    with Decoders(timeout or None, allow_playlists=allow_playlists) as decoders:
         for source in sources:
             try:
                 info = probe_video(source.video, decode=decode, decoders=decoders)

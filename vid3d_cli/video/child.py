@@ -85,12 +85,11 @@ class _Child:
                 self._connection.send(last)
 
     def _count(self, request: CountRequest) -> VideoInfo:
-        with VideoReader(request.video) as self._reader:
+        with VideoReader(request.video, allow_playlists=request.allow_playlists) as self._reader:
             return self._reader.count_frames() if request.decode else self._reader.info
 
     def _read(self, request: ReadRequest) -> End:
-        video, fps, start_seconds, end_seconds = request
-        with VideoReader(video, fps=fps, start_seconds=start_seconds, end_seconds=end_seconds) as reader:
+        with VideoReader(**request._asdict()) as reader:
             self._reader = reader
             self._send(Opened(reader.info, reader.num_expected_frames))
             file = self._inbox.get()

@@ -82,7 +82,7 @@ def probe(
             return probe(video, decode=decode, decoders=own)
     decoder = decoders.lend()
     try:
-        info: VideoInfo = decoder.ask(CountRequest(video, decode))
+        info: VideoInfo = decoder.ask(CountRequest(video, decode, decoders.allow_playlists))
         return info
     finally:
         decoders.take_back(decoder)
@@ -96,6 +96,7 @@ class CountRequest(NamedTuple):
 
     video: str
     decode: bool
+    allow_playlists: bool
 
 
 class ReadRequest(NamedTuple):
@@ -105,6 +106,7 @@ class ReadRequest(NamedTuple):
     fps: Fraction | None
     start_seconds: float
     end_seconds: float | None
+    allow_playlists: bool
 
 
 class Opened(NamedTuple):
@@ -175,15 +177,17 @@ class Decoders:
 
     Args:
         timeout: seconds without progress, while a frame is waited for, before a video fails; None for no limit.
+        allow_playlists: see `container.open_container`.
 
     Raises:
         UsageError: the timeout is not positive.
     """
 
-    def __init__(self, timeout: float | None = None) -> None:
+    def __init__(self, timeout: float | None = None, *, allow_playlists: bool = False) -> None:
         if timeout is not None and not timeout > 0:
             raise UsageError(f"the timeout must be more than 0 s, got {timeout:g} s")
         self._timeout = timeout
+        self.allow_playlists = allow_playlists
         self._idle: list[_Decoder] = []
         self._lent: set[_Decoder] = set()
         self._is_closed = False
@@ -198,7 +202,7 @@ class Decoders:
         end_seconds: float | None = None,
     ) -> DecodedVideo:
         """Open a video; for the arguments see `VideoReader`, for the errors `DecodedVideo`."""
-        return DecodedVideo(ReadRequest(video, fps, start_seconds, end_seconds), self)
+        return DecodedVideo(ReadRequest(video, fps, start_seconds, end_seconds, self.allow_playlists), self)
 
     def lend(self) -> _Decoder:
         """Return a living process for one video.
