@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_TERMINATED, Vid3dError
+from ..text import printable
 from . import bench, classify, demo, evaluate, extract, features, flow, models, probe, weights
 from .console import log, set_verbosity
 
@@ -129,7 +130,7 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        print(f"vid3d: internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(printable(f"vid3d: internal error: {type(error).__name__}: {error}", keep="\n"), file=sys.stderr)
         print("This is a bug in vid3d: run the command again with --debug and report the traceback.", file=sys.stderr)
         sys.exit(EXIT_SOME_FAILED)
 

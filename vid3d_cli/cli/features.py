@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, Vid3dError
+from ..text import printable
 from .console import duration, log, plural, shows_bars, stdout_is_terminal
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _check(file: str) -> int:
         return error.exit_code
     rows = plural(sum(entry.num_rows for entry in entries), "row")
     result = f"{plural(num_damaged, 'problem')} found" if num_damaged else "no damage"
-    typer.echo(f"{file}: {rows} of {plural(len(entries), 'video')}: {result}")
+    typer.echo(f"{printable(file)}: {rows} of {plural(len(entries), 'video')}: {result}")
     return EXIT_SOME_FAILED if num_damaged else EXIT_OK
 
 
@@ -310,7 +311,7 @@ def compare(
 
 
 def _print_pair(pair: RowPair) -> None:
-    where = f"row {pair.clip}" if pair.video is None else f"{pair.video}  {pair.start_seconds:.2f} s"
+    where = f"row {pair.clip}" if pair.video is None else f"{printable(pair.video)}  {pair.start_seconds:.2f} s"
     values = ", ".join(f"{n} {pair.cosine[n]:.6f} ({pair.relative_difference[n]:.1e})" for n in pair.cosine)
     typer.echo(f"{where}: {values}")
 
@@ -366,6 +367,6 @@ def _print_comparison(a: str, b: str, comparison: Comparison, statistics: Mappin
     for side, path in (("a", a), ("b", b)):
         if num_rows := comparison.num_rows_only[side]:
             videos = plural(comparison.num_videos_only[side], "video")
-            typer.echo(f"only in {path}: {plural(num_rows, 'row')}, among them all rows of {videos}")
+            typer.echo(f"only in {printable(path)}: {plural(num_rows, 'row')}, among them all rows of {videos}")
     for name, (in_a, in_b) in comparison.recipe_differences().items():
-        typer.echo(f"{name}: {in_a} in {a}, {in_b} in {b}")
+        typer.echo(printable(f"{name}: {in_a} in {a}, {in_b} in {b}"))
