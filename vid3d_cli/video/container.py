@@ -21,6 +21,7 @@ import av.video
 from av.stream import Disposition
 
 from ..errors import EmptyFile, NotAVideo, NoVideoStream, TooLarge, TruncatedVideo, VideoNotFound
+from . import MAX_PIXELS as MAX_PIXELS
 from .clock import MAX_JUMP_SECONDS
 from .sources import is_url
 
@@ -28,9 +29,6 @@ URL_TIMEOUT_SECONDS = 30.0
 """A server may take this long to answer, on opening and on every read."""
 
 URL_SCHEMES = ("http", "https")
-
-MAX_PIXELS = 8192 * 8192
-"""Largest frame: 8K video of any shape, 200 MB as RGB. Damaged headers may claim more; a decoder holds a dozen."""
 
 # A title that is not UTF-8 must not fail a video. PyAV 19 and later accept it by default.
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
