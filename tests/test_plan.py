@@ -170,7 +170,17 @@ def test_warnings_name_the_stream_that_is_left_out():
 
 # Every option --------------------------------------------------------------------------------------------------------
 
-LEAVES_NUMBERS = {"labels", "fuse", "fuse_on", "device", "runtime", "compile", "threads", "batch_size"}
+LEAVES_NUMBERS = {
+    "labels",
+    "fuse",
+    "fuse_on",
+    "device",
+    "runtime",
+    "compile",
+    "threads",
+    "batch_size",
+    "allow_playlists",
+}
 """Options that change no feature beyond its last digits."""
 
 OTHER_VALUES = {

@@ -35,6 +35,8 @@ The library raises these and never prints or exits; `vid3d_cli.cli` turns them i
 
 from __future__ import annotations
 
+from .text import printable
+
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
@@ -85,7 +87,7 @@ class VideoError(Vid3dError):
         self.message = message
 
     def __str__(self) -> str:
-        return f"{self.video}: {self.message}"
+        return f"{printable(self.video)}: {self.message}"
 
 
 class VideoNotFound(VideoError):

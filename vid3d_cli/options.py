@@ -164,6 +164,9 @@ class Options:
         metavar="fp32|bf16|fp16|auto",
     )
     batch_size: int | None = option(None, "Clips in a batch.", MACHINE, min=1, shown="1 on a CPU, 8 on a GPU")
+    allow_playlists: bool = option(
+        False, "Let playlists (HLS, ffconcat) open the files and addresses that they name.", MACHINE
+    )
 
 
 def _describe(name: str, facts: Mapping[str, Any]) -> str:

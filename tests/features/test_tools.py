@@ -205,7 +205,7 @@ def test_every_command_takes_names_that_are_not_utf8(tmp_path):
         return done.stdout
 
     for words in (["info", out], ["get", out, b"\xff"]):
-        assert b"in/\xff.mp4" in run(*words, on_terminal=True)
+        assert rb"in/\xff.mp4" in run(*words, on_terminal=True)
         assert rb"in/\udcff.mp4" in run(*words)
     run("convert", out, "feats/")
     assert tmp_path / "feats" / os.fsdecode(b"\xff.npz") in (tmp_path / "feats").iterdir()

@@ -2,6 +2,10 @@
 
 import json
 import resource
+import struct
+import tracemalloc
+import zipfile
+import zlib
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -183,6 +187,83 @@ def test_an_archive_with_flipped_bytes_is_noticed(tmp_path):
     files = open_flow_files(path, "walk.mp4")
     with pytest.raises(FlowFilesError, match="damaged at pair 1"):
         list(files)
+
+
+def npy_header(shape, version=(1, 0), descr="<f4") -> bytes:
+    """A header that may promise anything."""
+    text = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return b"\x93NUMPY" + bytes(version) + len(text).to_bytes(2 if version == (1, 0) else 4, "little") + text
+
+
+FIELD = b"\0" * (8 * 64 * 64)
+BOMBS = {
+    "a header of gigabytes": b"\x93NUMPY\2\0" + b"\xff\xff\xff\x7f" + b" " * 2**26,
+    "a field of gigabytes": npy_header((1, 50_000, 50_000, 2)) + b"\0" * 2**26,
+    "a negative size": npy_header((2, -1, 64, 2)) + b"\0" * 2**26,
+    "Python objects": npy_header((1, 64, 64, 2), descr="|O") + FIELD,
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS.keys())
+def test_a_small_archive_takes_little_memory(tmp_path, content):
+    """Before: 4 MB of .npz took 12 GB and 37 s, and ended in an internal error."""
+    path = tmp_path / "walk.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("flow.npy", content)
+    del content
+    tracemalloc.start()
+    with pytest.raises(FlowFilesError, match="damaged or not flow"), open_flow_files(path, "walk.mp4") as files:
+        files[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_without_a_limit_is_refused(tmp_path, kind):
+    """Before: Python unpacks these block by block, whatever size was asked for."""
+    path = tmp_path / "walk.npz"
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("flow.npy", npy_header((1, 64, 64, 2)) + FIELD)
+    with pytest.raises(FlowFilesError, match="no such compression"):
+        open_flow_files(path, "walk.mp4")
+
+
+def png(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = zlib.compress(b"\0" * (width + 1) * min(height, 100))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, b"IDAT" + data, b"IEND")
+    )
+
+
+def jpeg(width: int, height: int, before: bytes = b"") -> bytes:
+    small = cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes()
+    at = small.index(b"\xff\xc0")
+    return small[:at] + before + small[at : at + 5] + struct.pack(">HH", height, width) + small[at + 9 :]
+
+
+@pytest.mark.parametrize("image", [png(32_000, 32_000), jpeg(32_000, 32_000)], ids=["png", "jpeg"])
+def test_a_small_image_takes_little_memory(tmp_path, image):
+    """Before: two images of 100 kB took 2 GB and seconds, once for every frame of the video."""
+    for axis in "xy":
+        (tmp_path / f"{axis}_00001.png").write_bytes(image)
+    with (
+        open_flow_files(tmp_path, "walk.mp4") as files,
+        pytest.raises(FlowFilesError, match="announces more than 67 million pixels"),
+    ):
+        files[0]
+
+
+def test_other_images_and_hidden_headers_are_refused(tmp_path):
+    """Before: OpenCV decoded any of its formats under the name of a JPEG, each with its own limits."""
+    others = [cv2.imencode(suffix, np.zeros((8, 8), np.uint8))[1].tobytes() for suffix in (".bmp", ".tiff", ".pgm")]
+    for image in [*others, jpeg(8, 8, before=b"garbage"), jpeg(8, 8, before=b"\xff\xd0"), b"\xff\xd8\xff"]:
+        for axis in "xy":
+            (tmp_path / f"{axis}_00001.jpg").write_bytes(image)
+        with open_flow_files(tmp_path, "w.mp4") as files, pytest.raises(FlowFilesError, match="not a readable image"):
+            files[0]
 
 
 def write_flow(

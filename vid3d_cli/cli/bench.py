@@ -141,7 +141,7 @@ def _read(plan: Plan, video: str, num_clips: int) -> _Reading:
     with (
         one_opencv_thread(),
         Workers(count_cores(), spent) as workers,
-        Decoders(TIMEOUT_SECONDS) as decoders,
+        Decoders(TIMEOUT_SECONDS, allow_playlists=plan.allow_playlists) as decoders,
         ClipReader(plan, video, workers, decoders) as reader,
     ):
         for clip in reader:

@@ -8,7 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+
+from ..text import printable
 
 log = logging.getLogger("vid3d_cli")
 
@@ -27,7 +30,9 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"vid3d: {prefix}{self.format(record)}"  # with the traceback, if there is one
+        # A newline in a name must not look like another message; one in an error's text is ours.
+        record.args = tuple(printable(str(x)) if isinstance(x, (str, Path)) else x for x in record.args or ())
+        text = printable(f"vid3d: {prefix}{self.format(record)}", keep="\n\t")  # with the traceback, if there is one
         bar_module = sys.modules.get("tqdm")
         if bar_module is not None:
             bar_module.tqdm.write(text, file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..text import printable
 from .console import duration, log, plural, stdout_is_terminal
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class _Table:
 
         if isinstance(plan, VideoFailure):
             if len(self._failed) < MAX_LISTED:
-                self._failed.append(f"{plan.video}: {plan.message}")
+                self._failed.append(f"{printable(plan.video)}: {plan.message}")
         elif self._table.row_count < MAX_LISTED:
             self._table.add_row(plan.video, *_cells(plan))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, Vid3dError
+from ..text import printable
 from .command import App
 from .console import duration, log, plural, shows_bars
 from .formats import ListFormat, ObjectFormat, Record, or_dash, print_record, print_records
@@ -206,7 +207,7 @@ def _print_checked(records: list[Record]) -> None:
     for record in records:
         what = f"{plural(record['rows'], 'row')} of {plural(record['videos'], 'video')}"
         result = f"{plural(record['damaged'], 'problem')} found" if record["damaged"] else "no damage"
-        typer.echo(f"{record['file']}: {what}: {result}")
+        typer.echo(f"{printable(record['file'])}: {what}: {result}")
 
 
 @contextmanager
@@ -370,7 +371,7 @@ def _print_compared(records: list[Record]) -> None:
         where = f"row {pair['clip']}" if pair["video"] is None else f"{pair['video']}  {pair['start_seconds']:.2f} s"
         cosine, difference = pair["cosine"], pair["relative_difference"]
         values = [f"{n} {or_dash(cosine[n], '.6f')} ({or_dash(difference[n], '.1e')})" for n in cosine]
-        typer.echo(f"{where}: {', '.join(values)}")
+        typer.echo(printable(f"{where}: {', '.join(values)}"))
 
     def cells() -> Iterator[list[str]]:
         for name, of in summary["matrices"].items():
@@ -382,6 +383,7 @@ def _print_compared(records: list[Record]) -> None:
     for side in ("a", "b"):
         if num_rows := summary["rows_only"][side]:
             videos = plural(summary["videos_only"][side], "video")
-            typer.echo(f"only in {summary[side]}: {plural(num_rows, 'row')}, among them all rows of {videos}")
+            rows = plural(num_rows, "row")
+            typer.echo(printable(f"only in {summary[side]}: {rows}, among them all rows of {videos}"))
     for name, values in summary["recipe"].items():
-        typer.echo(f"{name}: {values['a']} in {summary['a']}, {values['b']} in {summary['b']}")
+        typer.echo(printable(f"{name}: {values['a']} in {summary['a']}, {values['b']} in {summary['b']}"))

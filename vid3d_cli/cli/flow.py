@@ -10,7 +10,7 @@ import typer
 from ..errors import UsageError
 from ..flow import METHODS
 from ..video import TIMEOUT_SECONDS
-from .batch import Timeout
+from .batch import AllowPlaylists, Timeout
 from .console import log, plural, shows_bars
 
 
@@ -47,6 +47,7 @@ def flow(
     dtype: Annotated[str, typer.Option(metavar="float16|float32", help="Type of the numbers in the .npz.")] = "float16",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     timeout: Timeout = TIMEOUT_SECONDS,
+    allow_playlists: AllowPlaylists = False,
 ) -> None:
     """Compute optical flow and write it as .npz, as images that other tools read, or as a video to watch.
 
@@ -68,7 +69,7 @@ def flow(
     rate = parse_fps(fps)
     start_seconds, end_seconds = parse_seconds(start), None if end is None else parse_seconds(end)
     with (
-        Decoders(timeout or None) as decoders,
+        Decoders(timeout or None, allow_playlists=allow_playlists) as decoders,
         decoders.open(video, fps=rate, start_seconds=start_seconds, end_seconds=end_seconds) as frames,
     ):
         output = open_flow_output(

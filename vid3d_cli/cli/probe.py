@@ -10,7 +10,7 @@ import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, VideoError
 from ..video import TIMEOUT_SECONDS
-from .batch import NulSeparated, Timeout, Videos, find_videos
+from .batch import AllowPlaylists, NulSeparated, Timeout, Videos, find_videos
 from .console import log
 from .formats import ListFormat, Record, or_dash, print_records
 
@@ -26,6 +26,7 @@ def probe(
     ] = True,
     nul_separated: NulSeparated = False,
     timeout: Timeout = TIMEOUT_SECONDS,
+    allow_playlists: AllowPlaylists = False,
 ) -> None:
     """Show codec, size, frame rate, frames declared and decoded, damage, colour tags and rotation of videos.
 
@@ -45,7 +46,7 @@ def probe(
                 log.error("%s", error)
                 code = EXIT_SOME_FAILED
 
-    with Decoders(timeout or None) as decoders:
+    with Decoders(timeout or None, allow_playlists=allow_playlists) as decoders:
         print_records(probe_all(), form, _print_table)
     raise typer.Exit(code)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from ..predictions.files import Record, streams_of
+from ..text import printable
 
 _SECONDS_WIDTH = len("1000.00 – 1000.00")
 _LABEL_WIDTH = 40
@@ -20,9 +22,13 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # the command group handles it; rich would exit with 1
 
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text, keep="\n"), style, control)
+
 
 def make_console(file: TextIO | None = None) -> Console:
-    """Return a console that prints names unchanged: "[/x]" and ":cat:" occur in file names."""
+    """Return a console that prints names unchanged, such as "[/x]" and ":cat:", but shows their control characters."""
     return _Console(file=file, highlight=False, markup=False, emoji=False)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -23,10 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FlowFilesError, UsageError
+from ..video import MAX_PIXELS
 from .fields import DEFAULT_BOUND_PX, check_bound, dequantise_flow
 
 _IMAGE_NAME = re.compile(r"(?:flow_)?([xy])_?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 _LAYOUTS = "flow_x_00001.jpg and flow_y_00001.jpg, or x_00001.jpg and y_00001.jpg (.jpg, .jpeg or .png)"
+
+_MAX_IMAGE_BYTES = 2**28
+_MAX_SIDECAR_BYTES = 2**20
 
 SIDECAR_NAME = "flow.json"
 """The file beside the images of `vid3d flow` that holds their bound, size and recipe."""
@@ -153,9 +158,10 @@ class ImageFlow(FlowFiles):
         if not sidecar.exists():
             return None
         try:
-            bound_px = float(json.loads(sidecar.read_text(encoding="utf-8"))["bound_px"])
+            with sidecar.open("rb") as file:
+                bound_px = float(json.loads(file.read(_MAX_SIDECAR_BYTES))["bound_px"])
             check_bound(bound_px)
-        except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
             raise FlowFilesError(
                 self._video, f"{sidecar} has no usable bound_px: delete or replace the file"
             ) from error
@@ -198,13 +204,34 @@ class ImageFlow(FlowFiles):
 
     def _read_image(self, path: Path) -> NDArray[np.uint8]:
         try:
-            data = np.fromfile(path, np.uint8)  # imread prints a warning where this raises an error
+            data = np.fromfile(path, np.uint8, _MAX_IMAGE_BYTES)  # imread prints a warning where this raises an error
         except OSError as error:
             raise FlowFilesError(self._video, f"cannot read {path}: {error.strerror}") from error
-        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+        num_pixels = _count_pixels(data)
+        if num_pixels > MAX_PIXELS:
+            raise FlowFilesError(
+                self._video, f"{path} announces more than {MAX_PIXELS // 10**6} million pixels: no flow is that large"
+            )
+        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if num_pixels else None
         if image is None:
             raise FlowFilesError(self._video, f"{path} is not a readable image")
         return np.asarray(image, dtype=np.uint8)
+
+
+def _count_pixels(image: NDArray[np.uint8]) -> int:
+    """Return width × height in the header of a PNG or JPEG image; 0 for other files."""
+    data = image.tobytes()
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
+        return math.prod(struct.unpack_from(">II", data, 16))
+    position = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while position + 9 <= len(data):
+        marker, kind, size, height, width = struct.unpack_from(">BBHxHH", data, position)
+        if marker != 0xFF or kind < 0xC0 or 0xD0 <= kind <= 0xD9:  # a decoder might look for the header elsewhere
+            return 0
+        if kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # the start of the frame, not of a table
+            return int(height * width)
+        position += 1 if kind == 0xFF else 2 + size  # 0xFF: padding
+    return 0
 
 
 class NpzFlow(FlowFiles):
@@ -238,6 +265,8 @@ class NpzFlow(FlowFiles):
     def _rewind(self) -> None:
         """Open the array at its start: a stream only goes forward."""
         try:
+            if self._archive.getinfo("flow.npy").compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("NumPy writes no such compression")  # Python unpacks others without a limit
             self._stream = self._archive.open("flow.npy")
             self._shape, self._dtype = _read_header(self._stream)
         except KeyError as error:
@@ -275,9 +304,11 @@ class NpzFlow(FlowFiles):
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return the shape and dtype of a flow array; the stream then stands before its first pair."""
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(stream)
-    if len(shape) != 4 or shape[3] != 2 or dtype.kind != "f" or fortran_order:
+    if np.lib.format.read_magic(stream) != (1, 0):  # others are for names of fields, and may take gigabytes
+        raise ValueError("its header is not one of an array of numbers")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if len(shape) != 4 or shape[3] != 2 or min(shape) < 0 or dtype.kind != "f" or fortran_order:
         raise ValueError(f"expected floats (T-1, H, W, 2) in C order, got {shape} {dtype}")
+    if shape[1] * shape[2] > MAX_PIXELS:
+        raise ValueError(f"fields of {shape[2]}×{shape[1]} px: no flow is that large")
     return shape, dtype

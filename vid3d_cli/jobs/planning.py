@@ -131,7 +131,10 @@ def plan_videos(
     plan.check_videos(videos)
     sizes = _Sizes(plan, count_operations)
     # The decoders end first, so that no thread waits for one that hangs.
-    with ThreadPoolExecutor(_OPENED_AT_A_TIME) as pool, Decoders(timeout) as decoders:
+    with (
+        ThreadPoolExecutor(_OPENED_AT_A_TIME) as pool,
+        Decoders(timeout, allow_playlists=plan.allow_playlists) as decoders,
+    ):
         for start in range(0, len(videos), _HANDED_OUT_AT_A_TIME):
             part = videos[start : start + _HANDED_OUT_AT_A_TIME]
             for header in pool.map(lambda video: _read_header(plan, video, decoders), part):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -131,12 +132,21 @@ class JsonArray(Writer):
 
 
 class Csv(Writer):
-    """One line per class, best first; the clip is empty in lines for the whole video."""
+    """One line per class, best first; the clip is empty in lines for the whole video.
+
+    It is valid UTF-8: other bytes of file names are escapes, as in JSON. Names and labels are not changed otherwise,
+    so a spreadsheet takes one that begins with = for a formula.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._rows = csv.writer(stream, lineterminator="\n")
+        self._rows = csv.writer(SimpleNamespace(write=self._write_line))
         self._has_header = False
+
+    def _write_line(self, line: str) -> None:
+        # csv quotes a name with a CR only if CR ends its lines, until Python 3.13.
+        text = line.removesuffix("\r\n").encode("utf-8", "backslashreplace").decode()
+        self._stream.write(f"{text}\n")
 
     def write(self, records: Iterable[Record]) -> None:
         self._write_header()

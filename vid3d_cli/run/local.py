@@ -154,7 +154,7 @@ def _run(
     with (
         one_opencv_thread(),
         Workers(shares.workers, spent) as workers,
-        Decoders(timeout) as decoders,
+        Decoders(timeout, allow_playlists=plan.allow_playlists) as decoders,
         Feeds(plan, videos, shares.jobs, workers, decoders) as feeds,
     ):
         feeds.first()  # clips are read while the networks are loaded: importing torch alone takes longer

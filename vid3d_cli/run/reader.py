@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
@@ -86,7 +87,7 @@ class ClipReader:
         self.flow_files: FlowFiles | None = None
         if plan.flow_files and "flow" in plan.networks:
             self.flow_files = open_flow_files(plan.flow_files, video, plan.bound_px)
-        open_video = VideoReader if decoders is None else decoders.open
+        open_video = partial(VideoReader, allow_playlists=plan.allow_playlists) if decoders is None else decoders.open
         self.frames = open_video(
             video,
             fps=plan.fps,

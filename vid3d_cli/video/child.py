@@ -85,7 +85,7 @@ class _Child:
                 self._connection.send(last)
 
     def _count(self, request: CountRequest) -> VideoInfo:
-        with VideoReader(request.video) as self._reader:
+        with VideoReader(request.video, allow_playlists=request.allow_playlists) as self._reader:
             return self._reader.count_frames() if request.decode else self._reader.info
 
     def _read(self, request: ReadRequest) -> End:

@@ -6,6 +6,7 @@ Rationals of PyAV become `fractions.Fraction` here.
 from __future__ import annotations
 
 import contextlib
+import re
 import stat
 import struct
 from fractions import Fraction
@@ -15,18 +16,19 @@ from typing import Any
 import av
 import av.container
 import av.error
+import av.format
 import av.video
 from av.stream import Disposition
 
 from ..errors import EmptyFile, NotAVideo, NoVideoStream, TooLarge, TruncatedVideo, VideoNotFound
+from . import MAX_PIXELS as MAX_PIXELS
 from .clock import MAX_JUMP_SECONDS
 from .sources import is_url
 
 URL_TIMEOUT_SECONDS = 30.0
 """A server may take this long to answer, on opening and on every read."""
 
-MAX_PIXELS = 8192 * 8192
-"""Largest frame: 8K video of any shape, 200 MB as RGB. Damaged headers may claim more; a decoder holds a dozen."""
+URL_SCHEMES = ("http", "https")
 
 # A title that is not UTF-8 must not fail a video. PyAV 19 and later accept it by default.
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -37,26 +39,54 @@ _DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 _DEFAULT_RATE = Fraction(25)  # frames per second, if the file does not say
 _AV_TIME_BASE = 1_000_000  # a container's duration is in microseconds
 
+# FFmpeg chooses a demuxer by content, whatever a file is called. These open other files, addresses or ports, ...
+_PLAYLISTS = {"concat", "dash", "hls", "imf", "vobsub"}
+# ... and these run scripts, or listen to the network.
+_NEVER = {"avisynth", "lavfi", "rtp", "rtsp", "sap", "sdp", "vapoursynth"}
+_FORMATS = av.format.formats_available - _NEVER
+
+_HTTP = "http,https,httpproxy,tcp,tls"
+_IN_PLAYLISTS = "crypto,data"  # encrypted segments, and keys inside the playlist
+
+_DESCRIPTOR = re.compile(r"/dev/std(in|out|err)|/dev/fd/\d+|/proc/(self|\d+)/fd/\d+")
+
 _TRUNCATED = "cut off before the end of its index (moov), as by a broken download or recording; fetch it again"
 
 
-def open_container(video: str) -> av.container.InputContainer:
-    """Return the open container of a path or URL.
+def open_container(video: str, *, allow_playlists: bool = False) -> av.container.InputContainer:
+    """Return the open container of a path, or of an http or https URL.
+
+    A path is always a file: "take:2.mp4" and "concat:a.mp4" are no protocols.
+
+    Args:
+        video: path or URL.
+        allow_playlists: open the files and addresses that it names, if it is a playlist: HLS, ffconcat. Else FFmpeg
+            opens nothing but the file itself, or addresses that the URL redirects to.
 
     Raises:
         VideoError: FFmpeg cannot open it; the class says why.
     """
+    formats = _FORMATS if allow_playlists else _FORMATS - _PLAYLISTS
+    # "none": FFmpeg reads x%03d.png and x*.png as file names, not as patterns.
+    allowed = {"format_whitelist": ",".join(formats), "pattern_type": "none"}
     if is_url(video):
-        return _open_url(video)
+        allowed["protocol_whitelist"] = f"{_HTTP},{_IN_PLAYLISTS}" if allow_playlists else _HTTP
+        return _open_url(video, allowed)
     _check_file(video)
+    allowed["protocol_whitelist"] = f"file,{_HTTP},{_IN_PLAYLISTS}" if allow_playlists else "file"
     try:
-        # The prefix keeps FFmpeg from reading "take:2.mp4" as a protocol.
-        container = _open(f"file:{video}")
+        # The prefix keeps FFmpeg from reading a protocol in the name.
+        container = _open(f"file:{video}", allowed)
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, av.error.ArgumentError) and not allow_playlists and _may_be_playlist(video):
+            raise NotAVideo(
+                video,
+                "it names other files or addresses, as a playlist does; if you trust it, add --allow-playlists",
+            ) from error
         check_index(video, error)
         # A fragmented MP4 that ends in the index of a fragment opens if FFmpeg cannot look ahead.
         with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
-            return _open(f"file:{video}", seekable="0")
+            return _open(f"file:{video}", {**allowed, "seekable": "0"})
         raise NotAVideo(video, f"not a video that FFmpeg can open ({_reason(error)})") from error
     if container.format.name == "tty":  # FFmpeg would draw any *.txt as ANSI art
         container.close()
@@ -64,26 +94,39 @@ def open_container(video: str) -> av.container.InputContainer:
     return container
 
 
-def _open(name: str, *, timeout: float | None = None, **options: str) -> av.container.InputContainer:
+def _open(name: str, options: dict[str, str], *, timeout: float | None = None) -> av.container.InputContainer:
     container: av.container.InputContainer = av.open(
         name, options={**_DECODER_OPTIONS, **options}, timeout=timeout, **_ANY_METADATA
     )
     return container
 
 
-def _open_url(url: str) -> av.container.InputContainer:
+def _may_be_playlist(video: str) -> bool:
+    """Whether a file that FFmpeg refused is text, as playlists are."""
+    with Path(video).open("rb") as file:
+        return b"\0" not in file.read(4096)
+
+
+def _open_url(url: str, allowed: dict[str, str]) -> av.container.InputContainer:
+    scheme, rest = url.split("://", 1)
+    if scheme.lower() not in URL_SCHEMES:
+        advice = f"write {rest}" if scheme.lower() == "file" else "save it to a file first"
+        raise NotAVideo(url, f"{scheme}:// is not read, only {' and '.join(URL_SCHEMES)}; {advice}")
     try:
-        return _open(url, timeout=URL_TIMEOUT_SECONDS)
+        return _open(f"{scheme.lower()}://{rest}", allowed, timeout=URL_TIMEOUT_SECONDS)
     except av.error.ExitError as error:
         raise NotAVideo(url, f"no answer within {URL_TIMEOUT_SECONDS:g} s; try again later") from error
     except (av.error.HTTPNotFoundError, av.error.FileNotFoundError) as error:
         raise VideoNotFound(url, f"no such video on the server ({_reason(error)}); check the address") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise NotAVideo(url, f"cannot be opened ({_reason(error)}); check the address") from error
+        advice = "check the address; a playlist (HLS, .m3u8) needs --allow-playlists"
+        raise NotAVideo(url, f"cannot be opened ({_reason(error)}); {advice}") from error
 
 
 def _check_file(video: str) -> None:
     """Raise an error for an unusable path; FFmpeg's own errors say less."""
+    if _DESCRIPTOR.fullmatch(video):  # the decoder process has other ones
+        raise NotAVideo(video, "cannot read a video from standard input or a pipe; save it to a file first")
     try:
         status = Path(video).stat()
         if stat.S_ISDIR(status.st_mode):

@@ -83,7 +83,7 @@ def probe(
             return probe(video, decode=decode, decoders=own)
     decoder = decoders.lend()
     try:
-        info: VideoInfo = decoder.ask(CountRequest(video, decode))
+        info: VideoInfo = decoder.ask(CountRequest(video, decode, decoders.allow_playlists))
         return info
     finally:
         decoders.take_back(decoder)
@@ -97,6 +97,7 @@ class CountRequest(NamedTuple):
 
     video: str
     decode: bool
+    allow_playlists: bool
 
 
 class ReadRequest(NamedTuple):
@@ -107,6 +108,7 @@ class ReadRequest(NamedTuple):
     start_seconds: float
     end_seconds: float | None
     pixels: PixelOptions
+    allow_playlists: bool
 
 
 class Opened(NamedTuple):
@@ -177,15 +179,17 @@ class Decoders:
 
     Args:
         timeout: seconds without progress, while a frame is waited for, before a video fails; None for no limit.
+        allow_playlists: see `container.open_container`.
 
     Raises:
         UsageError: the timeout is not positive.
     """
 
-    def __init__(self, timeout: float | None = None) -> None:
+    def __init__(self, timeout: float | None = None, *, allow_playlists: bool = False) -> None:
         if timeout is not None and not timeout > 0:
             raise UsageError(f"the timeout must be more than 0 s, got {timeout:g} s")
         self._timeout = timeout
+        self.allow_playlists = allow_playlists
         self._idle: list[_Decoder] = []
         self._lent: set[_Decoder] = set()
         self._is_closed = False
@@ -201,7 +205,8 @@ class Decoders:
         pixels: PixelOptions = PixelOptions(),  # noqa: B008  (immutable)
     ) -> DecodedVideo:
         """Open a video; for the arguments see `VideoReader`, for the errors `DecodedVideo`."""
-        return DecodedVideo(ReadRequest(video, fps, start_seconds, end_seconds, pixels), self)
+        request = ReadRequest(video, fps, start_seconds, end_seconds, pixels, self.allow_playlists)
+        return DecodedVideo(request, self)
 
     def lend(self) -> _Decoder:
         """Return a living process for one video.

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -120,6 +121,7 @@ class VideoReader:
         start_seconds: skip frames that start earlier; times stay those of the file.
         end_seconds: skip frames that start at this time or later.
         pixels: how to convert frames to RGB.
+        allow_playlists: see `container.open_container`.
 
     Raises:
         VideoError: the video cannot be used; the class says why. The loop raises `NoFrames` if the span is empty.
@@ -134,6 +136,7 @@ class VideoReader:
         start_seconds: float = 0.0,
         end_seconds: float | None = None,
         pixels: PixelOptions = PixelOptions(),  # noqa: B008  (immutable)
+        allow_playlists: bool = False,
     ) -> None:
         check_span(fps, start_seconds, end_seconds)
         pixels.check()
@@ -141,7 +144,8 @@ class VideoReader:
         self._fps = None if fps is None else Fraction(fps)
         self._start_seconds = start_seconds
         self._end_seconds = math.inf if end_seconds is None else end_seconds
-        self._pass = _Pass(video)
+        self._allow_playlists = allow_playlists
+        self._pass = self._open()
         self._is_fresh = True  # the first iteration uses the pass that opening began
         self._deinterlaces = pixels.deinterlace
         self._converter = RgbConverter(video, self._pass.first, pixel_aspect(self._pass.stream), pixels)
@@ -232,8 +236,11 @@ class VideoReader:
     def _start_pass(self) -> None:
         self._end_iteration()
         if not self._is_fresh:
-            self._pass = _Pass(self._video)
+            self._pass = self._open()
         self._is_fresh = False
+
+    def _open(self) -> _Pass:
+        return _Pass(self._video, allow_playlists=self._allow_playlists)
 
     def _end_iteration(self) -> None:
         iterator = None if self._iterator is None else self._iterator()
@@ -272,7 +279,7 @@ class VideoReader:
             if frames is not None:
                 return frames
             self._pass.close()
-            self._pass = _Pass(self._video)
+            self._pass = self._open()
         return self._pass.timed_frames()
 
     def _why_no_frames(self, end_seconds: float) -> str:
@@ -295,13 +302,14 @@ class _Pass:
         VideoError: the video cannot be opened, or no frame of it decodes.
     """
 
-    def __init__(self, video: str) -> None:
+    def __init__(self, video: str, *, allow_playlists: bool) -> None:
         self.video = video
+        self._open = partial(open_container, video, allow_playlists=allow_playlists)
         self.num_frames_decoded = 0
         self.num_lost_frames = 0
         self.num_packets_read = 0
         self._last_dts: int | None = None  # of the latest packet, in units of the file
-        self.container = open_container(video)
+        self.container = self._open()
         try:
             self._choose_stream(has_threads=is_rereadable(video))
             self.rate = average_rate(self.stream)
@@ -410,7 +418,7 @@ class _Pass:
                 except (_DamageError, av.error.FFmpegError):
                     pass
             self.container.close()
-            self.container = open_container(self.video)
+            self.container = self._open()
             self._choose_stream(has_threads=False)
         with contextlib.closing(self._decode_around_damage(start)) as frames:
             yield from itertools.islice(frames, num_yielded, None)

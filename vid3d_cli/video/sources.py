@@ -8,6 +8,7 @@ No video is opened here: a missing or broken one is still a source, and fails la
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import itertools
 import json
@@ -35,6 +36,15 @@ VIDEO_EXTENSIONS = frozenset({
 
 MAX_NAME_BYTES = 8192
 """Maximum length of a name in a list; a longer one means that the file is no list, such as a video."""
+
+MAX_LIST_BYTES = 2**28
+"""Maximum length of a list, which is read as a whole: some million names."""
+
+MAX_PART_BYTES = 200
+"""Maximum length of an output's name: file systems take 255 bytes, of which suffixes and temporary names need some."""
+
+MAX_URL_PATH_BYTES = 1000
+"""Maximum length of the path that a URL becomes."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +115,9 @@ def is_url(name: str) -> bool:
 def _find(argument: str, stdin: BinaryIO | None, nul_separated: bool) -> Iterator[_Found]:
     if argument == "-":
         file = stdin or (sys.stdin.buffer if sys.stdin else io.BytesIO())
-        yield from _find_listed(file.read(), "stdin", nul_separated)
-    elif argument.startswith("@") and (Path(argument[1:]).exists() or not Path(argument).exists()):
-        yield from _find_listed(_read_list(argument), argument, nul_separated=False)
+        yield from _find_listed(_read_list(file, "stdin"), "stdin", nul_separated)
+    elif argument.startswith("@") and (os.path.exists(argument[1:]) or not os.path.exists(argument)):  # noqa: PTH110
+        yield from _find_listed(_read_list_file(argument), argument, nul_separated=False)
     elif glob.has_magic(argument) and not is_url(argument) and not os.path.lexists(argument):
         yield from _find_matches(argument)
     else:
@@ -119,7 +129,7 @@ def _find_literal(name: str) -> Iterator[_Found]:
         raise UsageError("an empty name: is a shell variable unset? Name a file, a directory or a URL")
     if is_url(name):
         yield _Found(name, base=None)
-    elif Path(name).is_dir():
+    elif os.path.isdir(name):  # noqa: PTH112  (Path raises an error for a name that is too long)
         videos = _videos_below(name)
         if not videos:
             raise UsageError(
@@ -193,9 +203,17 @@ def _by_parts(path: str) -> tuple[str, ...]:
 # Lists ---------------------------------------------------------------------------------------------------------------
 
 
-def _read_list(argument: str) -> bytes:
+def _read_list(file: BinaryIO, origin: str) -> bytes:
+    data = file.read(MAX_LIST_BYTES + 1)
+    if len(data) > MAX_LIST_BYTES:
+        raise UsageError(f"{origin} is longer than a list of videos may be: split it, or name a video without @")
+    return data
+
+
+def _read_list_file(argument: str) -> bytes:
     try:
-        return Path(argument[1:]).read_bytes()
+        with Path(argument[1:]).open("rb") as file:
+            return _read_list(file, argument)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
@@ -204,15 +222,20 @@ def _read_list(argument: str) -> bytes:
 
 
 def _find_listed(data: bytes, origin: str, nul_separated: bool) -> Iterator[_Found]:
-    """Yield the videos of a list. Entries are literal: nothing is expanded, as a list is not typed in a shell."""
+    """Yield the videos of a list. Entries are literal: nothing is expanded, as a list is not typed in a shell.
+
+    Lines that begin with "# " are comments, unless there is a file of that name or names end with zero bytes.
+    """
     # No name contains a zero byte, so a single one shows how names are separated.
     is_nul_separated = nul_separated or b"\0" in data
     for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\0" if is_nul_separated else b"\n"):
         entry = line if is_nul_separated else line.removesuffix(b"\r")
         if not entry.strip():
             continue
+        if not is_nul_separated and entry.startswith(b"# ") and not os.path.lexists(entry):
+            continue
         name = _listed_name(entry)
-        if len(os.fsencode(name)) > MAX_NAME_BYTES or set(name) & CONTROL_CHARACTERS:
+        if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES or set(name) & CONTROL_CHARACTERS:
             raise UsageError(f"{origin} is not a list of videos: give one name per line, or name a video without @")
         try:
             yield from _find_literal(name)
@@ -225,10 +248,9 @@ def _listed_name(entry: bytes) -> str:
     if text.lstrip().startswith("{"):
         try:
             record = json.loads(text)
-        except ValueError:
+            return os.fsdecode(os.fsencode(record["video"]))  # a name that no file can have is an error here
+        except (ValueError, RecursionError, KeyError, TypeError):
             return text
-        if isinstance(record, dict) and isinstance(record.get("video"), str):
-            return str(record["video"])
     return text
 
 
@@ -272,19 +294,44 @@ def _numbered(stems: Sequence[PurePosixPath]) -> list[PurePosixPath]:
 def _below(root: Path, one: _Found) -> PurePosixPath:
     if one.base is None:
         return _url_path(one.video)
-    return PurePosixPath(*Path(one.key).relative_to(root).parts)
+    *parents, name = Path(one.key).relative_to(root).parts or (".",)
+    return PurePosixPath(*parents, _shorten(name))
 
 
 def _url_path(url: str) -> PurePosixPath:
-    """Return host/path?query of a URL as a safe path, without user name and password."""
+    """Return host and path of a URL as a safe path, without user name and password; a digest stands for its query."""
     try:
         parts = urlsplit(url)
         host = f"{parts.hostname or ''}{f'_{parts.port}' if parts.port else ''}"
-        path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        path, query = parts.path, parts.query
     except ValueError:  # not a valid URL; opening it fails with the reason
-        host, path = "url", url.partition("://")[2].rpartition("@")[2]
-    segments = (re.sub(r"[^\w.-]+", "_", segment) for segment in (host, *path.split("/")))
-    return PurePosixPath(*([s for s in segments if s.strip(".")] or ["url"]))
+        host, path, query = "url", url.partition("://")[2].rpartition("@")[2], ""
+    segments = [re.sub(r"[^\w.-]+", "_", segment) for segment in (host, *path.split("/"))]
+    names = [_shorten(segment) for segment in segments if segment.strip(".")] or ["url"]
+    if len("/".join(names).encode()) > MAX_URL_PATH_BYTES:
+        names = [names[0], _digest(path)]
+    if query:  # it may hold a password, and may have any length
+        names[-1] = _with_digest(names[-1], query)
+    return PurePosixPath(*names)
+
+
+def _shorten(name: str) -> str:
+    """Return a name of at most `MAX_PART_BYTES`; a digest takes the place of what is cut."""
+    data = os.fsencode(name)
+    if len(data) <= MAX_PART_BYTES:
+        return name
+    suffix = Path(name).suffix if _has_video_extension(name) else ""
+    room = MAX_PART_BYTES - 2 * len(_with_digest("", "")) - len(suffix)  # there may be a query too
+    return _with_digest(data[:room].decode("utf-8", "ignore") + suffix, name)
+
+
+def _with_digest(name: str, of: str) -> str:
+    suffix = Path(name).suffix if _has_video_extension(name) else ""
+    return f"{name.removesuffix(suffix)}_{_digest(of)}{suffix}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
 
 
 def _without_suffix(path: PurePosixPath) -> PurePosixPath:

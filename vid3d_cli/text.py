@@ -1,0 +1,23 @@
+"""Text for terminals: names of files and labels may hold characters that a terminal obeys."""
+
+from __future__ import annotations
+
+import re
+
+# Control characters, what overrides the direction of writing, and bytes of names that are not UTF-8.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Return text with control characters as visible escapes: "\x1b" for ESC, "\n" for a newline.
+
+    Args:
+        text: any text.
+        keep: control characters that stay as they are.
+    """
+    return _OBEYED.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(character)[1:-1]
