@@ -13,7 +13,7 @@ import vid3d_cli
 PACKAGE = Path(vid3d_cli.__file__).parent
 
 LAYERS = [
-    *("version", "errors", "recipe", "records", "timings", "workers", "durable", "fusion"),
+    *("version", "errors", "arguments", "recipe", "records", "timings", "workers", "durable", "fusion"),
     *("video", "flow", "models", "clips", "runtimes", "options", "plan", "run"),
     *("predictions", "features", "jobs", "api", "__init__", "cli", "__main__"),
 ]

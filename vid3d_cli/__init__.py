@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from .errors import UsageError, Vid3dError, Vid3dWarning, VideoError, WeightsError
     from .features.stores import open_store
     from .flow.methods import optical_flow
-    from .fusion import Fusion, top_k
+    from .fusion import Fusion
     from .jobs.events import JobSummary
     from .models.clip_model import create_model
     from .options import Options
     from .plan import Plan
     from .recipe import Recipe
-    from .records import Prediction, VideoFailure, VideoResult
+    from .records import Prediction, VideoFailure, VideoResult, top_k
     from .video.process import probe
     from .video.reader import VideoReader
 
@@ -39,13 +39,13 @@ _HOMES = {
     "errors": ["UsageError", "Vid3dError", "Vid3dWarning", "VideoError", "WeightsError"],
     "features.stores": ["open_store"],
     "flow.methods": ["optical_flow"],
-    "fusion": ["Fusion", "top_k"],
+    "fusion": ["Fusion"],
     "jobs.events": ["JobSummary"],
     "models.clip_model": ["create_model"],
     "options": ["Options"],
     "plan": ["Plan"],
     "recipe": ["Recipe"],
-    "records": ["Prediction", "VideoFailure", "VideoResult"],
+    "records": ["Prediction", "VideoFailure", "VideoResult", "top_k"],
     "video.process": ["probe"],
     "video.reader": ["VideoReader"],
 }

@@ -8,6 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .arguments import check_fields
+from .errors import UsageError
+
 MODEL, CLIPS, FLOW, MACHINE = "Model", "Frames and clips", "Optical flow", "Machine"
 """The groups of options in the help."""
 
@@ -100,8 +103,12 @@ class Options:
     flow: str = option(
         "dis", "Flow method: dis, dis-ultrafast, dis-fast, dis-medium, farneback or tvl1.", FLOW, metavar="METHOD"
     )
-    flow_files: Path | None = option(
-        None, "Read ready-made flow instead: flow_x_00001.jpg …, or .npz.", FLOW, metavar="DIR|NPZ"
+    flow_files: str | Path | None = option(
+        None,
+        "Read ready-made flow instead: flow_x_00001.jpg …, or .npz.",
+        FLOW,
+        metavar="DIR|NPZ",
+        type=Path | None,
     )
     flow_bound_px: float | None = option(
         None,
@@ -137,6 +144,17 @@ class Options:
         metavar="fp32|bf16|fp16|auto",
     )
     batch_size: int | None = option(None, "Clips in a batch.", MACHINE, min=1, shown="1 on a CPU, 8 on a GPU")
+
+    __hash__ = None  # type: ignore[assignment]  # `weights` is a dict, which may change
+
+    def __post_init__(self) -> None:
+        facts = {field.name: field.metadata for field in fields(Options)}
+        check_fields(self, Options)
+        for name, fact in facts.items():
+            value = getattr(self, name)
+            if "min" in fact and value is not None and not value >= fact["min"]:
+                unit = {"FRAMES": " frames", "SECONDS": " seconds", "PX": " pixels"}.get(fact.get("metavar", ""), "")
+                raise UsageError(f"{name}={value:g}: give {fact['min']:g} or more{unit}")
 
 
 def _describe(name: str, facts: Mapping[str, Any]) -> str:

@@ -62,6 +62,7 @@ class Plan(Options):
     """Class names; None if only the checkpoint shows how many classes there are."""
     fps: Fraction | None
     """Frames per second to read; None for the video's own."""
+    flow_files: Path | None
     window: int
     stride: int
     backbone: str
@@ -80,6 +81,12 @@ class Plan(Options):
     """Displacement at which the flow network's input is truncated; None without a flow stream."""
     left_out: Mapping[str, str]
     """Streams that were requested but have no weights, and why."""
+
+    __hash__ = None  # as for Options
+
+    def __repr__(self) -> str:
+        rate = f"{self.fps} fps" if self.fps else "native fps"
+        return f"Plan({self.model}, {' + '.join(self.networks)}, {rate}, window {self.window}, stride {self.stride})"
 
     @classmethod
     def make(cls, options: Options) -> Plan:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from ..records import ClipOutput, Prediction, VideoResult
+    from ..records import VideoResult
 
 Record = dict[str, Any]
 
@@ -30,27 +30,11 @@ def prediction_records(result: VideoResult, *, k: int, per: str = "clip") -> Ite
     Yields:
         video, clip, start_seconds, end_seconds, and for each stream and "fused" the top k as label, score, logit.
     """
+    from ..records import prediction_record
+
     for clip in result.clips if per == "clip" else ():
-        yield _record(result, clip, k)
-    yield _record(result, None, k)
-
-
-def _record(result: VideoResult, clip: ClipOutput | None, k: int) -> Record:
-    from ..fusion import top_k
-
-    span = clip.span if clip else None
-    logits = clip.logits if clip else result.logits
-    return {
-        "video": result.video,
-        "clip": span.index if span else None,
-        "start_seconds": round(span.start_seconds if span else result.start_seconds, 6),
-        "end_seconds": round(span.end_seconds if span else result.end_seconds, 6),
-        **{stream: [_to_dict(p) for p in top_k(values, result.labels, k)] for stream, values in logits.items()},
-    }
-
-
-def _to_dict(prediction: Prediction) -> Record:
-    return {"label": prediction.label, "score": round(prediction.score, 6), "logit": round(prediction.logit, 6)}
+        yield prediction_record(result.video, clip.span.index, clip.span, clip.logits, result.labels, k)
+    yield prediction_record(result.video, None, result, result.logits, result.labels, k)
 
 
 def streams_of(record: Record) -> dict[str, list[Record]]:

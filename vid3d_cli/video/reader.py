@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from os import PathLike, fspath
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ import av
 import av.error
 import av.video
 
+from ..arguments import checked
 from ..errors import NoFrames, VideoError
 from ..records import Frame
 from .clock import FrameClock, Timed, at_ticks, check_span, until_next
@@ -102,16 +104,17 @@ class VideoReader:
         UsageError: the span or the frame rate is impossible.
     """
 
+    @checked
     def __init__(
         self,
-        video: str,
+        video: str | PathLike[str],
         *,
-        fps: Fraction | None = None,
+        fps: Fraction | float | None = None,
         start_seconds: float = 0.0,
         end_seconds: float | None = None,
     ) -> None:
         check_span(fps, start_seconds, end_seconds)
-        self._video = video
+        self._video = video = fspath(video)
         self._fps = None if fps is None else Fraction(fps)
         self._start_seconds = start_seconds
         self._end_seconds = math.inf if end_seconds is None else end_seconds
