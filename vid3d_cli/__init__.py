@@ -14,6 +14,7 @@ Names are imported when they are first used, so that `import vid3d_cli` is fast.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from .records import Prediction, VideoFailure, VideoResult, top_k
     from .video.process import probe
     from .video.reader import VideoReader
+
+if sys.platform == "win32":
+    raise ImportError("vid3d needs a POSIX system, such as Linux or macOS: on Windows, install it in WSL")
 
 _HOMES = {
     "api": ["classify", "extract", "make_plan"],

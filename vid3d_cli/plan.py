@@ -85,7 +85,7 @@ class Plan(Options):
     __hash__ = None  # as for Options
 
     def __repr__(self) -> str:
-        rate = f"{self.fps} fps" if self.fps else "native fps"
+        rate = f"{float(self.fps):g} fps" if self.fps else "native fps"
         return f"Plan({self.model}, {' + '.join(self.networks)}, {rate}, window {self.window}, stride {self.stride})"
 
     @classmethod

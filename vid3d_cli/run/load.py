@@ -47,7 +47,7 @@ class Networks:
     @property
     def has_classes(self) -> bool:
         """Whether the logits are scores of classes; a user's own checkpoint of an embedding may have some."""
-        return self.plan.has_classes or self.num_classes != self.plan.num_classes
+        return self.plan.has_classes or self.num_classes not in (None, self.plan.num_classes)
 
     def check_classes(self) -> None:
         """Raise UsageError if the networks have no classes."""
