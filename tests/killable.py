@@ -83,6 +83,7 @@ def _run(args, cwd, die_at, has_decoders, limits):
     if die_at is not None:
         _die_at(die_at)
     sys.argv = ["vid3d", *args]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run under nohup, cron or CI
     vid3d_cli.cli.main()
 
 

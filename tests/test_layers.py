@@ -13,7 +13,8 @@ import vid3d_cli
 PACKAGE = Path(vid3d_cli.__file__).parent
 
 LAYERS = [
-    *("version", "text", "errors", "suggest", "recipe", "records", "timings", "workers", "durable", "fusion"),
+    *("version", "text", "errors", "suggest", "arguments", "recipe", "records", "timings", "workers", "durable"),
+    "fusion",
     *("video", "flow", "models", "clips", "runtimes", "options", "plan", "run"),
     *("predictions", "features", "jobs", "api", "__init__", "cli", "__main__"),
 ]
@@ -216,3 +217,11 @@ def test_every_public_name_can_be_imported(name):
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'vid3d_cli' has no attribute 'clasify'"):
         vid3d_cli.clasify  # noqa: B018
+
+
+def test_windows_is_refused_with_one_clear_error():
+    code = "import sys; sys.platform = 'win32'; import vid3d_cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.endswith(
+        "ImportError: vid3d needs a POSIX system, such as Linux or macOS: on Windows, install it in WSL\n"
+    )

@@ -14,6 +14,7 @@ Names are imported when they are first used, so that `import vid3d_cli` is fast.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,28 +25,31 @@ if TYPE_CHECKING:
     from .errors import UsageError, Vid3dError, Vid3dWarning, VideoError, WeightsError
     from .features.stores import open_store
     from .flow.methods import optical_flow
-    from .fusion import Fusion, top_k
+    from .fusion import Fusion
     from .jobs.events import JobSummary
     from .models.clip_model import create_model
     from .options import Options
     from .plan import Plan
     from .recipe import Recipe
-    from .records import Prediction, VideoFailure, VideoResult
+    from .records import Prediction, VideoFailure, VideoResult, top_k
     from .video.process import probe
     from .video.reader import VideoReader
+
+if sys.platform == "win32":
+    raise ImportError("vid3d needs a POSIX system, such as Linux or macOS: on Windows, install it in WSL")
 
 _HOMES = {
     "api": ["classify", "extract", "make_plan"],
     "errors": ["UsageError", "Vid3dError", "Vid3dWarning", "VideoError", "WeightsError"],
     "features.stores": ["open_store"],
     "flow.methods": ["optical_flow"],
-    "fusion": ["Fusion", "top_k"],
+    "fusion": ["Fusion"],
     "jobs.events": ["JobSummary"],
     "models.clip_model": ["create_model"],
     "options": ["Options"],
     "plan": ["Plan"],
     "recipe": ["Recipe"],
-    "records": ["Prediction", "VideoFailure", "VideoResult"],
+    "records": ["Prediction", "VideoFailure", "VideoResult", "top_k"],
     "video.process": ["probe"],
     "video.reader": ["VideoReader"],
 }

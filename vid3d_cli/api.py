@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, overload
 
-from .errors import UsageError, Vid3dWarning
+from .arguments import F, check, checked, hints_of
+from .errors import UsageError, Vid3dWarning, WeightsError
 from .features.format import FeatureFormat
 from .jobs import extraction
 from .jobs.events import JobSummary, OnEvent, Warned
@@ -21,33 +24,66 @@ from .run import local
 from .run.local import OnClips, OnFailure
 from .suggest import check_known
 from .video import TIMEOUT_SECONDS
-from .video.sources import find_sources
+from .video.sources import Source, find_sources
 
 Video = str | PathLike[str]
 
 _FORM_OPTIONS = ("dtype", "concat", "layout")
 _JOB_OPTIONS = ("overwrite", "redo_failed", "shard", "claim", "stale_after", "failures", "engine", "ray_address")
+_HINTS = {**hints_of(FeatureFormat), **hints_of(extraction.extract), **hints_of(Options)}
+_NAMES = {
+    **{f"--{name.replace('_', '-')}": f"{name}=True" if hint is bool else name for name, hint in _HINTS.items()},
+    **{f.metadata["flags"][0]: f.name for f in dataclasses.fields(Options) if "flags" in f.metadata},
+}
+"""What options are called here, by their names on the command line."""
 
 
+def _in_python(text: str) -> str:
+    """Return a message with options as Python names them: --end → end_seconds, --weights rgb=FILE → weights={…}."""
+    text = re.sub(r"--weights (\w+)=(\S+?)(?=:?(\s|$))", r'weights={"\1": "\2"}', text)
+    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", lambda match: _NAMES.get(match[0], match[0]), text)
+
+
+def _public(function: F) -> F:
+    """Return a function that checks its arguments, and whose errors name options as Python does."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (UsageError, WeightsError) as error:
+            error.args = tuple(_in_python(str(part)) for part in error.args)
+            raise
+
+    return checked(call)  # type: ignore[return-value]
+
+
+@_public
 def classify(video: Video, *, model: str = "i3d", **options: Any) -> VideoResult:
     """Return the actions recognised in one video.
 
-        result = classify("video.mp4")
-        top_k(result.logits["fused"], result.labels, 5)
+        result = vid3d_cli.classify("video.mp4")     # VideoResult(video.mp4, 8 clips, archery 95 %)
+        vid3d_cli.top_k(result.logits["fused"], result.labels, 5)
 
     Args:
-        video: path or URL.
+        video: path or URL. For several videos, iterate over `extract`, which yields the same results.
         model: name of a model; its weights are downloaded if they are not on disk.
         **options: fields of `Options`, such as streams="rgb", window=16, stride=8.
 
     Raises:
-        UsageError: options that do not fit, or a model without classes.
+        UsageError: options that do not fit, several videos, or a model without classes.
         WeightsError: checkpoints that are missing or do not fit.
         VideoError: the video cannot be used.
     """
     plan = make_plan(model=model, **options)
     plan.check_classes()
-    results = local.run(plan, [fspath(video)])
+    sources = find_sources([fspath(video)])
+    if len(sources) > 1:
+        raise UsageError(
+            f"{video} names {len(sources)} videos, and classify takes one: iterate over extract({str(video)!r}), which "
+            "yields a result for each"
+        )
+    results = local.run(plan, [sources[0].video])
     try:
         _warn([*plan.warnings, *results.warnings])
         assert results.networks is not None
@@ -95,6 +131,7 @@ def extract(
 ) -> JobSummary: ...
 
 
+@_public
 def extract(
     videos: Video | Iterable[Video],
     *,
@@ -121,7 +158,8 @@ def extract(
         summary.done, summary.failures
 
     Args:
-        videos: path or URL, or several. With `out`, directories and globs stand for the videos in them.
+        videos: path or URL, or several. Directories, globs and "@list.txt" stand for the videos in them, as on the
+            command line. Each video comes once.
         out: `feats.npy`, `.npz`, `.h5`, `.parquet` or a directory.
         model: name of a model.
         jobs: how many videos are read at the same time; None for 2 to 8, depending on the cores.
@@ -135,20 +173,22 @@ def extract(
             layout, overwrite, redo_failed, shard, claim, stale_after, failures, engine, ray_address.
 
     Raises:
-        UsageError: options that do not fit; raised at the call, like the next two.
+        UsageError: options that do not fit, or no videos; raised at the call, like the next two.
         RecipeDiffers: the output was made with another recipe; the text lists the differences.
         WeightsError: checkpoints that are missing or do not fit.
         VideoError: without `out`, while iterating, unless `on_failure` is given.
         OutputError: the output cannot be written. Committed rows are kept, and the same call resumes.
     """
-    paths = [fspath(video) for video in ([videos] if isinstance(videos, (str, PathLike)) else videos)]
+    given = [videos] if isinstance(videos, (str, PathLike)) else list(videos)
+    sources = find_sources([fspath(video) for video in check("videos", given, Sequence[Video])])
     if out is not None:
         if on_failure is not None or on_clips is not None:
             raise UsageError("with out, on_event reports failures and clips: leave on_failure and on_clips out")
-        return _extract_to(fspath(out), paths, model, jobs, timeout, on_event, options)
+        return _extract_to(fspath(out), sources, model, jobs, timeout, on_event, options)
     if on_event is not None:
         raise UsageError("on_event is for jobs: give out, or use on_failure and on_clips")
     plan = make_plan(model=model, **options)
+    paths = [source.video for source in sources]
     plan.check_videos(paths)
     results = local.run(plan, paths, jobs=jobs, timeout=timeout, on_failure=on_failure, on_clips=on_clips)
     _warn([*plan.warnings, *results.warnings])
@@ -157,20 +197,23 @@ def extract(
 
 def _extract_to(
     out: str,
-    paths: list[str],
+    sources: list[Source],
     model: str,
     jobs: int | None,
     timeout: float | None,
     on_event: OnEvent | None,
     options: dict[str, Any],
 ) -> JobSummary:
-    form = FeatureFormat(**{name: options.pop(name) for name in _FORM_OPTIONS if name in options})
-    job_options = {name: options.pop(name) for name in _JOB_OPTIONS if name in options}
-    if job_options.get("failures") is not None:
-        job_options["failures"] = Path(job_options["failures"])
+    if isinstance(options.get("failures"), str):
+        options["failures"] = Path(options["failures"])
+    picked = [
+        {name: check(name, options.pop(name), _HINTS[name]) for name in names if name in options}
+        for names in (_FORM_OPTIONS, _JOB_OPTIONS)
+    ]
+    form, job_options = FeatureFormat(**picked[0]), picked[1]
     return extraction.extract(
         make_plan(model=model, **options),
-        find_sources(paths),
+        sources,
         out,
         form=form,
         jobs=jobs,
@@ -180,6 +223,7 @@ def _extract_to(
     )
 
 
+@_public
 def make_plan(**options: Any) -> Plan:
     """Return the plan for some options, checked and with defaults filled in; needs no torch and no network.
 
@@ -208,4 +252,4 @@ def _warn(messages: Iterable[str]) -> None:
     while frame is not None and frame.f_code.co_filename.startswith(package):
         level, frame = level + 1, frame.f_back
     for message in messages:
-        warnings.warn(message, Vid3dWarning, stacklevel=level)
+        warnings.warn(_in_python(message), Vid3dWarning, stacklevel=level)

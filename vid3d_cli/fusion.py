@@ -1,4 +1,4 @@
-"""Pools clips into a video's scores, fuses the streams, and ranks classes."""
+"""Pools clips into a video's scores, and fuses the streams."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arguments import check_fields, checked
 from .errors import UsageError
-from .records import FUSED, STREAMS, ClipOutput, Prediction
+from .records import FUSED, STREAMS, ClipOutput, Logits, softmax
 from .suggest import check_known
-
-Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,16 @@ class Fusion:
     on: str = "logits"
     """"logits" (sum, then softmax) or "probs" (softmax, then weighted mean)."""
 
+    __hash__ = None  # type: ignore[assignment]  # a dict may change
+
+    def __post_init__(self) -> None:
+        check_fields(self, Fusion)
+        if not _are_weights([self.weights.get(stream, -1.0) for stream in STREAMS]):
+            raise UsageError(f"weights={self.weights}: give rgb and flow a number of 0 or more, and one of them more")
+        check_known(self.on, ("logits", "probs"), f"cannot fuse on '{self.on}'")
+
     @classmethod
+    @checked
     def parse(cls, text: str, on: str = "logits") -> Fusion:
         """Parse weights such as "1:1.5" (rgb:flow).
 
@@ -35,11 +42,10 @@ class Fusion:
             weights = [float(part) for part in text.split(":")]
         except ValueError:
             weights = []
-        if len(weights) != len(STREAMS) or not all(0 <= w < np.inf for w in weights) or not any(weights):
+        if not _are_weights(weights):
             raise UsageError(
                 f"cannot parse the fusion weights '{text}': give two numbers for rgb and flow, such as 1:1 or 1:1.5"
             )
-        check_known(on, ("logits", "probs"), f"cannot fuse on '{on}'")
         return cls(dict(zip(STREAMS, weights, strict=True)), on)
 
     def __call__(self, logits: Mapping[str, Logits]) -> Logits:
@@ -64,16 +70,13 @@ class Fusion:
         return log_fused
 
 
+def _are_weights(weights: Sequence[float]) -> bool:
+    return len(weights) == len(STREAMS) and all(0 <= weight < np.inf for weight in weights) and any(weights)
+
+
 def _sum(arrays: Iterable[Logits]) -> Logits:
     total: Logits = np.sum(list(arrays), axis=0, dtype=np.float32)
     return total
-
-
-def softmax(logits: Logits) -> Logits:
-    """Return the probabilities (…, K) of logits (…, K)."""
-    exp: Logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities: Logits = exp / exp.sum(axis=-1, keepdims=True)
-    return probabilities
 
 
 def fuse_clips(clips: Iterable[ClipOutput], fusion: Fusion) -> tuple[ClipOutput, ...]:
@@ -93,10 +96,3 @@ def pool_video(clips: Sequence[ClipOutput], fusion: Fusion) -> tuple[tuple[ClipO
     """
     pooled = {s: _sum(clip.logits[s] for clip in clips) / np.float32(len(clips)) for s in clips[0].logits}
     return fuse_clips(clips, fusion), {**pooled, FUSED: fusion(pooled)}
-
-
-def top_k(logits: Logits, labels: Sequence[str], k: int) -> list[Prediction]:
-    """Return the k classes with the highest scores, best first; equal scores in label order."""
-    scores = softmax(logits)
-    best = np.argsort(-logits, kind="stable")[:k]
-    return [Prediction(labels[i], float(scores[i]), float(logits[i])) for i in best]

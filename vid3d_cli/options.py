@@ -8,6 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .arguments import check_fields
+from .errors import UsageError
 from .flow import METHODS
 
 MODEL, CLIPS, FLOW, MACHINE = "Model", "Frames and clips", "Optical flow", "Machine"
@@ -123,8 +125,12 @@ class Options:
         False, "Keep the features of every crop, (N, crops, D), instead of their mean.", CLIPS, commands=("extract",)
     )
     flow: str = option("dis", f"Flow method: {', '.join(METHODS)}.", FLOW, metavar="METHOD")
-    flow_files: Path | None = option(
-        None, "Read ready-made flow instead: flow_x_00001.jpg …, or .npz.", FLOW, metavar="DIR|NPZ"
+    flow_files: str | Path | None = option(
+        None,
+        "Read ready-made flow instead: flow_x_00001.jpg …, or .npz.",
+        FLOW,
+        metavar="DIR|NPZ",
+        type=Path | None,
     )
     flow_bound_px: float | None = option(
         None,
@@ -167,6 +173,17 @@ class Options:
     allow_playlists: bool = option(
         False, "Let playlists (HLS, ffconcat) open the files and addresses that they name.", MACHINE
     )
+
+    __hash__ = None  # type: ignore[assignment]  # `weights` is a dict, which may change
+
+    def __post_init__(self) -> None:
+        facts = {field.name: field.metadata for field in fields(Options)}
+        check_fields(self, Options)
+        for name, fact in facts.items():
+            value = getattr(self, name)
+            if "min" in fact and value is not None and not value >= fact["min"]:
+                unit = {"FRAMES": " frames", "SECONDS": " seconds", "PX": " pixels"}.get(fact.get("metavar", ""), "")
+                raise UsageError(f"{name}={value:g}: give {fact['min']:g} or more{unit}")
 
 
 def _describe(name: str, facts: Mapping[str, Any]) -> str:

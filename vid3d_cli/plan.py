@@ -66,6 +66,7 @@ class Plan(Options):
     """Frames per second to read; None for the video's own."""
     start_seconds: float
     end_seconds: float | None
+    flow_files: Path | None
     window: int
     stride: int
     backbone: str
@@ -84,6 +85,12 @@ class Plan(Options):
     """Displacement at which the flow network's input is truncated; None without a flow stream."""
     left_out: Mapping[str, str]
     """Streams that were requested but have no weights, and why."""
+
+    __hash__ = None  # as for Options
+
+    def __repr__(self) -> str:
+        rate = f"{float(self.fps):g} fps" if self.fps else "native fps"
+        return f"Plan({self.model}, {' + '.join(self.networks)}, {rate}, window {self.window}, stride {self.stride})"
 
     @classmethod
     def make(cls, options: Options) -> Plan:

@@ -76,6 +76,8 @@ class Recipe:
     numerics: int = NUMERICS
     """See `NUMERICS`."""
 
+    __hash__ = None  # type: ignore[assignment]  # `streams` and `versions` are dicts, which may change
+
 
 def deciding_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the keys that decide numbers and differ, each with both values.

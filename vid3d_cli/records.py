@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import checked
+from .errors import UsageError
 from .recipe import Recipe
+
+Logits = NDArray[np.float32]
 
 STREAMS = ("rgb", "flow")
 """The streams in the order in which they are reported and concatenated."""
@@ -19,8 +23,37 @@ FUSED = "fused"
 """The name of the late fusion, used like the name of a stream."""
 
 
-@dataclass(frozen=True)
-class Frame:
+class HoldsArrays:
+    """Base of dataclasses that hold arrays: `==` compares the values, and the repr shows only shapes.
+
+    They have no hash, since arrays can change.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(_are_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        shown = (f"{field.name}={_shape_of(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_are_equal(one[key], other[key]) for key in one)
+    return np.array_equal(one, other) if isinstance(one, np.ndarray) else bool(one == other)
+
+
+def _shape_of(value: Any) -> str:
+    """Return "(8, 1024) float32" for an array, and for a mapping the same for each of its arrays."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_shape_of(item)}' for key, item in value.items())}}}"
+    return f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else repr(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Frame(HoldsArrays):
     """One frame of the resampled video."""
 
     index: int
@@ -49,8 +82,8 @@ class ClipSpan:
     """When its last real frame ends."""
 
 
-@dataclass(frozen=True)
-class Clip:
+@dataclass(frozen=True, eq=False, repr=False)
+class Clip(HoldsArrays):
     """The network's input before normalisation."""
 
     span: ClipSpan
@@ -58,8 +91,8 @@ class Clip:
     """"rgb": (T, H, W, 3) uint8. "flow": (T, H, W, 2) float32, pixels per frame step, or uint8, see `quantise_flow`."""
 
 
-@dataclass(frozen=True)
-class ClipOutput:
+@dataclass(frozen=True, eq=False, repr=False)
+class ClipOutput(HoldsArrays):
     """The networks' output for one clip."""
 
     span: ClipSpan
@@ -80,9 +113,9 @@ class Prediction:
     logit: float
 
 
-@dataclass(frozen=True)
-class VideoResult:
-    """The scores and features of one video."""
+@dataclass(frozen=True, eq=False, repr=False)
+class VideoResult(HoldsArrays):
+    """The scores and features of one video; `==` compares all of them."""
 
     video: str
     """Path or URL as given."""
@@ -91,7 +124,7 @@ class VideoResult:
     logits: Mapping[str, NDArray[np.float32]]
     """Per stream and "fused", (K,): the video's scores before softmax."""
     labels: tuple[str, ...]
-    """K class names, in the order of the logits."""
+    """K class names, in the order of the logits; none if the logits are an embedding."""
     fps: float
     """Frames per second after resampling."""
     num_frames: int
@@ -102,6 +135,12 @@ class VideoResult:
     warnings: tuple[str, ...] = ()
     """What may not be intended in how its frames were read (interlaced, HDR, …), one sentence each."""
 
+    def __repr__(self) -> str:
+        best = _rank(self.logits[FUSED], self.labels, 1) if FUSED in self.logits else []
+        clips = f"{len(self.clips)} clip{'' if len(self.clips) == 1 else 's'}"
+        return f"VideoResult({', '.join([self.video, clips, *(f'{p.label} {100 * p.score:.0f} %' for p in best)])})"
+
+    @checked
     def features(self, stream: str | None = None) -> NDArray[np.float32]:
         """Return the clip features as a matrix.
 
@@ -111,10 +150,28 @@ class VideoResult:
         Returns:
             (N, D) float32, one row per clip; (N, crops, D) if crops were kept. For the map of a layer, D is replaced by
             (C, T) or (C, T, H, W).
+
+        Raises:
+            UsageError: this stream did not run.
         """
-        streams = [stream] if stream else [s for s in STREAMS if s in self.clips[0].features]
+        ran = [s for s in STREAMS if s in self.clips[0].features]
+        if stream is not None and stream not in ran:
+            raise UsageError(f"stream={stream!r}: choose one of {', '.join(ran)}, or None for all")
+        streams = ran if stream is None else [stream]
         axis = 1 if self.recipe.keeps_crops else 0
         return np.stack([np.concatenate([clip.features[s] for s in streams], axis) for clip in self.clips])
+
+    @checked
+    def to_dict(self, k: int = 5) -> dict[str, Any]:
+        """Return the k best classes of the video and of its clips, as values that JSON can hold.
+
+        Returns:
+            The records of `vid3d classify`: that of the video, and under "clips" a list of those of its clips. Each has
+            video, clip (None for the video), start_seconds, end_seconds and, for each stream and "fused", a list of
+            {"label", "score", "logit"}, best first.
+        """
+        clips = [prediction_record(self.video, c.span.index, c.span, c.logits, self.labels, k) for c in self.clips]
+        return {**prediction_record(self.video, None, self, self.logits, self.labels, k), "clips": clips}
 
     @property
     def start_seconds(self) -> float:
@@ -136,6 +193,66 @@ class VideoFailure:
     """Name of the exception class, one of those in `errors`."""
     message: str
     """What was wrong and what to do."""
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+def softmax(logits: Logits) -> Logits:
+    """Return the probabilities (…, K) of logits (…, K)."""
+    exp: Logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: Logits = exp / exp.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+@checked
+def top_k(logits: Logits, labels: Sequence[str], k: int) -> list[Prediction]:
+    """Return the k classes with the highest scores, best first; equal scores in label order.
+
+        top_k(result.logits["fused"], result.labels, 5)
+
+    Args:
+        logits: (K,) float32: of a video or a clip, for one stream or "fused".
+        labels: K class names.
+        k: how many classes; all if there are fewer.
+
+    Raises:
+        UsageError: the number of labels is not that of the logits, or k is negative.
+    """
+    if logits.shape != (len(labels),) or logits.dtype.kind != "f":
+        shown = f"logits of shape {logits.shape} and type {logits.dtype}, and {len(labels)} labels"
+        raise UsageError(f"{shown}: give a label for each logit, a float")
+    if k < 0:
+        raise UsageError(f"k={k}: give 0 or more")
+    return _rank(logits, labels, k)
+
+
+def _rank(logits: Logits, labels: Sequence[str], k: int) -> list[Prediction]:
+    """Return the predictions of `top_k`; none without labels."""
+    if not labels:
+        return []
+    scores = softmax(logits)
+    best = np.argsort(-logits, kind="stable")[:k]
+    return [Prediction(labels[i], float(scores[i]), float(logits[i])) for i in best]
+
+
+def prediction_record(
+    video: str,
+    clip: int | None,
+    span: ClipSpan | VideoResult,
+    logits: Mapping[str, Logits],
+    labels: Sequence[str],
+    k: int,
+) -> dict[str, Any]:
+    """Return what `vid3d classify` writes of a clip, or of a video if `clip` is None."""
+    predictions = {
+        stream: [
+            {"label": p.label, "score": round(p.score, 6), "logit": round(p.logit, 6)} for p in _rank(values, labels, k)
+        ]
+        for stream, values in logits.items()
+    }
+    seconds = {"start_seconds": round(span.start_seconds, 6), "end_seconds": round(span.end_seconds, 6)}
+    return {"video": video, "clip": clip, **seconds, **predictions}
 
 
 def to_json(value: Any) -> str:

@@ -1,12 +1,16 @@
 """The command line: stdout, stderr, exit codes, and that no finished work is lost."""
 
 import csv
+import fcntl
 import io
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import numpy as np
@@ -412,7 +416,11 @@ def test_eval_reports_labels_that_do_not_fit(vid3d, labelled, tmp_path):
 
 # Runs the command line with TinyNet in place of the network, and slow enough to be interrupted.
 SLOW = """
-import sys, time, pathlib
+import signal, sys, time, pathlib
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where these are ignored: nohup, cron, CI
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+for number in {ignored}:
+    signal.signal(number, signal.SIG_IGN)
 sys.path.insert(0, {tests!r})
 import vid3d_cli.models.clip_model, vid3d_cli.models.weights, vid3d_cli.runtimes, vid3d_cli.cli
 from conftest import TinyNet
@@ -426,10 +434,11 @@ vid3d_cli.cli.main()
 """
 
 
-def start(tmp_path, *arguments, seconds=0.0, **options):
+def start(tmp_path, *arguments, seconds=0.0, ignored=(), **options):
     checkpoint = tmp_path / "stand-in.pt"
     checkpoint.write_bytes(b"x")
-    script = SLOW.format(tests=str(Path(__file__).parents[1]), checkpoint=str(checkpoint), seconds=seconds)
+    tests = str(Path(__file__).parents[1])
+    script = SLOW.format(tests=tests, checkpoint=str(checkpoint), seconds=seconds, ignored=ignored)
     command = [sys.executable, "-c", script, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=tmp_path, **{**pipes, **options})
@@ -441,6 +450,7 @@ def start(tmp_path, *arguments, seconds=0.0, **options):
         pytest.param("f.npy", 2, 130, marks=pytest.mark.exhaustive),
         ("f.npz", 15, 143),
         pytest.param("f/", 2, 130, marks=pytest.mark.exhaustive),
+        pytest.param("f.npy", 1, 143, marks=pytest.mark.exhaustive),
         pytest.param("f/", 15, 143, marks=pytest.mark.exhaustive),
     ],
 )
@@ -456,7 +466,8 @@ def test_an_interrupted_job_keeps_finished_videos_and_resumes(tmp_path, out, num
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == code
-    assert (b"terminated (SIGTERM)" if code == 143 else b"interrupted") in stderr
+    told = {1: b"terminated (SIGHUP)", 2: b"interrupted", 15: b"terminated (SIGTERM)"}
+    assert told[number] + b"; finished results are kept" in stderr
     assert b"Traceback" not in stderr
     not_done = [json.loads(line)["video"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     num_done = 8 - len(not_done)
@@ -472,6 +483,45 @@ def test_an_interrupted_job_keeps_finished_videos_and_resumes(tmp_path, out, num
         assert [entry.video for entry in store.entries()] == videos
         assert [entry.num_rows for entry in store.entries()] == [2] * 8
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.exhaustive
+def test_signals_that_nohup_and_cron_ignore_stay_ignored(tmp_path):
+    for i in range(8):
+        write_video(tmp_path / f"{i}.mp4", num_frames=20)
+    arguments = ["extract", *[f"{i}.mp4" for i in range(8)], "--out", "f/", "--window", 10, "-v"]
+    process = start(tmp_path, *arguments, seconds=0.5, ignored=(1, 2))
+    for line in process.stderr:
+        if line.startswith(b"vid3d: debug: 1.mp4"):
+            process.send_signal(1)
+            process.send_signal(2)
+        if line.startswith(b"vid3d: debug: 3.mp4"):
+            process.terminate()
+            break
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, b"terminated (SIGTERM)" in stderr) == (143, True)
+    with open_store(tmp_path / "f") as store:
+        assert 4 <= len(store.entries()) < 8
+
+
+@pytest.mark.exhaustive
+def test_a_closed_terminal_ends_a_job_cleanly(tmp_path):
+    """Also if stdout and stderr are that terminal, so that every message fails."""
+    for i in range(8):
+        write_video(tmp_path / f"{i}.mp4", num_frames=20)
+    screen, terminal = pty.openpty()
+    arguments = ["extract", *[f"{i}.mp4" for i in range(8)], "--out", "f/", "--window", 10, "--failures", "bad.jsonl"]
+    session = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(2, termios.TIOCSCTTY, 0)}
+    process = start(tmp_path, *arguments, seconds=0.5, stdin=terminal, stdout=terminal, stderr=terminal, **session)
+    os.close(terminal)
+    while len(list((tmp_path / "f").glob("*.npz"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.close(screen)
+    assert process.wait(timeout=30) == 143
+    not_done = (tmp_path / "bad.jsonl").read_text().splitlines()
+    with open_store(tmp_path / "f") as store:
+        assert 2 <= len(store.entries()) == 8 - len(not_done)
 
 
 def test_a_full_disk_below_stdout_is_one_line(tmp_path):

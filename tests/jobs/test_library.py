@@ -131,8 +131,8 @@ def test_a_job_moves_to_another_machine_with_a_warning_at_most(tiny_model, video
     [
         ({"out": "f.npy", "on_failure": print}, "on_event reports failures"),
         ({"on_event": print}, "on_event is for jobs"),
-        ({"out": "f.npy", "claim": True}, "--claim needs a directory"),
-        ({"out": "f.npy", "stale_after": 3.0}, "--stale-after needs --claim"),
+        ({"out": "f.npy", "claim": True}, "claim=True needs a directory"),
+        ({"out": "f.npy", "stale_after": 3.0}, "stale_after needs claim=True"),
         ({"out": "f.txt"}, "f.txt"),
         ({"out": "f.npy", "dtype": "int8"}, "unknown dtype"),
         ({"out": "f.npy", "shard": "3/2"}, "shards count from 1"),

@@ -28,7 +28,7 @@ _ANYWHERE = re.compile(r"-[vq]+|--verbose|--quiet|--debug|--log-json")
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM arrived, as when a cluster takes its machine back."""
+    """SIGTERM arrived, as when a cluster takes its machine back, or SIGHUP, as when a terminal is closed."""
 
 
 class _Root(Group):
@@ -58,7 +58,7 @@ class _Root(Group):
             raise _end(str(error), error.exit_code) from None
         except KeyboardInterrupt as interrupt:
             is_terminated = isinstance(interrupt, _Terminated)
-            log.error("%s; finished results are kept", "terminated (SIGTERM)" if is_terminated else "interrupted")
+            log.error("%s; finished results are kept", f"terminated ({interrupt})" if is_terminated else "interrupted")
             raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             # The reader of stdout closed it. Without this, Python would fail again when it flushes at exit.
@@ -138,7 +138,7 @@ def main() -> None:
         app(prog_name="vid3d")
     except SystemExit as ended:
         if ended.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):  # Typer knows only the first of the two
-            _leave_at_once(EXIT_TERMINATED if signal.SIGTERM in arrived else EXIT_INTERRUPTED)
+            _leave_at_once(EXIT_TERMINATED if set(arrived) - {signal.SIGINT} else EXIT_INTERRUPTED)
         raise
     except Exception as error:
         if "--debug" in sys.argv:
@@ -149,23 +149,30 @@ def main() -> None:
 
 
 def _watch_signals() -> list[int]:
-    """Make the first Ctrl-C or SIGTERM end the work cleanly, and a second one end it at once.
+    """Make the first Ctrl-C, SIGTERM or SIGHUP end the work cleanly, and a second one end it at once.
+
+    A signal that is ignored stays so: nohup ignores SIGHUP; cron and shells ignore SIGINT in the background.
 
     Returns:
         The signals received; the list grows as they arrive.
     """
-    codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+    codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_TERMINATED}
     arrived: list[int] = []
+    terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def interrupt(number: int, frame: Any) -> NoReturn:
         arrived.append(number)
+        if number == signal.SIGHUP:  # the terminal is gone, and writing to it would fail
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it may come from the shell too
+            for descriptor in terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         if len(arrived) > 1:
             os.write(2, b"vid3d: stopped at once; committed results are kept\n")
             _leave_at_once(codes[signal.Signals(number)])
-        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated(signal.Signals(number).name)
 
     for number in codes:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in the background and under nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
     return arrived
 

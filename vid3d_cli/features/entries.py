@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutputError
-from ..records import ClipSpan, VideoFailure, VideoResult, to_json
+from ..records import ClipSpan, HoldsArrays, VideoFailure, VideoResult, to_json
 from ..video.fingerprint import Fingerprint
 from ..video.sources import is_url
 from .format import FeatureFormat
@@ -75,8 +75,8 @@ class FailedVideo(VideoFailure):
         return cls(failure.video, failure.error, failure.message, file)
 
 
-@dataclass(frozen=True)
-class VideoFeatures:
+@dataclass(frozen=True, eq=False, repr=False)
+class VideoFeatures(HoldsArrays):
     """The stored features of one video."""
 
     entry: VideoEntry

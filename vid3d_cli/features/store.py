@@ -227,6 +227,9 @@ class Store(ABC):
         if self._failures is not None:
             self._failures.sync()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path})"
+
     def __enter__(self) -> Store:
         return self
 

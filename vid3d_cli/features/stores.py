@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
+from ..arguments import checked
 from ..errors import UsageError
 from . import hdf5, npz, parquet
 from .directory import TREES
@@ -58,7 +60,8 @@ def is_directory(out: str) -> bool:
     return out.endswith("/") or Path(out).is_dir() or not Path(out).suffix
 
 
-def open_store(path: str) -> Store:
+@checked
+def open_store(path: str | os.PathLike[str]) -> Store:
     """Return the store of an existing output, for reading.
 
     Args:
@@ -67,7 +70,7 @@ def open_store(path: str) -> Store:
     Raises:
         UsageError: nothing is there, or vid3d extract did not write it.
     """
-    path = _without_stream(path)
+    path = _without_stream(os.fspath(path))
     recipe = read_recipe(Path(path) / "recipe.json") if Path(path).is_dir() else None
     store = create_store(path, layout=recipe["layout"] if recipe else LAYOUTS[0])
     if store.recipe() is None:
@@ -78,6 +81,8 @@ def open_store(path: str) -> Store:
 
 def _without_stream(path: str) -> str:
     file = Path(path)
+    if not file.name:
+        return path
     whole = file.with_name(re.sub(r"_(rgb|flow)$", "", file.stem) + file.suffix)
     is_part = file.suffix.lower() == ".npy" and not NpyStore(file).recipe() and NpyStore(whole).recipe()
     return str(whole) if is_part else path

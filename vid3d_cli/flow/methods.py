@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import checked
 from ..suggest import check_known
 from .fields import check_grey
 from .opencv import DIS_PRESETS, FARNEBACK, DisFlow, farneback_flow
@@ -150,6 +151,7 @@ def describe_flow(method: str = DEFAULT_METHOD) -> str:
     return find_flow_method(method).description
 
 
+@checked
 def optical_flow(grey: NDArray[np.uint8], method: str = DEFAULT_METHOD, *, device: str = "cpu") -> NDArray[np.float32]:
     """Return the flow of every pair of consecutive frames.
 
@@ -163,6 +165,6 @@ def optical_flow(grey: NDArray[np.uint8], method: str = DEFAULT_METHOD, *, devic
 
     Raises:
         ShapeError: the array is not a stack of at least one grey frame.
-        UsageError: there is no such method.
+        UsageError: there is no such method or device.
     """
     return create_flow(method, device)(grey)

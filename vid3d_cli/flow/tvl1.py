@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ShapeError
+from ..errors import ShapeError, UsageError
 from .fields import check_grey
 
 # OpenCV's default parameters.
@@ -84,7 +84,7 @@ class Tvl1Flow:
     """
 
     def __init__(self, device: str) -> None:
-        self.pairs_per_call = CPU_PAIRS_PER_CALL if torch.device(device).type == "cpu" else GPU_BATCH_SIZE
+        self.pairs_per_call = CPU_PAIRS_PER_CALL if device.startswith("cpu") else GPU_BATCH_SIZE
         self._device = device
 
     def __call__(self, grey: NDArray[np.uint8], /) -> NDArray[np.float32]:
@@ -116,6 +116,7 @@ def tvl1_flow(
 
     Raises:
         ShapeError: the arrays are not two stacks of grey frames of one shape.
+        UsageError: torch cannot use the device.
     """
     if (
         prev.shape != following.shape
@@ -128,7 +129,10 @@ def tvl1_flow(
             "TV-L1 needs two stacks of grey frames (N, H, W) uint8 of one size, "
             f"got {prev.shape} {prev.dtype} and {following.shape} {following.dtype}"
         )
-    device = torch.device(device)
+    try:
+        device = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise UsageError(f"cannot compute flow on '{device}': {str(error).splitlines()[0]}") from None
     if batch_size is None:
         batch_size = 1 if device.type == "cpu" else max(1, GPU_BATCH_PX // math.prod(prev.shape[1:]))
     flow = np.empty((*prev.shape, 2), np.float32)

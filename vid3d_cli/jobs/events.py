@@ -29,7 +29,7 @@ class Progress:
     failed: int = 0
     clips: int = 0
     """Clips done so far, including those of the current video."""
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic, repr=False)
     """Time when the networks were loaded, by the monotonic clock; rates count from here."""
 
     @property
@@ -87,7 +87,7 @@ class Started:
 
     progress: Progress
     """Changes while the job runs."""
-    recipe: Recipe
+    recipe: Recipe = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ClipsDone:
     num_done: int
     num_expected: int | None
     """Clips expected from the header; None if it does not say."""
-    progress: Progress
+    progress: Progress = field(repr=False)
     clips: Sequence[ClipOutput] = field(default=(), repr=False)
     """The clips done since the last event, in time order, with "fused" logits; none in a dense run."""
 
@@ -111,7 +111,7 @@ class VideoDone:
     num_clips: int
     num_frames: int
     num_lost_frames: int
-    progress: Progress
+    progress: Progress = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class VideoFailed:
     """A video failed; the others continue."""
 
     failure: VideoFailure
-    exception: Exception
-    progress: Progress
+    exception: Exception = field(repr=False)
+    progress: Progress = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,12 @@ class JobSummary:
     """Videos whose rows are committed, including those of earlier runs."""
     num_skipped_failed: int = 0
     """Videos that failed in an earlier run and were not retried."""
+
+    __hash__ = None  # type: ignore[assignment]  # `progress` is a dict, which may change
+
+    def __repr__(self) -> str:
+        counts = f"{self.done} done, {self.failed} failed, {self.progress['left']} left, {self.num_clips} clips"
+        return f"JobSummary({f'{self.out}: ' if self.out else ''}{counts})"
 
     @property
     def done(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..errors import CheckpointError, ShapeError, UnknownModel, UsageError, WeightsUnavailable
 from ..records import STREAMS
 from ..suggest import check_known
@@ -26,6 +27,7 @@ from .tf_checkpoint import is_tf_checkpoint
 from .weights import pull
 
 
+@checked
 def create_model(
     name: str = "i3d",
     *,

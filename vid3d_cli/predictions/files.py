@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import csv
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ..records import ClipOutput, ClipSpan, Prediction, VideoResult
+    from ..records import ClipOutput, VideoResult
 
 Record = dict[str, Any]
 
@@ -35,9 +32,11 @@ def prediction_records(result: VideoResult, *, k: int, per: str = "clip", skip: 
     Yields:
         video, clip, start_seconds, end_seconds, and for each stream and "fused" the top k as label, score, logit.
     """
+    from ..records import prediction_record
+
     if per == "clip":
         yield from clip_records(result.video, result.clips[skip:], result.labels, k)
-    yield _record(result.video, None, result, result.logits, result.labels, k)
+    yield prediction_record(result.video, None, result, result.logits, result.labels, k)
 
 
 def clip_records(video: str, clips: Iterable[ClipOutput], labels: Sequence[str], k: int) -> Iterator[Record]:
@@ -49,31 +48,10 @@ def clip_records(video: str, clips: Iterable[ClipOutput], labels: Sequence[str],
         labels: class names, in the order of the logits.
         k: number of classes per stream.
     """
+    from ..records import prediction_record
+
     for clip in clips:
-        yield _record(video, clip.span.index, clip.span, clip.logits, labels, k)
-
-
-def _record(
-    video: str,
-    clip: int | None,
-    span: ClipSpan | VideoResult,
-    logits: Mapping[str, NDArray[np.float32]],
-    labels: Sequence[str],
-    k: int,
-) -> Record:
-    from ..fusion import top_k
-
-    return {
-        "video": video,
-        "clip": clip,
-        "start_seconds": round(span.start_seconds, 6),
-        "end_seconds": round(span.end_seconds, 6),
-        **{stream: [_to_dict(p) for p in top_k(values, labels, k)] for stream, values in logits.items()},
-    }
-
-
-def _to_dict(prediction: Prediction) -> Record:
-    return {"label": prediction.label, "score": round(prediction.score, 6), "logit": round(prediction.logit, 6)}
+        yield prediction_record(video, clip.span.index, clip.span, clip.logits, labels, k)
 
 
 def streams_of(record: Record) -> dict[str, list[Record]]:

@@ -45,9 +45,14 @@ class Networks:
     warnings: tuple[str, ...]
     """Warnings about the user's own checkpoints, one sentence each; see also `Plan.warnings`."""
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the logits are scores of classes; a user's own checkpoint of an embedding may have some."""
+        return self.plan.has_classes or self.num_classes not in (None, self.plan.num_classes)
+
     def check_classes(self) -> None:
         """Raise UsageError if the networks have no classes."""
-        if not self.plan.has_classes and self.num_classes == self.plan.num_classes:
+        if not self.has_classes:
             raise UsageError(f"{self.plan.model} gives an embedding and has no classes: use vid3d extract")
 
     def fuse(self, video: str, outputs: Sequence[ClipOutput]) -> tuple[ClipOutput, ...]:
@@ -77,7 +82,7 @@ class Networks:
             video=read.video,
             clips=clips,
             logits=logits,
-            labels=name_classes(self.plan, next(iter(logits.values())).shape[0]),
+            labels=name_classes(self.plan, next(iter(logits.values())).shape[0]) if self.has_classes else (),
             fps=read.fps,
             num_frames=read.num_frames,
             num_lost_frames=read.num_lost_frames,

@@ -64,9 +64,9 @@ def parse_seconds(time: str | float) -> float:
     return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
 
 
-def check_span(fps: Fraction | None, start_seconds: float, end_seconds: float | None) -> None:
+def check_span(fps: Fraction | float | None, start_seconds: float, end_seconds: float | None) -> None:
     """Raise UsageError for a frame rate or a span that no video can have."""
-    if fps is not None and fps <= 0:
+    if fps is not None and not 0 < fps < math.inf:
         raise UsageError(f"cannot read at {fps} frames per second: give a positive number")
     if not (math.isfinite(start_seconds) and start_seconds >= 0):
         raise UsageError(f"cannot start at {start_seconds} s: give 0 or more")

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import checked
 from ..errors import DecoderDied, DecoderFailed, DecoderHangs, OutOfMemory, ResourceError, UsageError, Vid3dError
 from ..records import Frame
 from . import TIMEOUT_SECONDS as TIMEOUT_SECONDS  # defined there for the command line, which starts without PyAV
@@ -63,8 +64,13 @@ _ENVIRONMENT = {
 _TOO_MANY_FILES = "too many open files: raise the limit (ulimit -n 4096), or read fewer videos at a time (--jobs 1)"
 
 
+@checked
 def probe(
-    video: str, *, decode: bool = True, timeout: float | None = TIMEOUT_SECONDS, decoders: Decoders | None = None
+    video: str | os.PathLike[str],
+    *,
+    decode: bool = True,
+    timeout: float | None = TIMEOUT_SECONDS,
+    decoders: Decoders | None = None,
 ) -> VideoInfo:
     """Return the facts of a video: codec, size, rotation, frame rate, duration.
 
@@ -83,7 +89,7 @@ def probe(
             return probe(video, decode=decode, decoders=own)
     decoder = decoders.lend()
     try:
-        info: VideoInfo = decoder.ask(CountRequest(video, decode, decoders.allow_playlists))
+        info: VideoInfo = decoder.ask(CountRequest(os.fspath(video), decode, decoders.allow_playlists))
         return info
     finally:
         decoders.take_back(decoder)

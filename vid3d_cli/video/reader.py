@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from os import PathLike, fspath
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +25,7 @@ import av.error
 import av.video
 from av.video.reformatter import ColorTrc
 
+from ..arguments import checked
 from ..errors import NoFrames, VideoError
 from ..records import Frame
 from .clock import FrameClock, Timed, at_ticks, check_span, until_next
@@ -128,11 +130,12 @@ class VideoReader:
         UsageError: the span or the frame rate is impossible.
     """
 
+    @checked
     def __init__(
         self,
-        video: str,
+        video: str | PathLike[str],
         *,
-        fps: Fraction | None = None,
+        fps: Fraction | float | None = None,
         start_seconds: float = 0.0,
         end_seconds: float | None = None,
         pixels: PixelOptions = PixelOptions(),  # noqa: B008  (immutable)
@@ -140,7 +143,7 @@ class VideoReader:
     ) -> None:
         check_span(fps, start_seconds, end_seconds)
         pixels.check()
-        self._video = video
+        self._video = video = fspath(video)
         self._fps = None if fps is None else Fraction(fps)
         self._start_seconds = start_seconds
         self._end_seconds = math.inf if end_seconds is None else end_seconds
