@@ -118,7 +118,8 @@ def get(
 
     Example: vid3d features get feats.npy video.mp4 --at 1.5
     """
-    from ..features.inspection import find_video, read_verified, rows_at
+    from ..features.inspection import find_video, rows_at
+    from ..features.store import read_verified
     from ..features.stores import open_store
 
     with open_store(file) as store:

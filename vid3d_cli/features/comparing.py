@@ -15,10 +15,9 @@ from ..recipe import deciding_differences, provenance_differences
 from ..records import ClipSpan
 from .entries import VideoEntry
 from .format import FEATURES
-from .inspection import read_verified
 from .merging import join_streams, split_streams
 from .npy import NpyStore
-from .store import Recipe, Store
+from .store import Recipe, Store, read_verified
 from .stores import open_store
 
 Matrices = Mapping[str, NDArray[Any]]

@@ -15,29 +15,11 @@ from numpy.typing import NDArray
 from ..durable import damaged_lines, read_records
 from ..errors import OutputError, UsageError
 from ..records import ClipSpan
-from .entries import VideoEntry, VideoFeatures, checksum, parse_entries, video_key
-from .store import Store
+from .entries import VideoEntry, VideoFeatures, parse_entries, video_key
+from .store import Store, read_verified
 
 MAX_NAMED = 5
 """Videos that a message names."""
-
-
-def read_verified(store: Store, entry: VideoEntry) -> VideoFeatures:
-    """Return the rows of a video, after comparing them with their checksum.
-
-    Raises:
-        OutputError: they are damaged, or cannot be read.
-    """
-    try:
-        features = store.read(entry)
-    except Exception as error:  # a damaged file can make libraries raise anything
-        raise OutputError(f"{entry.video}: its rows cannot be read: {error}") from error
-    num_rows = {len(features.spans), *(len(rows) for rows in features.matrices.values())}
-    if num_rows != {entry.num_rows}:
-        raise OutputError(f"{entry.video}: has {min(num_rows)} of its {entry.num_rows} rows")
-    if checksum(features.matrices) != entry.crc32:
-        raise OutputError(f"{entry.video}: its rows were changed or damaged: their checksum differs")
-    return features
 
 
 # Summary -------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ from ..recipe import deciding_differences, provenance_differences
 from ..records import STREAMS
 from .entries import VideoEntry, VideoFeatures, checksum
 from .format import FEATURES
-from .inspection import read_verified
-from .store import Recipe, Store, refuse_other_recipe
+from .store import Recipe, Store, read_verified, refuse_other_recipe
 
 COMMIT_VIDEOS = 64
 """Videos between two commits."""
@@ -121,6 +120,7 @@ def _copy(
     on_video: Callable[[], None],
 ) -> Merged:
     there = {entry.key for entry in target.entries()}
+    target_recipe = target.recipe() or {}
     written: set[str] = set()
     merged = Merged(num_there=len(there))
     for part, of_part in zip(parts, entries, strict=True):
@@ -129,7 +129,7 @@ def _copy(
             merged.num_repeated += entry.key in written
             if entry.key not in written | there:
                 try:
-                    features = with_concat(read_verified(part, entry), recipe, concat)
+                    features = _under(target_recipe, with_concat(read_verified(part, entry), recipe, concat), recipe)
                 except OutputError as error:
                     merged.damaged[entry.key] = str(error)
                 else:
@@ -154,6 +154,13 @@ def _copy(
     if there or written:
         target.finish()
     return merged
+
+
+def _under(target: Recipe, features: VideoFeatures, recipe: Recipe) -> VideoFeatures:
+    """Return features for an output with another recipe: their entry says what differs, and gets a new checksum."""
+    elsewhere = {name: of_part for name, (_, of_part) in provenance_differences(target, recipe).items()}
+    provenance = {**elsewhere, **(features.entry.provenance or {})} or None
+    return replace(features, entry=replace(features.entry, provenance=provenance, record_crc32=None))
 
 
 # Streams side by side, or one matrix each -----------------------------------------------------------------------------

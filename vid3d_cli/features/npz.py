@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..durable import AtomicFile
 from .entries import SPAN_COLUMNS
-from .table import MATRICES, Table
+from .table import MATRICES, Table, refuse_bomb
 
 
 def check() -> None:
@@ -36,14 +36,33 @@ def write(table: Table, file: AtomicFile) -> None:
 
 def read(path: Path) -> Table:
     """Return the table of a file; the first slice of an array loads all of it."""
-    stored = np.load(path, allow_pickle=False)
+    stored = open_npz(path)
     return Table(
         str(stored["recipe"]),
         stored["videos"].tobytes(),
         {name: _Member(stored, name) for name in MATRICES if name in stored},
         {name: _Member(stored, name) for name in SPAN_COLUMNS},
+        _Member(stored, "video"),
         close=stored.close,
     )
+
+
+def open_npz(path: Path) -> Any:
+    """Return an archive as `np.load` does.
+
+    Raises:
+        ValueError: its arrays would take far more memory than the file, as no archive of features does.
+    """
+    stored: Any = np.load(path, allow_pickle=False)
+    if not isinstance(stored, np.lib.npyio.NpzFile):
+        raise ValueError("it is no .npz archive")
+    num_bytes = sum(member.file_size for member in stored.zip.infolist())
+    try:
+        refuse_bomb(num_bytes, path)
+    except ValueError:
+        stored.close()
+        raise
+    return stored
 
 
 class _Member:
