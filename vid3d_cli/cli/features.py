@@ -59,6 +59,9 @@ def info(file: File) -> None:
         _print_table(["features", file], _summary_lines(summary))
     else:
         typer.echo(to_json({"file": file, **summary}))
+    if summary["damage"]:
+        log.error("%s", summary["damage"])
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _print_table(columns: Sequence[str], rows: Iterator[Sequence[str]], **options: Any) -> None:
@@ -80,6 +83,8 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "failed", failures or "none"
     for video, num_lost in summary["lost_frames"].items():
         yield "damaged", f"{video}: {plural(num_lost, 'frame')} lost"
+    for provenance in summary["elsewhere"]:
+        yield "some rows", ", ".join(f"{name} {value}" for name, value in provenance.items())
     if summary["unfinished"]:
         yield "unfinished", summary["unfinished"]
 
@@ -180,7 +185,8 @@ def _check(file: str) -> int:
             with _bar(len(entries)) as on_video:
                 for problem in find_problems(store, on_video):
                     num_damaged += problem.is_damage
-                    (log.error if problem.is_damage else log.warning)("%s: %s", file, problem.what)
+                    what = problem.what if problem.what.startswith(file) else f"{file}: {problem.what}"
+                    (log.error if problem.is_damage else log.warning)("%s", what)
     except Vid3dError as error:  # continue with the other files
         log.error("%s", error)
         return error.exit_code
@@ -363,7 +369,8 @@ def _print_comparison(a: str, b: str, comparison: Comparison, statistics: Mappin
             yield [name, str(comparison.num_rows), *cosines, f"{of['max_relative_difference']:.1e}"]
 
     columns = ["rows", "cosine: min", "median", "mean", "difference"]
-    _print_table(["matrix", *columns], cells(), narrow=columns)
+    if statistics:
+        _print_table(["matrix", *columns], cells(), narrow=columns)
     for side, path in (("a", a), ("b", b)):
         if num_rows := comparison.num_rows_only[side]:
             videos = plural(comparison.num_videos_only[side], "video")

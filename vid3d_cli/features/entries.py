@@ -82,8 +82,8 @@ class FailedVideo(VideoFailure):
     @classmethod
     def of(cls, failure: VideoFailure, file: Fingerprint | None) -> FailedVideo:
         """Add the file to a failure."""
-        video = without_password(failure.video)
-        return cls(video, failure.error, failure.message.replace(failure.video, video), file)
+        public = without_secrets(failure)
+        return cls(public.video, public.error, public.message, file)
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,12 @@ def record_checksum(entry: VideoEntry, spans: Sequence[ClipSpan], recipe: Recipe
     fields = {name: value for name, value in asdict(entry).items() if value is not None and name not in left_out}
     columns = {name: column.tolist() for name, column in span_arrays(spans).items()}
     return zlib.crc32(json.dumps([fields, columns, recipe], sort_keys=True).encode())
+
+
+def without_secrets(failure: VideoFailure) -> VideoFailure:
+    """Return a failure with its video `without_password`, in the message too."""
+    video = without_password(failure.video)
+    return VideoFailure(video, failure.error, failure.message.replace(failure.video, video))
 
 
 # Lines of JSON -------------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OutputError, RecipeDiffers, UsageError
+from ..errors import OutputError, OutputExists, RecipeDiffers, UsageError
 from ..recipe import deciding_differences, provenance_differences
 from ..records import STREAMS
-from .entries import VideoEntry, VideoFeatures, checksum
+from .entries import Recipe, VideoEntry, VideoFeatures, checksum
 from .format import FEATURES
-from .store import Recipe, Store, read_verified, refuse_other_recipe
+from .store import Store, read_verified, refuse_other_recipe
 
 COMMIT_VIDEOS = 64
 """Videos between two commits."""
@@ -63,7 +63,7 @@ def merge(
     Raises:
         RecipeDiffers: the recipes of the parts, or of the target, give different numbers.
         UsageError: the target is one of the parts, or two videos would get the same file in it.
-        OutputExists: other files have the names of the target.
+        OutputExists: other files have the names of the target, or it holds other rows.
         OutputError: the target cannot be written.
     """
     if any(part.path.resolve() == target.path.resolve() for part in parts):
@@ -78,11 +78,23 @@ def merge(
         if there is not None:
             refuse_other_recipe(target.path, there, recipe)
             provenance = {**provenance_differences(there, recipe), **provenance}
+            _refuse_other_rows(target, entries)
         target.refuse_taken_stems(stems)
         target.begin(recipe)
         merged = _copy(parts, entries, target, recipe["concat"], on_video)
     merged.provenance = provenance
     return merged
+
+
+def _refuse_other_rows(target: Store, entries: Sequence[Sequence[VideoEntry]]) -> None:
+    """Raise OutputExists if an existing target has rows that no part has: it is not the same merge, interrupted."""
+    of_parts = {(entry.key, entry.num_rows, entry.num_frames, entry.file) for of_part in entries for entry in of_part}
+    for entry in target.entries():
+        if (entry.key, entry.num_rows, entry.num_frames, entry.file) not in of_parts:
+            raise OutputExists(
+                f"{target.path}: already exists, with rows of {entry.video} that are not in the input; choose another "
+                "name, or add --overwrite"
+            )
 
 
 def _common_recipe(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,12 @@ def open_npz(path: Path) -> Any:
         ValueError: its arrays would take far more memory than the file, as no archive of features does.
     """
     stored: Any = np.load(path, allow_pickle=False)
-    if not isinstance(stored, np.lib.npyio.NpzFile):
+    if not hasattr(stored, "zip"):
         raise ValueError("it is no .npz archive")
-    num_bytes = sum(member.file_size for member in stored.zip.infolist())
-    try:
-        refuse_bomb(num_bytes, path)
-    except ValueError:
-        stored.close()
-        raise
+    with ExitStack() as stack:
+        stack.callback(stored.close)
+        refuse_bomb(sum(member.file_size for member in stored.zip.infolist()), path)
+        stack.pop_all()
     return stored
 
 

@@ -114,7 +114,8 @@ class Store(ABC):
 
         Nothing is written. Files of one video in a directory do not count: a job extracts it again.
         """
-        if self.recipe() is None and (journals := [path for path in self.journal_paths() if path.stat().st_size]):
+        journals = [path for path in self.journal_paths() if path.stat().st_size]
+        if journals and not self.recipe_path.exists():
             raise OutputError(f"{self.recipe_path}: missing, and {journals[0]} lists videos with rows; {RESTORE}")
         _read_failures(self.failures_path)
 
@@ -195,8 +196,8 @@ class Store(ABC):
             else:
                 self.refuse_incomplete()
                 raise OutputExists(
-                    f"{conflicts[0]}: already exists, and vid3d extract did not write it; choose another name, or add "
-                    "--overwrite"
+                    f"{conflicts[0]}: already exists, and vid3d extract did not write it, or it is damaged; choose "
+                    "another name, or add --overwrite"
                 )
         with output_errors(self.path):
             self.lock(anew=overwrite)
