@@ -58,6 +58,9 @@ def info(file: File, form: ObjectFormat = None) -> None:
     with open_store(file) as store:
         summary = {"file": file, **summarise(store)}
     print_record(summary, form, lambda _: _print_table(["features", file], _summary_lines(summary)))
+    if summary["damage"]:
+        log.error("%s", summary["damage"])
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _print_table(columns: Sequence[str], rows: Iterator[Sequence[str]], **options: Any) -> None:
@@ -79,6 +82,8 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "failed", failures or "none"
     for video, num_lost in summary["lost_frames"].items():
         yield "damaged", f"{video}: {plural(num_lost, 'frame')} lost"
+    for provenance in summary["elsewhere"]:
+        yield "some rows", ", ".join(f"{name} {value}" for name, value in provenance.items())
     if summary["unfinished"]:
         yield "unfinished", summary["unfinished"]
 
@@ -122,7 +127,8 @@ def get(
 
     Example: vid3d features get feats.npy video.mp4 --at 1.5
     """
-    from ..features.inspection import find_video, read_verified, rows_at
+    from ..features.inspection import find_video, rows_at
+    from ..features.store import read_verified
     from ..features.stores import open_store
     from ..video.clock import parse_seconds
 
@@ -198,7 +204,8 @@ def _check(file: str) -> Record:
         with _bar(len(entries)) as on_video:
             for problem in find_problems(store, on_video):
                 num_damaged += problem.is_damage
-                (log.error if problem.is_damage else log.warning)("%s: %s", file, problem.what)
+                what = problem.what if problem.what.startswith(file) else f"{file}: {problem.what}"
+                (log.error if problem.is_damage else log.warning)("%s", what)
     num_rows = sum(entry.num_rows for entry in entries)
     return {"file": file, "rows": num_rows, "videos": len(entries), "damaged": num_damaged}
 
@@ -379,7 +386,8 @@ def _print_compared(records: list[Record]) -> None:
             yield [name, str(summary["rows"]), *cosines, or_dash(of["max_relative_difference"], ".1e")]
 
     columns = ["rows", "cosine: min", "median", "mean", "difference"]
-    _print_table(["matrix", *columns], cells(), narrow=columns)
+    if summary["matrices"]:
+        _print_table(["matrix", *columns], cells(), narrow=columns)
     for side in ("a", "b"):
         if num_rows := summary["rows_only"][side]:
             videos = plural(summary["videos_only"][side], "video")

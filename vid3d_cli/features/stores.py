@@ -52,7 +52,7 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
     if suffix in EXPORTS:
         EXPORTS[suffix].check()
         return ExportStore(path, EXPORTS[suffix])
-    raise UsageError(f"cannot write features to '{out}': give {forms}")
+    raise UsageError(f"'{out}' is no name of features: give {forms}")
 
 
 def is_directory(out: str) -> bool:
@@ -74,6 +74,7 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     recipe = read_recipe(Path(path) / "recipe.json") if Path(path).is_dir() else None
     store = create_store(path, layout=recipe["layout"] if recipe else LAYOUTS[0])
     if store.recipe() is None:
+        store.refuse_incomplete()
         what = "vid3d extract wrote no features there" if Path(path).exists() else "no such file"
         raise UsageError(f"{path}: {what}; give the path that extract got with --out")
     return store

@@ -12,6 +12,7 @@ from typing import TextIO
 
 from ..durable import AtomicFile, read_records
 from ..errors import OutputExists, VideoError, VideoNotFound
+from ..features.entries import without_secrets
 from ..plan import Fetch, Plan
 from ..records import ClipOutput, VideoFailure, VideoResult, to_json
 from ..run import local
@@ -208,7 +209,7 @@ def _open_failures(path: Path) -> AtomicFile | TextIO:
 
 
 def _write_failures(failures: Iterable[VideoFailure], file: AtomicFile | TextIO | None) -> None:
-    lines = [to_json(asdict(failure)) + "\n" for failure in failures]
+    lines = [to_json(asdict(without_secrets(failure))) + "\n" for failure in failures]
     if isinstance(file, AtomicFile):
         with file:
             file.writelines(line.encode() for line in lines)

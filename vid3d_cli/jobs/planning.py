@@ -98,9 +98,12 @@ def compare(
 
     Raises:
         RecipeDiffers: the output was made with another recipe.
+        OutputError: files of the output are missing.
     """
-    there = store.recipe()
-    if there is None or overwrite:
+    if not overwrite:
+        store.refuse_incomplete()
+    there = None if overwrite else store.recipe()
+    if there is None:
         return Comparison(Left(list(sources), 0, 0, set()))
     refuse_other_recipe(store.path, there, form.describe(plan.recipe))
     unchecked = [stream for stream, net in plan.networks.items() if net.sha256 is None]
