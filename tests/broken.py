@@ -315,9 +315,9 @@ def _truncated() -> Iterator[Case]:
     )
     yield _damaged(
         "mp4 with index first, cut between packets.mp4",
-        lambda: first[: sum(packets(first)[8])],
-        frames=range(9, 10),
-        lost=range(15, 16),
+        lambda: first[: sum(packets(first)[12])],
+        frames=range(13, 14),
+        lost=range(11, 12),
     )
     yield _damaged(
         "mp4 with sound and index first, cut in mdat.mp4",

@@ -12,6 +12,8 @@
     │  ├─ TruncatedVideo               cut off before the end of its index
     │  ├─ NoVideoStream                audio only, or a cover image
     │  ├─ NoFrames                     no frame decodes, or none lies in the span
+    │  ├─ DamagedVideo                 more than half of its frames are lost or damaged
+    │  ├─ ConnectionLost               the server stopped before the end of the video
     │  ├─ TooLarge                     frames that would need gigabytes of memory
     │  ├─ VideoChanged                 the file changed while it was read
     │  ├─ OutOfMemory                  decoding needs more memory than there is
@@ -113,6 +115,14 @@ class NoVideoStream(VideoError):
 
 class NoFrames(VideoError):
     """No frame of the video decodes, or none lies in the span."""
+
+
+class DamagedVideo(VideoError):
+    """More than half of the frames are lost or damaged."""
+
+
+class ConnectionLost(VideoError):
+    """The server stopped before the end of the video."""
 
 
 class TooLarge(VideoError):

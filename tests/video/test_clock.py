@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from vid3d_cli.errors import UsageError
 from vid3d_cli.video.clock import (
+    LOOK_AHEAD,
     MAX_JUMP_SECONDS,
+    FileTimed,
     FrameClock,
     Timed,
     at_ticks,
@@ -135,11 +137,17 @@ def test_until_next_leaves_no_gap(steps):
 
 TIME_BASE = Fraction(1, 100)
 NOMINAL = Fraction(1, 25)
+WILD = st.integers(9, 400000) | st.integers(-400000, -9) | st.none()  # two frames to more than an hour
 
 
-def place_all(times, declared=None):
+def place_all(times, declared=None, first=None):
     clock = FrameClock(TIME_BASE, NOMINAL, declared)
-    return [clock.place(index, units, duration) for index, (units, duration) in enumerate(times)]
+    return list(clock.place([FileTimed(index, *time) for index, time in enumerate(times)], first_units=first))
+
+
+def starts(units, **options):
+    """Place frames of 4 units; return their starts in units."""
+    return [frame.start / TIME_BASE for frame in place_all([(u, 4) for u in units], **options)]
 
 
 @given(st.lists(st.tuples(st.none() | st.integers(-(2**40), 2**40), st.integers(0, 2**40)), min_size=1))
@@ -159,16 +167,77 @@ def test_believable_times_are_kept_relative_to_the_first(first, steps):
     assert all(frame.end == frame.start + 4 * TIME_BASE for frame in placed)
 
 
-def test_a_frame_without_a_believable_time_follows_the_previous_one():
+@settings(deadline=None)
+@given(st.integers(8, 60), st.integers(-1000, 10**6), st.lists(st.tuples(st.integers(0), WILD), min_size=1, max_size=2))
+def test_one_or_two_damaged_times_change_no_other(num_frames, first, damage):
+    true = [first + 4 * i for i in range(num_frames)]
+    before, after = (1, 0) if len(damage) == 1 else (3, 3)  # two outweigh fewer than three intact frames
+    seen = dict(enumerate(true))
+    for n, wild in damage:
+        place = before + n % (num_frames - before - after)
+        seen[place] = None if wild is None else true[place] + wild
+    placed = starts(seen.values())
+    assert all(placed[n] == true[n] - first for n in range(num_frames) if seen[n] == true[n])
+    assert all(earlier < later for earlier, later in pairwise(placed))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=16, max_size=40), st.integers(0), st.sampled_from([-1, 1]), st.data())
+def test_one_damaged_time_changes_no_other_at_a_variable_rate(steps, n, sign, data):
+    true = [0, *accumulate(steps)]
+    n = 4 + n % (len(steps) - 8)
+    seen = [*true]
+    seen[n] += sign * data.draw(st.integers(121, 5000))  # beyond any four frames
+    assert [s for i, s in enumerate(starts(seen)) if i != n] == [s for i, s in enumerate(true) if i != n]
+
+
+def test_a_damaged_time_of_the_first_frame_changes_no_other():
+    for wild in (4000, 10**9, None):
+        assert starts([wild, *range(4, 80, 4)]) == list(range(0, 80, 4))
+
+
+def test_a_frame_without_a_believable_time_lies_between_its_neighbours():
     for odd in (None, 3, 0, 10**9):
-        assert [f.start * 100 for f in place_all([(0, 4), (4, 4), (odd, 4), (12, 4)])] == [0, 4, 8, 12]
-    assert [f.start for f in place_all([(0, 4), (40000, 4)], declared=Fraction(400))] == [0, 400]
+        assert starts([0, 4, odd, 12]) == [0, 4, 8, 12]
+    assert starts([0, 4, None, None, 7, 11]) == [0, 4, 5, 6, 7, 11]
+
+
+def test_a_gap_is_believed_up_to_a_minute_or_up_to_an_hour_of_the_declared_duration():
+    assert starts([0, 4, 6004, 6008]) == [0, 4, 6004, 6008]
+    assert starts([0, 4, 6005, 6009]) == [0, 4, 8, 12]
+    assert starts([0, 40000], declared=Fraction(400)) == [0, 40000]
+    assert starts([0, 4, 360005], declared=Fraction(10**5)) == [0, 4, 8]
+
+
+def test_when_the_clock_of_the_file_starts_again_frames_follow_the_previous_ones():
+    again = [*range(1000, 1100, 4), *range(0, 100, 4)]
+    assert starts(again) == [*range(0, 200, 4)]
+    assert starts([*again[:30], 9000, *again[31:]]) == [*range(0, 200, 4)]
+    far = [*range(0, 100, 4), *range(10**6, 10**6 + 100, 4)]
+    assert starts(far) == [*range(0, 200, 4)]
+
+
+def test_times_are_relative_to_the_first_frame_of_the_stream_also_if_it_is_lost():
+    assert starts([48, 52, 56], first=0) == [48, 52, 56]
+    assert starts([0, 4, 8], first=8) == [0, 4, 8]  # in the order of decoding
+    assert starts([48, 52, 56], first=-(10**7)) == [0, 4, 8]
+
+
+def test_few_frames_are_held():
+    taken = []
+    frames = (taken.append(n) or FileTimed(n, [4 * n, n * n][n % 2], 4) for n in range(100))
+    for placed in FrameClock(TIME_BASE, NOMINAL, None).place(frames):
+        assert len(taken) - placed.item <= LOOK_AHEAD
+    taken.clear()
+    regular = (taken.append(n) or FileTimed(n, 4 * n, 4) for n in range(100))
+    held = [len(taken) - placed.item for placed in FrameClock(TIME_BASE, NOMINAL, None).place(regular)]
+    assert held[LOOK_AHEAD:] == [1] * (100 - LOOK_AHEAD)
 
 
 def test_after_a_seek_times_stay_relative_to_the_first_frame():
     clock = FrameClock(TIME_BASE, NOMINAL, None)
     assert clock.to_units(1.0) is None
-    clock.place("first", 700, 4)
+    next(clock.place([FileTimed("first", 700, 4)]))
     assert clock.to_units(1.0) == 800
     clock.restart()
-    assert clock.place("later", 90000, 4).start == 893
+    assert next(clock.place([FileTimed("later", 90000, 4)])).start == 893

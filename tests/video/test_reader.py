@@ -28,7 +28,7 @@ from vid3d_cli.errors import (
     VideoNotFound,
 )
 from vid3d_cli.records import Frame
-from vid3d_cli.video import reader as video_module
+from vid3d_cli.video import passes as passes_module
 from vid3d_cli.video.process import Decoders, probe
 from vid3d_cli.video.reader import VideoReader
 
@@ -303,7 +303,7 @@ def test_a_late_start_seeks(tmp_path, suffix):
 def test_an_inexact_seek_falls_back_to_the_beginning(tmp_path, monkeypatch):
     """Wherever a container seeks to, the frames are the same."""
     path = write_video(tmp_path / "a.mkv", num_frames=225)
-    monkeypatch.setattr(video_module, "SEEK_MARGIN_SECONDS", -1.5)
+    monkeypatch.setattr(passes_module, "SEEK_MARGIN_SECONDS", -1.5)
     with VideoReader(str(path), start_seconds=7) as reader:
         assert indices(list(reader)) == list(range(175, 225))
         assert reader.num_frames_decoded == 225
@@ -372,9 +372,9 @@ def test_damage_at_the_end_loses_no_other_frame(way, tmp_path, packets):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts"])
 def test_a_cut_video_yields_the_frames_before_the_cut(way, tmp_path, suffix):
     path = write_video(tmp_path / f"a.{suffix}", num_frames=100, options={"movflags": "faststart"}, gop=5)
-    cut(path, keep=0.6)
+    cut(path, keep=0.8)
     frames = way.read(path)
-    assert 20 < len(frames) < 80
+    assert 50 < len(frames) < 90
     assert indices(frames)[:-3] == list(range(len(frames) - 3))
     info = way.probe(str(path))
     assert info.num_frames_decoded == len(frames)

@@ -8,9 +8,11 @@ Times are Fractions of a second.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +24,16 @@ MAX_TICK_TOLERANCE_SECONDS = Fraction(1, 1000)
 """Upper bound of the rounding by a container's clock that `at_ticks` allows for."""
 
 MAX_JUMP_SECONDS = Fraction(60)
-"""A frame may start this long after the previous one, or later within the duration that the header declares."""
+"""A frame may start this long after the previous one; see `MAX_DECLARED_JUMP_SECONDS`."""
+
+MAX_DECLARED_JUMP_SECONDS = Fraction(3600)
+"""A frame may start this long after the previous one within the duration that the header declares."""
+
+LOOK_AHEAD = 8
+"""Frames that `FrameClock` holds where a time is not the one expected next."""
+
+MAX_DAMAGED = 2
+"""If more of these are out of order, the file's clock may have started again."""
 
 _CLOCK_TIME = re.compile(r"(?:(\d+):(?=[0-5]?\d:))?(\d+):([0-5]?\d(?:\.\d*)?)")
 
@@ -85,6 +96,17 @@ class Timed(Generic[T]):
     item: T
 
 
+@dataclass(frozen=True)
+class FileTimed(Generic[T]):
+    """An item, usually a frame, with its times as the file gives them."""
+
+    item: T
+    units: int | None
+    """When it is shown, in units of the file; None if the file gives no time."""
+    duration_units: int
+    """For how long, in units of the file; 0 if unknown."""
+
+
 def until_next(frames: Iterable[Timed[T]]) -> Iterator[Timed[T]]:
     """Yield each frame with the start of the next one as its end; the last frame keeps its own end."""
     held: Timed[T] | None = None
@@ -130,12 +152,18 @@ def at_ticks(frames: Iterable[Timed[T]], *, fps: Fraction, clock_unit: Fraction)
         tick += 1
 
 
-class FrameClock:
+class FrameClock(Generic[T]):
     """Converts the times of a file to seconds since its first frame, always increasing.
 
-    A frame without a time follows the previous frame by the nominal duration. So does a frame whose time is not later
-    than the previous frame's, or far beyond the end of the video: one flipped bit may mean a day, which resampling
-    would fill with copies.
+        in the file  900 904 4908 912 916 → 0 0.04 0.08 0.12 0.16 s   one damaged time changes no other
+        in the file  900 904 20 24 28     → 0 0.04 0.08 0.12 0.16 s   the file's clock starts again
+        in the file  900 904 1900 1904    → 0 0.04 10 10.04 s         a gap stays
+
+    A decoder returns frames in the order in which they are shown, so a time that breaks this order is damaged. At the
+    first frame, and where a time is not the one expected next, the clock reads a few frames ahead to find out which
+    times are damaged: those without which the others increase in the most regular way. A damaged frame is placed
+    between its neighbours. If most of what follows does not fit what came before, or comes later than a video may
+    pause, the file's clock has jumped: the next frame follows the previous one, and the others follow it.
 
     Args:
         time_base: seconds per unit of the file's times.
@@ -145,36 +173,99 @@ class FrameClock:
 
     def __init__(self, time_base: Fraction, nominal_duration: Fraction, declared_duration: Fraction | None) -> None:
         self.time_base = time_base
-        self._nominal_duration = nominal_duration
+        self._nominal = nominal_duration
         self._declared_duration = declared_duration or Fraction(0)
         self._zero: Fraction | None = None  # the file's own time of its first frame
-        self._last: Fraction | None = None
+        self._last: Fraction | None = None  # start of the previous frame
+        self._step = nominal_duration  # from the frame before the previous one to the previous one
 
-    def place(self, item: T, units: int | None, duration_units: int) -> Timed[T]:
-        """Return the next frame with its start and end.
+    def place(self, frames: Iterable[FileTimed[T]], *, first_units: int | None = None) -> Iterator[Timed[T]]:
+        """Yield the frames with their starts and ends; at most `LOOK_AHEAD` of them are held.
 
         Args:
-            item: the frame.
-            units: its time in the file, in units of `time_base`; None if the file gives none.
-            duration_units: its duration in the file; 0 if unknown.
+            frames: in the order in which they are shown.
+            first_units: time in the file of the stream's first frame, which may be lost; None: the first of `frames`.
         """
-        start = Fraction(0) if self._last is None else self._last + self._nominal_duration
-        if units is not None:
-            in_file = units * self.time_base
-            if self._zero is None:
-                self._zero = in_file - start
-            if self._last is None or self._may_follow(self._last, in_file - self._zero):
-                start = in_file - self._zero
-        self._last = start
-        end = start + duration_units * self.time_base
-        return Timed(start, end if self._may_follow(start, end) else start + self._nominal_duration, item)
+        source = iter(frames)
+        held: deque[FileTimed[T]] = deque()
+        while held or (held := deque(itertools.islice(source, 1))):
+            start = self._seconds(held[0])
+            if not self._is_expected(start):
+                held.extend(itertools.islice(source, LOOK_AHEAD - len(held)))
+                start = self._find_start(held, first_units)
+            assert start is not None
+            if self._last is not None:
+                self._step = start - self._last
+            self._last = start
+            frame = held.popleft()
+            end = start + frame.duration_units * self.time_base
+            yield Timed(start, end if self._may_follow(start, end) else start + self._nominal, frame.item)
+
+    def _seconds(self, frame: FileTimed[T]) -> Fraction | None:
+        return None if frame.units is None else frame.units * self.time_base - (self._zero or 0)
+
+    def _is_expected(self, start: Fraction | None) -> bool:
+        if start is None or self._last is None:
+            return False
+        return self._last < start <= self._last + Fraction(3, 2) * min(self._nominal, self._step)
+
+    def _find_start(self, held: Sequence[FileTimed[T]], first_units: int | None) -> Fraction:
+        """Return the start of the first of these frames."""
+        times = {n: seconds for n, frame in enumerate(held) if (seconds := self._seconds(frame)) is not None}
+        fitting = self._fit(times, self._last)
+        if self._last is None:
+            start = times[fitting[0]] - fitting[0] * self._nominal if fitting else Fraction(0)
+            if self._zero is None and fitting:
+                first = start if first_units is None else first_units * self.time_base
+                self._zero = first if start - MAX_JUMP_SECONDS < first < start else start
+                start -= self._zero
+            return start
+        alone = self._fit(times, None) if len(fitting) < len(times) - MAX_DAMAGED or self._zero is None else []
+        if 2 * len(fitting) < len(alone) or (alone and self._zero is None):
+            fitting = alone
+            shift = times[fitting[0]] - self._last - (fitting[0] + 1) * self._nominal
+            self._zero = (self._zero or 0) + shift
+            times = {n: seconds - shift for n, seconds in times.items()}
+        if not fitting:
+            return self._last + self._nominal
+        if fitting[0] == 0:
+            return times[0]
+        return self._last + min(self._nominal, (times[fitting[0]] - self._last) / (fitting[0] + 1))
+
+    def _fit(self, times: Mapping[int, Fraction], last: Fraction | None) -> list[int]:
+        """Return the positions of the times to keep: as many as increase, and of several choices the most regular one.
+
+        Args:
+            times: of frames, by their position.
+            last: time of the frame before position 0; None if there is none.
+        """
+        chain = [*([] if last is None else [last]), *times.values()]
+        if all(itertools.starmap(self._may_follow, itertools.pairwise(chain))):
+            return list(times)
+        # For every time, the best choice that ends with it: (-number of times, how irregular they are, positions).
+        best: list[tuple[int, Fraction, list[int]]] = [(0, Fraction(0), [])]
+        for n, seconds in times.items():
+            ways = []
+            for minus_count, irregularity, kept in best:
+                before = times[kept[-1]] if kept else last
+                if before is not None and self._may_follow(before, seconds):
+                    usual = (n - (kept[-1] if kept else -1)) * self._nominal
+                    ways.append((minus_count - 1, irregularity + abs(seconds - before - usual), [*kept, n]))
+                elif before is None:
+                    ways.append((-1, Fraction(0), [n]))
+            best += [min(ways)] if ways else []
+        return min(best)[2]
 
     def _may_follow(self, last: Fraction, start: Fraction) -> bool:
-        return last < start <= max(self._declared_duration, last + MAX_JUMP_SECONDS)
+        if not last < start:
+            return False
+        return start <= last + MAX_JUMP_SECONDS or (
+            start <= min(self._declared_duration, last + MAX_DECLARED_JUMP_SECONDS)
+        )
 
     def restart(self) -> None:
         """Forget the previous frame, after a seek; times stay relative to the first frame of the file."""
-        self._last = None
+        self._last, self._step = None, self._nominal
 
     def to_units(self, seconds: float) -> int | None:
         """Return the same moment in units of the file; None before the first frame with a time."""

@@ -36,8 +36,10 @@ _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__versi
 # For sizes that are not in the header, and frames that are larger than it says.
 _DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 
+_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS in FFmpeg's libavformat/avformat.h
 _DEFAULT_RATE = Fraction(25)  # frames per second, if the file does not say
-_AV_TIME_BASE = 1_000_000  # a container's duration is in microseconds
+AV_TIME_BASE = 1_000_000
+"""A container's start and duration are in microseconds."""
 
 # FFmpeg chooses a demuxer by content, whatever a file is called. These open other files, addresses or ports, ...
 _PLAYLISTS = {"concat", "dash", "hls", "imf", "vobsub"}
@@ -212,12 +214,14 @@ def choose_stream(container: av.container.InputContainer, video: str, *, has_thr
 
 def time_base(stream: av.VideoStream) -> Fraction:
     """Return the seconds per unit of the stream's times."""
-    return _fraction(stream.time_base) or Fraction(1, _AV_TIME_BASE)
+    return _fraction(stream.time_base) or Fraction(1, AV_TIME_BASE)
 
 
 def average_rate(stream: av.VideoStream) -> Fraction:
     """Return frames per second, from the first plausible source."""
-    rates = (stream.average_rate, stream.guessed_rate, stream.base_rate, stream.codec_context.framerate)
+    rates = [stream.average_rate, stream.guessed_rate, stream.base_rate, stream.codec_context.framerate]
+    if stream.container.format.flags & _NO_TIMESTAMPS:  # raw .h264 and such: FFmpeg assumes 25, the codec may know
+        rates.reverse()
     return next((_fraction(rate) for rate in rates if rate and _fraction(rate) >= 1 / MAX_JUMP_SECONDS), _DEFAULT_RATE)
 
 
@@ -235,7 +239,7 @@ def declared_duration(container: av.container.InputContainer, stream: av.VideoSt
     if stream.duration and stream.duration > 0:
         return stream.duration * time_base(stream)
     if container.duration and container.duration > 0:
-        return Fraction(container.duration, _AV_TIME_BASE)
+        return Fraction(container.duration, AV_TIME_BASE)
     return None
 
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import weakref
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from os import PathLike, fspath
 from types import TracebackType
-from typing import Any
 
 import av
 import av.error
@@ -26,35 +23,17 @@ import av.video
 from av.video.reformatter import ColorTrc
 
 from ..arguments import checked
-from ..errors import NoFrames, VideoError
+from ..errors import DamagedVideo, NoFrames
 from ..records import Frame
-from .clock import FrameClock, Timed, at_ticks, check_span, until_next
-from .container import (
-    MAX_PIXELS,
-    average_rate,
-    check_index,
-    choose_stream,
-    declared_duration,
-    is_rereadable,
-    open_container,
-    pixel_aspect,
-    time_base,
-)
+from .clock import Timed, at_ticks, check_span, until_next
+from .container import pixel_aspect
 from .interlacing import deinterlace
+from .passes import Pass
 from .pixels import PixelOptions
 from .rgb import FULL, LIMITED, MATRIX_NAMES, Orientation, RgbConverter
-from .sources import is_url
 
 SEEK_FROM_SECONDS = 5.0
 """Below this start, decoding from the beginning is as fast as seeking."""
-
-SEEK_MARGIN_SECONDS = 1.0
-"""Seek this much further back: some containers index decoding times, which are earlier than those shown."""
-
-MAX_DEMUX_ERRORS = 100
-"""Stop reading after this many read errors without a packet in between."""
-
-_HAS_INDEX = hasattr(av.stream.Stream, "index_entries")  # from PyAV 17 on; before, a cut MP4 counts no lost frames
 
 
 @dataclass(frozen=True)
@@ -175,9 +154,10 @@ class VideoReader:
     def num_lost_frames(self) -> int:
         """Lost or damaged frames that the latest iteration has found so far.
 
-        These are packets that do not decode, frames with visible damage and, at the end of the file, frames that the
-        index lists (MP4, QuickTime) or the header promises (AVI) beyond the last packet. A cut Matroska, WebM, FLV or
-        transport stream does not say how many frames are missing.
+        These are packets that do not decode or never become a frame, frames with visible damage and, at the end of the
+        file, frames that the index lists (MP4, QuickTime) or the header promises (AVI) beyond the last packet. In a
+        transport stream, these are also the frames that fit into a gap near damage. Missing frames are counted at the
+        end of the iteration. A cut Matroska, WebM, FLV or transport stream does not say how many frames are missing.
         """
         return self._pass.num_lost_frames
 
@@ -208,6 +188,8 @@ class VideoReader:
         with contextlib.closing(self._pass):
             for frame in self._pass.timed_frames():
                 end = frame.end
+            with contextlib.suppress(DamagedVideo):  # the counts tell
+                self._pass.count_lost(at_end=True)
         duration_seconds = self._info.duration_seconds
         return dataclasses.replace(
             self._info,
@@ -242,8 +224,8 @@ class VideoReader:
             self._pass = self._open()
         self._is_fresh = False
 
-    def _open(self) -> _Pass:
-        return _Pass(self._video, allow_playlists=self._allow_playlists)
+    def _open(self) -> Pass:
+        return Pass(self._video, allow_playlists=self._allow_playlists)
 
     def _end_iteration(self) -> None:
         iterator = None if self._iterator is None else self._iterator()
@@ -261,15 +243,17 @@ class VideoReader:
                 if self._fps is None
                 else at_ticks(frames, fps=self._fps, clock_unit=self._pass.clock.time_base)
             )
-            num_frames, end = 0, Fraction(0)
+            num_frames, end, is_over = 0, Fraction(0), True
             for shown in shown_frames:
                 start_seconds, end = float(shown.start), shown.end
                 if start_seconds >= self._end_seconds:
+                    is_over = False
                     break
                 # Compared as floats, so that a time that was reported for a frame finds that frame again.
                 if start_seconds >= self._start_seconds:
                     yield Frame(num_frames, start_seconds, float(end), self._converter.convert(shown.item))
                     num_frames += 1
+            self._pass.count_lost(at_end=is_over)
             if not num_frames:
                 raise NoFrames(self._video, self._why_no_frames(float(end)))
         finally:
@@ -294,222 +278,7 @@ class VideoReader:
         return f"no frame starts between {self._start_seconds:g} s and {self._end_seconds:g} s; give a longer span"
 
 
-class _DamageError(Exception):
-    """A frame was decoded from damaged data."""
-
-
-class _Pass:
-    """One reading of a video: the open container, its decoder and the counts.
-
-    Raises:
-        VideoError: the video cannot be opened, or no frame of it decodes.
-    """
-
-    def __init__(self, video: str, *, allow_playlists: bool) -> None:
-        self.video = video
-        self._open = partial(open_container, video, allow_playlists=allow_playlists)
-        self.num_frames_decoded = 0
-        self.num_lost_frames = 0
-        self.num_packets_read = 0
-        self._last_dts: int | None = None  # of the latest packet, in units of the file
-        self.container = self._open()
-        try:
-            self._choose_stream(has_threads=is_rereadable(video))
-            self.rate = average_rate(self.stream)
-            self.declared_duration = declared_duration(self.container, self.stream)
-            self.clock = FrameClock(time_base(self.stream), 1 / self.rate, self.declared_duration)
-            self._decoded = self._decode(None)
-            first = next(self._decoded, None)
-            if first is None:
-                raise NoFrames(video, self._why_nothing_decodes())
-            self.first: av.VideoFrame = first
-        except VideoError as error:
-            self.container.close()
-            check_index(video, error)  # FFmpeg opens what is left of a cut moov box
-            raise
-        except BaseException:
-            self.container.close()
-            raise
-
-    def _choose_stream(self, *, has_threads: bool) -> None:
-        self.stream = choose_stream(self.container, self.video, has_threads=has_threads)
-        self._has_threads = has_threads
-
-    def _why_nothing_decodes(self) -> str:
-        if is_url(self.video):
-            return (
-                "no frame of it decodes from there: it is damaged, or its index is at the end and the server cannot "
-                "seek to it; download it first"
-            )
-        if self.stream.codec_context.width:
-            return "no frame of it decodes: the file is damaged or cut off; fetch it again"
-        return (
-            "no frame of it decodes: the file is damaged or cut off, or its frames are larger than "
-            f"{MAX_PIXELS // 10**6} million pixels; fetch it again, or re-encode it smaller"
-        )
-
-    def close(self) -> None:
-        """Close the container and end the generators of this pass."""
-        self._decoded.close()  # before the container: resuming a demuxer without a container crashes the process
-        self.container.close()
-
-    def timed_frames(self) -> Iterator[Timed[av.VideoFrame]]:
-        """Return all frames with their times."""
-        return map(self._timed, self._frames())
-
-    def timed_frames_from(self, start_seconds: float) -> Iterator[Timed[av.VideoFrame]] | None:
-        """Return frames with their times, from a keyframe at or before `start_seconds` on.
-
-        Returns:
-            None if no such keyframe was found; the pass cannot be used then.
-        """
-        self._timed(self.first)
-        target = self.clock.to_units(max(0.0, start_seconds - SEEK_MARGIN_SECONDS))
-        if target is None:
-            return None
-        self._decoded.close()
-        self.clock.restart()
-        self._decoded = self._decode(target)
-        # Frames shown before the keyframe may refer to frames before the seek, and decode with errors.
-        key_frame = next((frame for frame in self._decoded if frame.key_frame), None)
-        if key_frame is None or self._units(key_frame) is None:
-            return None
-        timed = self._timed(key_frame)
-        if timed.start > start_seconds:
-            return None
-        self.first = key_frame
-        return itertools.chain([timed], map(self._timed, itertools.islice(self._frames(), 1, None)))
-
-    def _frames(self) -> Iterator[av.VideoFrame]:
-        """Yield all frames, and count them."""
-        for frame in itertools.chain([self.first], self._decoded):
-            self.num_frames_decoded += 1
-            yield frame
-
-    def _timed(self, frame: av.VideoFrame) -> Timed[av.VideoFrame]:
-        return self.clock.place(frame, self._units(frame), frame.duration)
-
-    def _units(self, frame: av.VideoFrame) -> int | None:
-        """Return the time of a frame in the file: PTS, or DTS in AVI, which has no PTS.
-
-        AVI only counts its chunks. FFmpeg guesses PTS from that, and guesses wrong where B-frames are packed (all of
-        UCF101): 1 2 4 3 5 7 6, with DTS 1 2 3 4 5 6 7.
-        """
-        return frame.dts if self.container.format.name == "avi" else frame.pts
-
-    def _decode(self, start: int | None) -> Generator[av.VideoFrame, None, None]:
-        """Yield every frame that decodes.
-
-        Several threads decode until they meet damage. Then one thread reads the file again and continues after the
-        frames already yielded, for two reasons. With frame threads, an error in the last packets loses the frames after
-        it, uncounted (35 to 38 of 40 frames are left instead of 39: PyAV cannot continue a decoder that is being
-        flushed). With slice threads, FFmpeg does not conceal damage in H.264. A video that cannot be read twice is
-        decoded by one thread from the start. Frame threads sometimes yield a visibly damaged frame before they flag it:
-        the frame is the same, but it is not counted.
-
-        Args:
-            start: begin at a keyframe at or before this time, in units of the file; None for the beginning.
-        """
-        num_yielded = 0
-        if self._has_threads:
-            with contextlib.closing(self._decode_undamaged(start)) as frames:
-                try:
-                    for frame in frames:
-                        yield frame
-                        num_yielded += 1
-                    return
-                except (_DamageError, av.error.FFmpegError):
-                    pass
-            self.container.close()
-            self.container = self._open()
-            self._choose_stream(has_threads=False)
-        with contextlib.closing(self._decode_around_damage(start)) as frames:
-            yield from itertools.islice(frames, num_yielded, None)
-
-    def _decode_undamaged(self, start: int | None) -> Generator[av.VideoFrame, None, None]:
-        self._seek(start)
-        num_missing = 0
-        for packet in self._demux():
-            num_missing += bool(packet.size) and not packet.is_discard
-            for frame in packet.decode():
-                if frame.is_corrupt:
-                    raise _DamageError
-                num_missing -= 1
-                yield frame
-        # Threads hide errors in the last packets. In VP8, a missing frame may be one that is never shown: then reading
-        # again finds nothing more, and has only cost time.
-        if num_missing > 0:
-            raise _DamageError
-        self.num_lost_frames += self._num_lost_at_end()
-
-    def _decode_around_damage(self, start: int | None) -> Generator[av.VideoFrame, None, None]:
-        self._seek(start)
-        for packet in self._packets():
-            try:
-                frames = packet.decode()
-            except av.error.EOFError:
-                return
-            except av.error.FFmpegError:
-                self.num_lost_frames += 1
-                continue
-            for frame in frames:
-                self.num_lost_frames += frame.is_corrupt
-                yield frame
-
-    def _seek(self, start: int | None) -> None:
-        if start is not None:
-            # A container that cannot seek stays at its beginning; the caller checks the time of the first frame.
-            with contextlib.suppress(av.error.FFmpegError):
-                self.container.seek(start, stream=self.stream)
-
-    def _packets(self) -> Iterator[av.Packet[Any]]:
-        """Yield the packets of the stream and, last, the empty one that flushes the decoder."""
-        num_errors = 0  # since the latest packet
-        while num_errors < MAX_DEMUX_ERRORS:
-            try:
-                for packet in self._demux():
-                    if packet.size:
-                        self.num_lost_frames += num_errors
-                        num_errors = 0
-                        yield packet
-                break
-            except (av.error.ExitError, av.error.ConnectionResetError, av.error.TimeoutError):
-                break  # the server is gone: asking again would only wait again
-            except av.error.FFmpegError:
-                num_errors += 1
-        # Errors without a later packet may all be about one packet, asked for again and again.
-        self.num_lost_frames += max(num_errors > 0, self._num_lost_at_end())
-        flush: av.Packet[Any] = av.Packet()
-        flush.stream = self.stream
-        yield flush
-
-    def _demux(self) -> Iterator[av.Packet[Any]]:
-        for packet in self.container.demux(self.stream):
-            self.num_packets_read += 1
-            self._last_dts = self._last_dts if packet.dts is None else packet.dts
-            yield packet
-
-    def _num_lost_at_end(self) -> int:
-        """Return how many frames should follow the latest packet; 0 if the file does not say."""
-        if self._last_dts is None:
-            return 0
-        if self.container.format.name == "avi":
-            # The header counts frames and empty chunks, as times do. FFmpeg lowers the duration below that count where
-            # the file is shorter than it should be.
-            is_cut = 0 < (self.stream.duration or 0) < self.stream.frames
-            return max(0, self.stream.frames - 1 - self._last_dts) if is_cut else 0
-        if "mp4" not in self.container.format.name.split(","):
-            return 0  # other indexes list only some frames
-        index = self.stream.index_entries if _HAS_INDEX else ()
-        num_lost = 0
-        for number in range(len(index) - 1, -1, -1):
-            if index[number].timestamp <= self._last_dts:
-                break
-            num_lost += not index[number].is_discard  # an edit list may leave frames out
-        return num_lost
-
-
-def _header_info(one_pass: _Pass, converter: RgbConverter) -> VideoInfo:
+def _header_info(one_pass: Pass, converter: RgbConverter) -> VideoInfo:
     container, stream, first = one_pass.container, one_pass.stream, one_pass.first
     components = first.format.components
     height, width = converter.size
