@@ -1,5 +1,6 @@
 """Help on one screen, errors in one line, completion in the shell."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vid3d_cli import cli
+from vid3d_cli.cli import console
 from vid3d_cli.cli.help import MAX_OPTIONS, options_of
 from vid3d_cli.flow import METHODS
 from vid3d_cli.flow.methods import FLOW_METHODS
@@ -98,6 +101,25 @@ def test_errors_are_one_line(vid3d, words, message):
     assert re.fullmatch(f"vid3d: error: {re.escape(message)}[^\n]*\n", result.stderr)
     (line,) = vid3d("--log-json", *words.split()).stderr.splitlines()
     assert json.loads(line)["message"].startswith(message)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stderr", "no_color", "prefix"),
+    [(Terminal, "", "\x1b[31m\x1b[1merror:\x1b[0m"), (Terminal, "1", "error:"), (io.StringIO, "", "error:")],
+)
+def test_prefixes_are_coloured_on_a_terminal(monkeypatch, stderr, no_color, prefix):
+    monkeypatch.setattr(sys, "stderr", stderr())
+    monkeypatch.setenv("NO_COLOR", no_color)
+    with pytest.raises(SystemExit):
+        cli.app(["extarct"], prog_name="vid3d")
+    console.log.info("12 clips")
+    assert sys.stderr.getvalue().startswith(f"vid3d: {prefix} vid3d has no command")
+    assert sys.stderr.getvalue().endswith("\nvid3d: 12 clips\n")
 
 
 # Completion ----------------------------------------------------------------------------------------------------------

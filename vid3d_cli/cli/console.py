@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import typer
+
 log = logging.getLogger("vid3d_cli")
+
+_COLOURS = {logging.ERROR: "red", logging.WARNING: "yellow"}
 
 
 class _JsonHandler(logging.Handler):
@@ -26,8 +31,10 @@ class _Handler(logging.Handler):
     """Prints above a progress bar, not into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"vid3d: {prefix}{self.format(record)}"  # with the traceback, if there is one
+        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}:"
+        if prefix and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+            prefix = typer.style(prefix, _COLOURS.get(record.levelno), bold=True)
+        text = " ".join(filter(None, ["vid3d:", prefix, self.format(record)]))  # with the traceback, if there is one
         bar_module = sys.modules.get("tqdm")
         if bar_module is not None:
             bar_module.tqdm.write(text, file=sys.stderr)
