@@ -92,6 +92,9 @@ def test_the_methods_in_the_help_are_those_of_the_registry():
         ("probe a.mp4 --format tabel", "--format tabel: did you mean 'table'? Choose one of table, json, jsonl"),
         ("flow a.mp4 --out f.npz --start 1:75", "cannot read '1:75' as a time: give seconds (90, 1.5), 1:30 or "),
         ("models show i3d s3d", "vid3d models show: unexpected extra argument s3d: see vid3d models show --help"),
+        ("flow a.mp4 --out -", "flow cannot go to standard output: name a directory, .npz, or a video"),
+        ("features merge a.npy --out -", "features cannot go to standard output: name a file"),
+        ("extract a.mp4 --model s3d_mini --out f.npyy", "cannot write features to 'f.npyy': did you mean '.npy'?"),
         ("weights inflate a.pth --to i3D --out a.safetensors", "--to i3D: did you mean 'i3d'?"),
     ],
 )

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import UsageError
+from ..suggest import did_you_mean
 from . import hdf5, npz, parquet
 from .directory import TREES
 from .export import ExportStore
@@ -50,7 +51,8 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
     if suffix in EXPORTS:
         EXPORTS[suffix].check()
         return ExportStore(path, EXPORTS[suffix])
-    raise UsageError(f"cannot write features to '{out}': give {forms}")
+    hint = did_you_mean(suffix, [".npy", *EXPORTS])
+    raise UsageError(f"cannot write features to '{out}': {hint or f'give {forms}'}")
 
 
 def is_directory(out: str) -> bool:
