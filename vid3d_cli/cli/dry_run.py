@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .console import duration, log, plural, stdout_is_terminal
+from .console import duration, log, plural
 
 if TYPE_CHECKING:
     from ..features.format import FeatureFormat
@@ -27,6 +27,7 @@ def print_plan(
     sources: Sequence[Source],
     store: Store,
     form: FeatureFormat,
+    as_table: bool,
     *,
     overwrite: bool = False,
     redo_failed: bool = False,
@@ -40,6 +41,7 @@ def print_plan(
         sources: all videos of the job.
         store: the output; it is only read.
         form: format of the features.
+        as_table: print a table instead of JSON lines.
         overwrite: see `jobs.extraction.extract`.
         redo_failed: see `jobs.extraction.extract`.
         timeout: see `run.local.run`.
@@ -52,7 +54,7 @@ def print_plan(
     comparison = compare(plan, sources, store, form, overwrite=overwrite, redo_failed=redo_failed)
     videos = [source.video for source in comparison.left.sources]
     totals = Totals()
-    printer = _Table() if stdout_is_terminal() else _JsonLines()
+    printer = _Table() if as_table else _JsonLines()
     for planned in plan_videos(plan, videos, form, timeout=timeout, count_operations=estimate):
         totals.add(planned)
         printer.add(planned)
