@@ -177,5 +177,5 @@ def describe_parser_error(error: Any) -> str:
             if found := re.search(pattern, error.message):
                 return f"{name}{value}: {advice.format(*filter(None, found.groups()))}"
         return f"{name}{value}: {error.message}"
-    message = re.sub(r"^Got (unexpected extra argument)\(?s\)? \((.*)\)", r"\1 \2", error.message).rstrip(".")
+    message = re.sub(r"^Got (unexpected extra argument)(?:\(s\))? \((.*)\)", r"\1 \2", error.message).rstrip(".")
     return f"{path}: {message[:1].lower()}{message[1:]}: {see}"
