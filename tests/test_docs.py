@@ -68,7 +68,7 @@ def test_every_command_has_help_and_is_documented(name):
 def test_every_option_that_a_page_names_exists():
     params = [param for command in write_docs.find_commands().values() for param in command.params]
     known = {name for param in params for name in [*param.opts, *param.secondary_opts]}
-    known |= {"--array", "--gres", "--cpus-per-task", "--requeue"}  # sbatch's
+    known |= {"--help", "--help-all", "--array", "--gres", "--cpus-per-task", "--requeue"}  # sbatch's
     for page, text in PAGES.items():
         named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"\]\([^)]*\)", "", text)))
         assert not named - known, page

@@ -22,6 +22,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 _GENERATED = "<!-- Written by `python tools/write_docs.py`. Do not edit. -->"
 
+_PREFACE = """`vid3d COMMAND --help` shows the common options of a command, `--help-all` all of them.
+Commands that print records print a table on a terminal and JSON in a pipe; `--format` chooses.
+A name that is mistyped is answered with the closest one. `vid3d --install-completion` completes commands, options,
+models, layers and other values in your shell; `--show-completion` prints the script instead."""
+
 
 # Commands ------------------------------------------------------------------------------------------------------------
 
@@ -45,7 +50,7 @@ def write_commands() -> str:
     """Return docs/commands.md."""
     commands = find_commands()
     shared = _find_shared_options(commands)
-    parts = ["# Commands", _GENERATED]
+    parts = ["# Commands", _GENERATED, _PREFACE]
     for name, command in commands.items():
         parts += _describe_command(name, command, shared)
     if shared:

@@ -64,6 +64,8 @@ class Plan(Options):
     """Class names; None if only the checkpoint shows how many classes there are."""
     fps: Fraction | None
     """Frames per second to read; None for the video's own."""
+    labels_from: str
+    """File that gave the class names; "labels" if they were given as a list."""
     start_seconds: float
     end_seconds: float | None
     flow_files: Path | None
@@ -112,6 +114,7 @@ class Plan(Options):
             "model": entry.name,
             "variant": variant,
             "labels": _read_labels(options, entry),
+            "labels_from": str(options.labels) if isinstance(options.labels, (str, Path)) else "labels",
             "fps": entry.fps if options.fps is None else parse_fps(str(options.fps)),
             "start_seconds": parse_seconds(options.start_seconds),
             "end_seconds": None if options.end_seconds is None else parse_seconds(options.end_seconds),

@@ -399,6 +399,14 @@ def test_eval_measures_every_stream(vid3d, labelled):
     assert report["fusion_sweep"]["1.0:0.0"] == report["metrics"]["rgb"]
 
 
+def test_eval_reads_labels_from_standard_input(vid3d, labelled, tmp_path):
+    arguments = ["eval", "in", "--streams", "rgb", "--labels"]
+    piped = vid3d(*arguments, "-", stdin=(tmp_path / "labels.csv").read_bytes())
+    assert (piped.exit_code, piped.stdout) == (0, vid3d(*arguments, "labels.csv").stdout)
+    both = vid3d("eval", "-", "--labels", "-", stdin=b"")
+    assert (both.exit_code, "not both" in both.stderr) == (2, True)
+
+
 def test_eval_reports_labels_that_do_not_fit(vid3d, labelled, tmp_path):
     (tmp_path / "some.csv").write_text(f'video,label\n0,"{labelled[0]}"\n')
     result = vid3d("eval", "--labels", "some.csv", "in")

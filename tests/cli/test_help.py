@@ -1,5 +1,6 @@
 """Help on one screen, errors in one line, completion in the shell."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vid3d_cli import cli
+from vid3d_cli.cli import console
 from vid3d_cli.cli.help import MAX_OPTIONS, options_of
 from vid3d_cli.flow import METHODS
 from vid3d_cli.flow.methods import FLOW_METHODS
@@ -89,6 +92,9 @@ def test_the_methods_in_the_help_are_those_of_the_registry():
         ("probe a.mp4 --format tabel", "--format tabel: did you mean 'table'? Choose one of table, json, jsonl"),
         ("flow a.mp4 --out f.npz --start 1:75", "cannot read '1:75' as a time: give seconds (90, 1.5), 1:30 or "),
         ("models show i3d s3d", "vid3d models show: unexpected extra argument s3d: see vid3d models show --help"),
+        ("flow a.mp4 --out -", "flow cannot go to standard output: name a directory, .npz, or a video"),
+        ("features merge a.npy --out -", "features cannot go to standard output: name a file"),
+        ("extract a.mp4 --model s3d_mini --out f.npyy", "cannot write features to 'f.npyy': did you mean '.npy'?"),
         ("weights inflate a.pth --to i3D --out a.safetensors", "--to i3D: did you mean 'i3d'?"),
     ],
 )
@@ -98,6 +104,25 @@ def test_errors_are_one_line(vid3d, words, message):
     assert re.fullmatch(f"vid3d: error: {re.escape(message)}[^\n]*\n", result.stderr)
     (line,) = vid3d("--log-json", *words.split()).stderr.splitlines()
     assert json.loads(line)["message"].startswith(message)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stderr", "no_color", "prefix"),
+    [(Terminal, "", "\x1b[31m\x1b[1merror:\x1b[0m"), (Terminal, "1", "error:"), (io.StringIO, "", "error:")],
+)
+def test_prefixes_are_coloured_on_a_terminal(monkeypatch, stderr, no_color, prefix):
+    monkeypatch.setattr(sys, "stderr", stderr())
+    monkeypatch.setenv("NO_COLOR", no_color)
+    with pytest.raises(SystemExit):
+        cli.app(["extarct"], prog_name="vid3d")
+    console.log.info("12 clips")
+    assert sys.stderr.getvalue().startswith(f"vid3d: {prefix} vid3d has no command")
+    assert sys.stderr.getvalue().endswith("\nvid3d: 12 clips\n")
 
 
 # Completion ----------------------------------------------------------------------------------------------------------
@@ -146,9 +171,8 @@ def test_all_models_complete(complete):
 
 def run_process(*words, **environment):
     script = "import sys; from vid3d_cli.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
-    return subprocess.run(
-        [sys.executable, "-c", script, *words], capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    in_a_shell = ["bash", "-c", '"$0" "$@"; exit $?', sys.executable, "-c", script, *words]
+    return subprocess.run(in_a_shell, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def test_completion_imports_no_torch():
@@ -159,7 +183,6 @@ def test_completion_imports_no_torch():
 
 def test_completion_that_cannot_be_installed_is_one_line(tmp_path):
     (tmp_path / "home").write_text("a file")
-    done = run_process("--install-completion", HOME=str(tmp_path / "home"), SHELL="/bin/bash")
-    if "Shell" not in done.stderr:  # else Typer found no shell around the tests
-        assert done.returncode == 1
-        assert re.fullmatch(r"vid3d: error: .* cannot be written: .*'vid3d --show-completion'.*\n", done.stderr)
+    done = run_process("--install-completion", HOME=str(tmp_path / "home"))
+    assert done.returncode == 1
+    assert re.fullmatch(r"vid3d: error: .* cannot be written: .*'vid3d --show-completion'.*\n", done.stderr)

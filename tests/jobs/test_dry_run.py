@@ -225,13 +225,13 @@ def test_another_recipe_is_refused_as_by_the_job(vid3d, plan, tiny_model, video)
 
 
 def test_on_a_terminal_it_is_a_table_with_totals(vid3d, tiny_model, video, tmp_path, monkeypatch):
-    monkeypatch.setattr(dry_run, "stdout_is_terminal", lambda: True)
     monkeypatch.setattr(dry_run, "MAX_LISTED", 2)
     monkeypatch.setenv("COLUMNS", "120")
     for i in range(4):
         os.link(video, tmp_path / f"{i}.mp4")
     (tmp_path / "empty.mp4").touch()
-    result = vid3d("extract", *[f"{i}.mp4" for i in range(4)], "empty.mp4", "--out", "f.npy", "--dry-run", "--estimate")
+    words = ["--dry-run", "--estimate", "--format", "table"]
+    result = vid3d("extract", *[f"{i}.mp4" for i in range(4)], "empty.mp4", "--out", "f.npy", *words)
     assert result.exit_code == 0, result.stderr
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "0.mp4 1.6 40 1 1 8.2 kB" in lines

@@ -206,7 +206,7 @@ def test_unknown_model_names_the_closest():
 
 
 def test_unknown_stream_names_those_there_are():
-    with pytest.raises(UsageError, match=r"i3d\.kinetics400 has no stream 'audio': it has rgb, flow"):
+    with pytest.raises(UsageError, match=r"i3d\.kinetics400 has no stream 'audio': choose one of rgb, flow"):
         manifest.parse_weights_name("i3d:audio")
 
 

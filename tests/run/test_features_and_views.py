@@ -99,9 +99,9 @@ def test_maps_of_several_sizes_do_not_go_into_one_matrix(vid3d, tiny_model, vide
     ("options", "words"),
     [
         (["--layer", "Mixed_9z"], "i3d has no layer 'Mixed_9z': choose one of Conv3d_1a_7x7"),
-        (["--layer", "Mixed_4f", "--pool", "sum"], "unknown pooling 'sum': choose one of avg, max, none, spatial"),
+        (["--layer", "Mixed_4f", "--pool", "sum"], "--pool sum: choose one of avg, max, none, spatial"),
         (["--pool", "max"], "name one with --layer"),
-        (["--crops", "5"], "cannot cut 5 crops: choose one of 1, 3, 10"),
+        (["--crops", "5"], "--crops 5: choose one of 1, 3, 10"),
         (["--crops", "3", "--resize-only"], "leave out --resize-only or --crops"),
         (["--keep-crops"], "--keep-crops needs --crops 3 or 10"),
         (["--variant", "fast"], "i3d has no variant 'fast': choose one of default"),
@@ -137,7 +137,7 @@ def test_class_names_of_the_user(vid3d, tiny_model, video, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"one\ntwo\n", "2 class names and the checkpoint has 400 classes"),
+        (b"one\ntwo\n", "names.txt has 2 class names and the checkpoint has 400 classes"),
         (b"", "contains no class names"),
         (b"\xff\xfe\x00", "must be UTF-8 text"),
         (None, "cannot be read: No such file"),

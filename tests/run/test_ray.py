@@ -280,7 +280,7 @@ def test_an_address_without_a_cluster_is_refused_at_once(address):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--engine", "rya"], "choose one of local, ray"),
+        (["--engine", "rya"], "did you mean 'ray'"),
         (["--ray-address", "auto"], "needs --engine ray"),
         (["--engine", "ray", "--claim"], "leave --claim out"),
     ],

@@ -101,11 +101,12 @@ def test_onednn_runs_small_convolutions():
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_compiled_networks_give_the_same_results():
+def test_compiled_networks_give_the_same_results(capfd):
     clips = make_clips(3, streams=("rgb",))
     runtime = make_runtime(make_models(("rgb",)), compile=True, batch_size=2)
     assert runtime.description == "torch, compiled, on cpu"
     check_outputs(clips, runtime.run(clips))
+    assert "CUDA" not in capfd.readouterr().err
 
 
 class LateTransfer(Transfer):

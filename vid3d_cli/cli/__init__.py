@@ -75,9 +75,7 @@ def _end(message: str, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
-_CODES = (
-    "Exit codes: 0 all done, 1 some videos failed, 2 usage, 3 weights unavailable, 130 interrupted, 143 terminated."
-)
+_CODES = "Exit codes: 0 all done, 1 some videos failed, 2 usage, 3 weights, 130 interrupted, 143 terminated."
 
 app = App(
     name="vid3d",

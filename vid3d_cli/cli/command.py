@@ -1,8 +1,10 @@
 """The form of all commands: help, choices and completion by metavar, errors of the parser in our words.
 
-typer.Option(metavar="pad|drop|loop")   a choice: checked, completed, shown in the help
-typer.Option(metavar="MODEL")           completed with the names of `_NAMES`
-typer.Option(rich_help_panel="Machine") shown by --help-all only, in this group
+What the declaration of an option says:
+
+    typer.Option(metavar="pad|drop|loop")     a choice: checked, completed, shown in the help
+    typer.Option(metavar="MODEL")             completed with the names of `_NAMES`
+    typer.Option(rich_help_panel="Machine")   not a common option: shown by --help-all, in this group
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class App(typer.Typer):
     """A Typer app whose commands have our form."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"cls": Group, "no_args_is_help": True, "rich_markup_mode": None, **settings})
+        super().__init__(**{"cls": Group, "rich_markup_mode": None, **settings})
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Return the decorator that adds a command."""
@@ -102,12 +104,6 @@ def _models() -> Iterable[str]:
     return [name for e in model_entries().values() for name in ([e.backbone, e.name] if e.default else [e.name])]
 
 
-def _backbones() -> Iterable[str]:
-    from ..models.registry import BACKBONES
-
-    return BACKBONES
-
-
 def _of_backbone(context: Any, fact: str) -> Iterable[str]:
     """Return the layers or variants of the model that the command line names."""
     from ..models.manifest import model_entries
@@ -124,7 +120,7 @@ _NAMES: dict[str, Callable[[Any], Iterable[str]]] = {
     "LAYER": lambda context: _of_backbone(context, "layers"),
     "VARIANT": lambda context: _of_backbone(context, "variants"),
     "METHOD": lambda _: METHODS,
-    "BACKBONE": lambda _: _backbones(),
+    "BACKBONE": lambda _: dict.fromkeys(name.split(".")[0] for name in _models()),
 }
 """The values of a metavar. Shells complete what is not listed as a file name."""
 
@@ -177,5 +173,5 @@ def describe_parser_error(error: Any) -> str:
             if found := re.search(pattern, error.message):
                 return f"{name}{value}: {advice.format(*filter(None, found.groups()))}"
         return f"{name}{value}: {error.message}"
-    message = re.sub(r"^Got (unexpected extra argument)\(?s\)? \((.*)\)", r"\1 \2", error.message).rstrip(".")
+    message = re.sub(r"^Got (unexpected extra argument)(?:\(s\))? \((.*)\)", r"\1 \2", error.message).rstrip(".")
     return f"{path}: {message[:1].lower()}{message[1:]}: {see}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,9 +12,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from ..text import printable
 
 log = logging.getLogger("vid3d_cli")
+
+_COLOURS = {logging.ERROR: "red", logging.WARNING: "yellow"}
 
 
 class _JsonHandler(logging.Handler):
@@ -29,10 +34,13 @@ class _Handler(logging.Handler):
     """Prints above a progress bar, not into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}:"
+        if prefix and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+            prefix = typer.style(prefix, _COLOURS.get(record.levelno), bold=True)
         # A newline in a name must not look like another message; one in an error's text is ours.
         record.args = tuple(printable(str(x)) if isinstance(x, (str, Path)) else x for x in record.args or ())
-        text = printable(f"vid3d: {prefix}{self.format(record)}", keep="\n\t")  # with the traceback, if there is one
+        message = printable(self.format(record), keep="\n\t")  # with the traceback, if there is one
+        text = " ".join(filter(None, ["vid3d:", prefix, message]))
         bar_module = sys.modules.get("tqdm")
         if bar_module is not None:
             bar_module.tqdm.write(text, file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..text import printable
-from .console import duration, log, plural, stdout_is_terminal
+from .console import duration, log, plural
 
 if TYPE_CHECKING:
     from ..features.format import FeatureFormat
@@ -28,6 +28,7 @@ def print_plan(
     sources: Sequence[Source],
     store: Store,
     form: FeatureFormat,
+    as_table: bool,
     *,
     overwrite: bool = False,
     redo_failed: bool = False,
@@ -41,6 +42,7 @@ def print_plan(
         sources: all videos of the job.
         store: the output; it is only read.
         form: format of the features.
+        as_table: print a table instead of JSON lines.
         overwrite: see `jobs.extraction.extract`.
         redo_failed: see `jobs.extraction.extract`.
         timeout: see `run.local.run`.
@@ -53,7 +55,7 @@ def print_plan(
     comparison = compare(plan, sources, store, form, overwrite=overwrite, redo_failed=redo_failed)
     videos = [source.video for source in comparison.left.sources]
     totals = Totals()
-    printer = _Table() if stdout_is_terminal() else _JsonLines()
+    printer = _Table() if as_table else _JsonLines()
     for planned in plan_videos(plan, videos, form, timeout=timeout, count_operations=estimate):
         totals.add(planned)
         printer.add(planned)

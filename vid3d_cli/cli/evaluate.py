@@ -30,7 +30,11 @@ def evaluate(
     options: Options,
     labels: Annotated[
         Path,
-        typer.Option(metavar="CSV", help="CSV with columns video,label, or Kinetics annotations.", show_default=False),
+        typer.Option(
+            metavar="CSV",
+            help="CSV with columns video,label, or Kinetics annotations; - reads standard input.",
+            show_default=False,
+        ),
     ],
     sweep_fusion: Annotated[
         bool, typer.Option("--sweep-fusion", help="Evaluate fusion weights from 1:0 to 0:1.")
@@ -51,6 +55,8 @@ def evaluate(
     """
     from ..predictions.evaluation import class_numbers, find_label, read_label_table
 
+    if str(labels) == "-" and "-" in videos:
+        raise UsageError("standard input gives the labels or the list of videos, not both: name a file for one of them")
     table = read_label_table(labels)
     sources = find_videos(videos, nul_separated)
     label_of = {s.video: label for s in sources if (label := find_label(table, s.video, s.output_stem)) is not None}

@@ -24,6 +24,7 @@ from .batch import (
     report_failures,
 )
 from .console import log, plural
+from .formats import is_table
 from .options import takes_options
 from .progress import EventPrinter
 
@@ -74,6 +75,16 @@ def extract(
         bool,
         typer.Option("--estimate", help="With --dry-run: estimate the time of the networks.", rich_help_panel=BATCH),
     ] = False,
+    plan_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="table|jsonl",
+            help="Output format of --dry-run.",
+            show_default="table on a terminal, jsonl in a pipe",
+            rich_help_panel=BATCH,
+        ),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -125,7 +136,9 @@ def extract(
         store = create_store(out, layout=layout, worker=worker)
         extraction.refuse_same_file(failures, store.failures_path, *store.own_paths())
         skips = {"overwrite": overwrite, "redo_failed": redo_failed}
-        print_plan(plan, sources, store, form, **skips, timeout=timeout or None, estimate=estimate)
+        print_plan(
+            plan, sources, store, form, is_table(plan_format), **skips, timeout=timeout or None, estimate=estimate
+        )
         return
     with EventPrinter(len(sources), plan.model) as printer:
         try:

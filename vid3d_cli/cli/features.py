@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import EXIT_OK, EXIT_SOME_FAILED, Vid3dError
+from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError, Vid3dError
 from ..text import printable
 from .command import App
 from .console import duration, log, plural, shows_bars
@@ -278,6 +278,8 @@ def _merge(files: list[str], out: str, layout: str, concat: bool | None, overwri
     from ..features.merging import merge
     from ..features.stores import create_store, open_store
 
+    if out == "-":
+        raise UsageError("features cannot go to standard output: name a file (x.npy, x.h5) or a directory")
     form = FeatureFormat(layout=layout)
     parts = [open_store(file) for file in files]
     target = create_store(out, layout=form.layout)

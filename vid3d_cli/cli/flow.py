@@ -57,12 +57,14 @@ def flow(
 
     from ..clips.preprocess import describe_resize
     from ..flow.methods import create_flow, describe_flow, find_flow_method
-    from ..flow.writers import open_flow_output
+    from ..flow.writers import FORMS, open_flow_output
     from ..run.flow import write_flow
     from ..run.reader import flow_device
     from ..video.clock import parse_fps, parse_seconds
     from ..video.process import Decoders
 
+    if out == "-":
+        raise UsageError(f"flow cannot go to standard output: name {FORMS}")
     if device not in ("auto", "cpu") and not find_flow_method(method).can_use_gpu:
         raise UsageError(f"{method} runs on the CPU: leave out --device, or choose --flow tvl1")
     compute = create_flow(method, flow_device(method, device))

@@ -59,7 +59,9 @@ def _list(title: str, rows: dict[str, str]) -> list[str]:
 def _fill(text: str, indent: int = 0) -> str:
     columns = max(min(shutil.get_terminal_size().columns, _MAX_COLUMNS), indent + 20)
     whole = re.sub(r"\[default: \S+\]", lambda match: match[0].replace(" ", "\xa0"), " ".join(text.split()))
-    return textwrap.indent(textwrap.fill(whole, columns - indent), " " * indent).replace("\xa0", " ")
+    return textwrap.indent(textwrap.fill(whole, columns - indent, break_on_hyphens=False), " " * indent).replace(
+        "\xa0", " "
+    )
 
 
 def _describe(param: Any) -> str:

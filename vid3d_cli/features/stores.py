@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..arguments import checked
 from ..errors import UsageError
+from ..suggest import did_you_mean
 from . import hdf5, npz, parquet
 from .directory import TREES
 from .export import ExportStore
@@ -52,7 +53,8 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
     if suffix in EXPORTS:
         EXPORTS[suffix].check()
         return ExportStore(path, EXPORTS[suffix])
-    raise UsageError(f"'{out}' is no name of features: give {forms}")
+    hint = did_you_mean(suffix, [".npy", *EXPORTS])
+    raise UsageError(f"'{out}' is no name of features: {hint or f'give {forms}'}")
 
 
 def is_directory(out: str) -> bool:

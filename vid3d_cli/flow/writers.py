@@ -29,6 +29,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..durable import AtomicFile, sync_directory
 from ..errors import OutputError, OutputExists, ShapeError, UsageError
+from ..suggest import did_you_mean
 from ..video.writer import VIDEO_CODECS, VideoWriter
 from .colour import flow_to_rgb
 from .fields import check_field, quantise_flow
@@ -121,9 +122,9 @@ def open_flow_output(
     elif suffix in VIDEO_CODECS:
         form = _video_output(target, fps=fps, max_px=max_px)
     else:
-        raise UsageError(
-            f"cannot write flow as {suffix!r} ({target}): use {FORMS}; end a directory name with a dot in a slash"
-        )
+        hint = did_you_mean(suffix, [".npz", *VIDEO_CODECS])
+        advice = hint or f"use {FORMS}; end a directory name with a dot in a slash"
+        raise UsageError(f"cannot write flow as {suffix!r} ({target}): {advice}")
     if target.exists() and not overwrite:
         raise OutputExists(f"{target} exists: add --overwrite to replace it")
     with ExitStack() as stack:

@@ -21,9 +21,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ..errors import UnknownModel, UsageError, WeightsError, WeightsUnavailable
+from ..errors import UnknownModel, WeightsError, WeightsUnavailable
 from ..records import STREAMS
-from ..suggest import did_you_mean
+from ..suggest import check_known, did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -416,8 +416,8 @@ def parse_weights_name(name: str) -> list[WeightsFile]:
     """
     model, colon, stream = name.partition(":")
     entry = find_model(model)
-    if colon and stream not in entry.streams:
-        raise UsageError(f"{entry.name} has no stream {stream!r}: it has {', '.join(entry.streams)}")
+    if colon:
+        check_known(stream, entry.streams, f"{entry.name} has no stream '{stream}'")
     files = [file for file in entry.files if not colon or file.stream == stream]
     if not files:
         why = entry.streams[stream or next(iter(entry.streams))].unpublished

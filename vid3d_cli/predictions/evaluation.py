@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -100,7 +102,7 @@ def sweep_fusion(logits: Mapping[str, Logits], targets: Targets, on: str = "logi
 
 
 def read_label_table(path: Path) -> dict[str, str]:
-    """Read the labels of videos from a CSV file.
+    """Read the labels of videos from a CSV file, or from standard input if its name is "-".
 
     The header is "video,label", or that of Kinetics' annotations, "label,youtube_id,time_start,time_end,…", whose
     videos are named <youtube_id>_<start>_<end>, both times with six digits.
@@ -112,7 +114,8 @@ def read_label_table(path: Path) -> dict[str, str]:
         UsageError: the file cannot be read, or has neither header.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        is_stdin = str(path) == "-"
+        with nullcontext(sys.stdin) if is_stdin else path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"cannot read --labels {path}: {getattr(error, 'strerror', None) or error}") from None

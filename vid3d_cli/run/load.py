@@ -167,9 +167,8 @@ def name_classes(plan: Plan, num_classes: int) -> tuple[str, ...]:
     if len(labels) == num_classes:
         return labels
     if plan.labels is not None:
-        raise UsageError(
-            f"--labels gives {len(labels)} class names and the checkpoint has {num_classes} classes: give one per class"
-        )
+        given = f"{plan.labels_from} has {len(labels)} class names"
+        raise UsageError(f"{given} and the checkpoint has {num_classes} classes: give one name per class")
     return tuple(f"class {i}" for i in range(num_classes))
 
 

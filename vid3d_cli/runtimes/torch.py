@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -163,6 +164,8 @@ class TorchRuntime(DeviceRuntime):
             # MPS has no float64 to fold in. In fp16 a weight divided by a large deviation may underflow.
             if self.device.type != "mps" and self.precision != "fp16":
                 fold_batch_norms(model, clips)
+            # Else TorchInductor's tools print a line on machines that have CUDA's files and no GPU.
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             options: dict[str, Any] = {"freezing": True}  # treat weights as constants, laid out for this processor
             self._ready[stream] = torch.compile(model, dynamic=False, options=options) if self.is_compiled else model
         return self._ready[stream]
