@@ -179,8 +179,8 @@ def test_commands_run(page, command, home, vid3d):
     assert result.exit_code == 0, result.stderr
     if "--shard" in words:
         assert list(home.glob("feats.shard-?-of-2.npy"))
-    elif "--out" in words and "--dry-run" not in words:
-        assert (home / words[words.index("--out") + 1]).exists()
+    elif (out := next((word for word in ("--out", "-o") if word in words), None)) and "--dry-run" not in words:
+        assert (home / words[words.index(out) + 1]).exists()
     elif "convert" in words:
         assert (home / words[-1]).exists()
     else:

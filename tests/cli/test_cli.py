@@ -15,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TinyNet
 from videos import write_audio, write_video
 
+import vid3d_cli
 from vid3d_cli import __version__
 from vid3d_cli.cli.options import parse_weights
 from vid3d_cli.errors import UsageError
 from vid3d_cli.features.stores import open_store
 from vid3d_cli.models.manifest import find_model
+from vid3d_cli.predictions.files import JsonLines, prediction_records
 
 COMMANDS = ["demo", "classify", "extract", "eval", "flow", "probe", "models"]
 WEIGHTS_COMMANDS = ["list", "pull", "verify", "path", "add"]
@@ -96,6 +99,73 @@ def test_classify_formats_hold_the_same(vid3d, tiny_model, video, tmp_path):
     table = vid3d(*options, "--format", "table").stdout
     assert "whole video" in table
     assert records[0]["fused"][0]["label"][:10] in table
+
+
+def test_clips_are_written_before_the_video_ends(vid3d, tiny_model, video, monkeypatch):
+    happened = []
+    forward, write = TinyNet.forward, JsonLines.write
+    monkeypatch.setattr(TinyNet, "forward", lambda net, clips: (happened.append("run"), forward(net, clips))[1])
+    monkeypatch.setattr(JsonLines, "write", lambda writer, records: (happened.append("write"), write(writer, records)))
+    options = {"streams": "rgb", "window": 10, "fps": "native"}
+    result = vid3d("classify", video, "--streams", "rgb", "--window", 10, "--fps", "native", "--batch-size", 1)
+    assert happened[happened.index("write") :] == ["write", *["run", "write"] * 3, "write"]  # 4 clips, then the video
+    assert lines_of(result) == list(prediction_records(vid3d_cli.classify(video, **options), k=5))
+
+
+@pytest.mark.exhaustive
+def test_dense_windows_are_written_once(vid3d, video):
+    options = {"model": "s3d_mini", "window": 16, "stride": 8, "dense": True}
+    result = vid3d("classify", video, "--model", "s3d_mini", "--window", 16, "--stride", 8, "--dense")
+    assert lines_of(result) == list(prediction_records(vid3d_cli.classify(video, **options), k=5))
+
+
+def test_a_video_that_fails_midway_has_written_its_clips(vid3d, tiny_model, video, monkeypatch, tmp_path):
+    forward, write, written = TinyNet.forward, JsonLines.write, []
+
+    def give_nan_once(net, clips):
+        if len(written) == 2:
+            written.append("nan")
+            return forward(net, clips * float("nan"))
+        return forward(net, clips)
+
+    monkeypatch.setattr(TinyNet, "forward", give_nan_once)
+    monkeypatch.setattr(JsonLines, "write", lambda writer, records: (written.append("clip"), write(writer, records)))
+    other = write_video(tmp_path / "other.mp4", num_frames=10)
+    options = ["--streams", "rgb", "--window", 10, "--batch-size", 1, "--fps", "native"]
+    for output in ([], ["-o", "out.jsonl"]):
+        written.clear()
+        result = vid3d("classify", video, other, *options, *output)
+        text = (tmp_path / "out.jsonl").read_text() if output else result.stdout
+        records = [json.loads(line) for line in text.splitlines()]
+        assert [(Path(r["video"]).name, r["clip"]) for r in records] == [
+            ("video.mp4", 0), ("video.mp4", 1), ("other.mp4", 0), ("other.mp4", None),
+        ]  # fmt: skip
+        assert (result.exit_code, "video.mp4: the network's scores are not finite" in result.stderr) == (1, True)
+
+
+def test_the_suffix_of_the_output_chooses_the_format(vid3d, tiny_model, video, tmp_path):
+    options = ["classify", video, "--topk", 1, "--per", "video", "--streams", "rgb"]
+    for name, form in {"a.csv": "csv", "a.JSON": "json", "a.jsonl": "jsonl"}.items():
+        assert vid3d(*options, "-o", name).exit_code == 0
+        assert (tmp_path / name).read_text() == vid3d(*options, "--format", form).stdout
+    assert vid3d(*options, "-o", "a.txt", "--format", "csv").exit_code == 0
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "a.csv").read_text()
+    for name in ("a.srt", "a"):
+        result = vid3d(*options, "-o", name)
+        assert (result.exit_code, "choose one of .json, .jsonl, .csv, or add --format" in result.stderr) == (2, True)
+
+
+def test_a_dash_is_stdout(vid3d, tiny_model, video, tmp_path):
+    before = set(tmp_path.iterdir())
+    options = ["classify", video, "--topk", 1, "--per", "video", "--streams", "rgb"]
+    assert vid3d(*options, "-o", "-").stdout == vid3d(*options).stdout
+    assert [r["video"] for r in lines_of(vid3d("classify", "no.mp4", "--failures", "-", "-o", "x.csv"))] == ["no.mp4"]
+    assert vid3d(*options, "--failures", "-").exit_code == 2
+    for command in (["extract", video], ["flow", video], ["features", "convert", "x.npy"]):
+        result = vid3d(*command, "--out" if command[0] != "features" else "-", "-")
+        assert result.exit_code == 2
+    assert "features need a file or a directory, not stdout" in vid3d("extract", video, "--out", "-").stderr
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_one_stream_alone(vid3d, tiny_model, video):
@@ -192,6 +262,40 @@ def test_a_failed_video_fails_alone_and_its_list_is_an_input(vid3d, tiny_model, 
     assert [record["video"] for record in lines_of(again)] == ["gone.mp4"]
 
 
+@pytest.mark.parametrize("content", ["notes\n", '{"video": "a.mp4"}\n', '{"video": "a", "error": "b", "message": ""'])
+def test_a_list_of_failures_replaces_nothing_else(vid3d, tiny_model, video, tmp_path, content):
+    (tmp_path / "bad.jsonl").write_text(content)
+    for command in (["classify", "no.mp4"], ["extract", "no.mp4", "--out", "f.npy"]):
+        result = vid3d(*command, "--failures", "bad.jsonl")
+        assert (result.exit_code, "bad.jsonl: already exists, and is no list of failures" in result.stderr) == (2, True)
+    assert (tmp_path / "bad.jsonl").read_text() == content
+    (tmp_path / "bad.jsonl").write_text("")
+    for name in ("no.mp4", "not.mp4"):
+        assert vid3d("classify", name, "--failures", "bad.jsonl").exit_code == 1
+    (line,) = (tmp_path / "bad.jsonl").read_text().splitlines()
+    assert json.loads(line)["video"] == "not.mp4"
+    assert vid3d("classify", video, "--failures", "/dev/null").exit_code == 1
+    assert not Path("/dev/null").is_file()
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "listed", "written"),
+    [
+        ("f.npy", [], "f.failures.jsonl", ["f.npy"]),
+        ("f.npy", ["--no-concat"], "f.failures.jsonl", ["f_rgb.npy", "f_flow.npy"]),
+        ("f.npy", ["--shard", "1/1"], "f.shard-1-of-1.failures.jsonl", ["f.shard-1-of-1.npy"]),
+        ("f.npz", [], "f.npz.failures.jsonl", ["f.npz"]),
+        ("f/", [], "f/failures.jsonl", ["f"]),
+    ],
+)
+def test_extract_names_the_files_that_exist(vid3d, tiny_model, video, tmp_path, out, options, listed, written):
+    (tmp_path / "empty.mp4").touch()
+    result = vid3d("extract", video, "empty.mp4", "--out", out, *options)
+    assert f"1 of 2 videos failed; listed in {listed}; retry with --redo-failed\n" in result.stderr
+    assert result.stderr.endswith(f"1 clip of 1 video → {' and '.join(written)}\n")
+    assert all((tmp_path / name).exists() for name in [listed, *written])
+
+
 @pytest.mark.parametrize("arguments", [["--device", "bogus"], ["--window", "4"], ["--weights", "rgb=gone.pt"], []])
 def test_a_command_that_cannot_start_touches_no_file(vid3d, tiny_model, tmp_path, arguments):
     files = {"keep.jsonl": b'{"video": "gone.mp4"}\n', "bad.jsonl": b'{"video": "gone.mp4"}\n'}
@@ -208,6 +312,25 @@ def test_outputs_are_checked_before_weights_are_fetched(vid3d, video, monkeypatc
     monkeypatch.setattr("vid3d_cli.models.weights.pull", lambda file, **_: pytest.fail("downloaded for nothing"))
     assert vid3d("extract", video, "--out", "feats.txt").exit_code == 2
     assert vid3d("classify", video, "--device", "bogus").exit_code == 2
+
+
+def test_missing_videos_are_found_before_weights_are_fetched(vid3d, video, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("vid3d_cli.models.weights.pull", lambda file, **_: fetched.append(file) or sys.exit(3))
+    for command in (["classify"], ["extract", "--out", "f.npy"]):
+        result = vid3d(*command, "no.mp4", "not.mp4")
+        assert (result.exit_code, result.stderr.count("no such file"), fetched) == (1, 2, [])
+        assert "2 of 2 videos failed" in result.stderr
+        assert "None" not in result.stderr
+    assert vid3d("classify", "no.mp4", video).exit_code == 3
+    assert fetched
+
+
+def test_another_recipe_is_refused_before_weights_are_fetched(vid3d, tiny_model, video, monkeypatch):
+    assert vid3d("extract", video, "--out", "f.npy").exit_code == 0
+    monkeypatch.setattr("vid3d_cli.models.weights.pull", lambda file, **_: pytest.fail("downloaded for nothing"))
+    result = vid3d("extract", video, "--out", "f.npy", "--model", "i3d.charades")
+    assert (result.exit_code, "model: i3d.kinetics400 there, i3d.charades now" in result.stderr) == (2, True)
 
 
 def test_names_that_are_not_utf8(vid3d, tiny_model, tmp_path):

@@ -29,6 +29,14 @@ def test_demo_shows_the_main_job(vid3d, monkeypatch, tmp_path):
     assert vid3d("demo").exit_code == 0  # again into the same directory
 
 
+def test_a_place_that_cannot_be_written_is_a_usage_error(vid3d, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "camera.mp4").mkdir(parents=True)
+    for out in ("file", "file/below", "folder"):
+        result = vid3d("demo", "--out", out)
+        assert (result.exit_code, f"cannot write to {out} (" in result.stderr) == (2, True)
+
+
 def test_the_rendered_camera_does_what_its_label_says(tmp_path):
     """Checks mean flow, its divergence and its curl in the middle of every segment."""
     segments = render(tmp_path / "camera.mp4")

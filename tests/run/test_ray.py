@@ -149,7 +149,7 @@ class TestCluster:
         assert list(alone) == []
         assert sorted(failures, key=str) == sorted(local_failures, key=str)
         assert len(failures) == 2
-        assert clips == [(result.video, len(result.clips), len(result.clips)) for result in results]
+        assert clips == [(result.video, len(result.clips), len(result.clips), result.clips) for result in results]
         assert min(spent.decode, spent.resize, spent.flow, spent.network) > 0
         assert capfd.readouterr().out == ""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import EXIT_OK
+from ..errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from ..video.demo import Segment
@@ -32,9 +32,12 @@ def demo(
 
     from ..video.demo import render
 
-    out.mkdir(parents=True, exist_ok=True)
     video, predictions, features = out / "camera.mp4", out / "predictions.jsonl", out / "feats.npy"
-    truth = render(video)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        truth = render(video)
+    except OSError as error:
+        raise UsageError(f"the demo cannot write to {out} ({error.strerror}): name a directory with --out") from None
     typer.echo(f"rendered {video}: {truth[-1].end_seconds:.1f} s, a virtual camera moves over a random scene")
     _run("classify", video, "--model", MODEL, "-o", predictions, "--overwrite")
     _run("extract", video, "--model", MODEL, "--out", features, "--overwrite")

@@ -24,7 +24,8 @@ MIN_SECONDS, MIN_CLIPS = 5.0, 3
 """Work after which a rate is known: the first clips include waiting for the first frames."""
 
 _STATUS_FORMAT = "{desc}"
-_COUNT_FORMAT = "{desc}{n_fmt} of {total_fmt} clips [{elapsed}]"
+_COUNT_FORMAT = "{desc}{n_fmt}/{total_fmt} clips [{elapsed}]"
+_COUNT_FORMAT_WITHOUT_TOTAL = "{desc}{n_fmt} clips [{elapsed}]"
 
 
 class EventPrinter:
@@ -177,7 +178,8 @@ class EventPrinter:
             return
         if bar.bar_format == _STATUS_FORMAT:  # the first clips
             bar.start_t = time.time() - progress.seconds
-        bar.n, bar.bar_format = progress.clips, None if _is_rate_known(progress) else _COUNT_FORMAT
+        count_format = _COUNT_FORMAT if bar.total else _COUNT_FORMAT_WITHOUT_TOTAL
+        bar.n, bar.bar_format = progress.clips, None if _is_rate_known(progress) else count_format
         num_ended = progress.done + progress.failed
         bar.set_description_str(f"{num_ended}/{self._num_videos} videos: " if self._num_videos > 1 else "")
 

@@ -41,6 +41,8 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
     forms = f"{', '.join(f'x{suffix}' for suffix in ('.npy', *EXPORTS))}, or a directory (x or x/)"
     if not out:
         raise UsageError(f"the name of the output is empty: give {forms}")
+    if out == "-":
+        raise UsageError(f"features need a file or a directory, not stdout: give {forms}")
     path, suffix = Path(out), Path(out).suffix.lower()
     if is_directory(out):
         return TREES[layout](path, worker)

@@ -106,6 +106,8 @@ def open_flow_output(
         UsageError: there is no such form, or no such dtype.
     """
     target = Path(path)
+    if target == Path("-"):
+        raise UsageError(f"flow needs a file or a directory, not stdout: give {FORMS}")
     suffix = target.suffix.lower()
     is_directory = target.is_dir()
     form: AbstractContextManager[_Append]

@@ -1,0 +1,88 @@
+"""What a terminal shows while a job runs, and the table of predictions that grows with it."""
+
+import io
+import re
+
+import pytest
+
+from vid3d_cli.cli import progress as progress_module
+from vid3d_cli.cli.progress import EventPrinter
+from vid3d_cli.cli.tables import PredictionTables
+from vid3d_cli.jobs.events import ClipsDone, Progress, VideoDone
+from vid3d_cli.models.manifest import parse_weights_name
+
+
+@pytest.fixture
+def terminal(monkeypatch, capsys):
+    """Return the last line on a terminal that is 70 characters wide."""
+    monkeypatch.setattr(progress_module, "shows_bars", lambda: True)
+    monkeypatch.setenv("COLUMNS", "70")
+    return lambda: re.split(r"[\r\n]+", capsys.readouterr().err.rstrip())[-1].strip()
+
+
+def show(printer, progress, num_done, num_expected=40):
+    progress.clips = num_done
+    printer(ClipsDone("a.mp4", num_done, num_expected, progress))
+
+
+def test_the_bar_says_what_it_waits_for_and_no_rate_before_it_knows_one(terminal, monkeypatch):
+    (file,) = parse_weights_name("i3d:rgb")
+    seen = []
+
+    def pull(file, progress):
+        seen.append(terminal())
+        for num_bytes in (1e6, 25e6):
+            progress(num_bytes, 50e6)
+            seen.append(terminal())
+
+    monkeypatch.setattr("vid3d_cli.models.weights.pull", pull)
+    with EventPrinter(2, "i3d") as printer:
+        assert terminal() == "loading i3d …"
+        printer.fetch(file)
+        assert seen == [
+            "downloading rgb weights, 50.9 MB …",
+            "downloading rgb weights, 1 of 50 MB …",
+            "downloading rgb weights, 25 of 50 MB …",
+        ]
+        assert terminal() == "loading i3d …"
+        progress = Progress(2)
+        show(printer, progress, 1)
+        assert terminal() == "0/2 videos: 1/80 clips [00:00]"
+        progress.started -= 4
+        show(printer, progress, 20)
+        assert terminal().startswith("0/2 videos: 20/80 clips [")
+        progress.started -= 6
+        show(printer, progress, 40)
+        assert re.fullmatch(r"0/2 videos:  50%\|.*\| 40/80 \[\d\d:\d\d<\d\d:\d\d, +\d+\.\d+clip/s\]", terminal())
+        progress.done = 1
+        printer(VideoDone("a.mp4", 40, 40, 0, progress))
+        assert terminal().startswith("1/2 videos:")
+
+
+def test_an_unknown_length_has_no_end(terminal):
+    with EventPrinter(1, "i3d") as printer:
+        progress = Progress(1)
+        show(printer, progress, 3, None)
+        assert terminal() == "3 clips [00:00]"
+        progress.started -= 10
+        show(printer, progress, 30, None)
+        assert re.fullmatch(r"30clip \[\d\d:\d\d, +\d+\.\d+clip/s\]", terminal())
+
+
+def make_record(video, clip, label):
+    fused = [{"label": label, "score": 0.5, "logit": 1.0}]
+    return {"video": video, "clip": clip, "start_seconds": 0.0, "end_seconds": 9.5, "rgb": fused, "fused": fused}
+
+
+def test_a_table_grows_by_rows_of_the_same_columns():
+    text = io.StringIO()
+    table = PredictionTables(text)
+    for record in (make_record("a.mp4", 0, "x"), make_record("a.mp4", 1, "long " * 20)):
+        table.write([record])
+        assert record["rgb"][0]["label"][:10] in text.getvalue()
+    table.write([make_record("a.mp4", None, "y")])
+    table.write([make_record("b.mp4", 0, "z")])
+    lines = text.getvalue().splitlines()
+    assert [sum(name in line for line in lines) for name in ("a.mp4", "b.mp4", "seconds")] == [1, 1, 2]
+    assert len({line.index("50.0%") for line in lines if "50.0%" in line}) == 1
+    assert any("whole video" in line for line in lines)
