@@ -187,8 +187,19 @@ def test_commands_run(page, command, home, vid3d):
         assert result.stdout
 
 
+def printed_after(page, block):
+    """Return what a page says a block prints, or None: the text block that follows it at once."""
+    found = re.match(r"```\n\n```text\n(.*?)^```$", PAGES[page].split(block, 1)[1], re.MULTILINE | re.DOTALL)
+    return found and found[1]
+
+
+def rounded(text):
+    """Text with fractions cut to one digit: another CPU rounds differently."""
+    return re.sub(r"(\.\d)\d+", r"\1", text)
+
+
 @pytest.mark.parametrize(("page", "block"), each(PYTHON))
-def test_python_runs(page, block, home, vid3d):
+def test_python_runs(page, block, home, vid3d, capsys):
     for module in ("h5py", "pandas", "pyarrow"):
         if module.replace("pyarrow", "read_parquet") in block:
             pytest.importorskip(module)
@@ -196,7 +207,11 @@ def test_python_runs(page, block, home, vid3d):
         if f'out="{out}"' not in block and not (home / out).exists():
             make(vid3d, out)
     names = {}
+    capsys.readouterr()
     exec(block, names)
+    printed, shown = capsys.readouterr().out, printed_after(page, block)
+    assert shown is not None or page != "python.md", printed
+    assert shown is None or rounded(printed) == rounded(shown)
     if "one" in names:
         assert names["one"].shape == (2, 512)
         assert len(names["index"]) == 4

@@ -2,12 +2,21 @@
 
     import vid3d_cli as vid3d
 
-    result = vid3d.classify("video.mp4", model="i3d")                  # VideoResult
-    for result in vid3d.extract(["a.mp4", "b.mp4"], model="i3d"): ...  # features with their seconds
-    summary = vid3d.extract("videos/", out="feats.npy", model="i3d")   # a job; the same call resumes it
+    result = vid3d.classify("video.mp4", model="i3d")                  # VideoResult(video.mp4, 8 clips, archery 95 %)
+    vid3d.top_k(result.logits["fused"], result.labels, 5)              # list of Prediction; also result.to_dict()
+    for result in vid3d.extract("videos/", model="i3d"): ...           # features with their seconds
+    summary = vid3d.extract("videos/", out="feats.npy", model="i3d")   # a JobSummary; the same call resumes the job
     store = vid3d.open_store("feats.npy")                              # output of vid3d extract, in any format
+    plan = vid3d.make_plan(model="i3d", window=16)                     # a Plan: checked options, without a network
     flow = vid3d.optical_flow(grey, method="dis")                      # (T, H, W) uint8 → (T-1, H, W, 2) float32
     net = vid3d.create_model("i3d", stream="rgb", weights=None)        # an nn.Module
+    info = vid3d.probe("video.mp4")                                    # codec, size, frame rate, lost frames
+    for frame in vid3d.VideoReader("video.mp4", fps=25): ...           # (H, W, 3) uint8, with their seconds
+
+help() explains each of them. `Options` lists the options; `Recipe` says how features were made, `Fusion` how the
+streams' scores are summed, `VideoFailure` why a video failed. All errors are `Vid3dError`s: `UsageError` (an argument
+is wrong), `VideoError` (one video cannot be used), `WeightsError`; warnings are `Vid3dWarning`s. `__version__` is the
+version.
 
 Names are imported when they are first used, so that `import vid3d_cli` is fast.
 """
