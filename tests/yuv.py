@@ -26,8 +26,8 @@ PATCH = 16
 
 def patches(height=96, width=128, seed=0):
     """An RGB image of patches of random colours."""
-    colours = np.random.default_rng(seed).integers(0, 256, (height // PATCH, width // PATCH, 3), np.uint8)
-    return np.repeat(np.repeat(colours, PATCH, 0), PATCH, 1)
+    colours = np.random.default_rng(seed).integers(0, 256, (-(-height // PATCH), -(-width // PATCH), 3), np.uint8)
+    return np.ascontiguousarray(np.repeat(np.repeat(colours, PATCH, 0), PATCH, 1)[:height, :width])
 
 
 def middles(image):
@@ -83,10 +83,8 @@ def read_frame(path):
 
 
 def exact_rgb(frame, matrix="untagged"):
-    """RGB of a frame in float64, (H, W, 3) in 0 … 255; each chroma sample fills its block."""
+    """RGB of a YUV or grey frame in float64, (H, W, 3) in 0 … 255; each chroma sample fills its block."""
     planes, bits = _planes(frame)
-    if frame.format.is_rgb:
-        return np.stack(planes, -1)
     height, width = planes[0].shape
     luma, *chroma = planes
     black, peak, swing, middle = (v * 2.0 ** (bits - 8) for v in (16, 219, 224, 128))
@@ -105,8 +103,6 @@ def exact_rgb(frame, matrix="untagged"):
 def _planes(frame):
     """The samples of each component but alpha, as float64, and their bits."""
     name = frame.format.name
-    if frame.format.is_rgb:
-        return [plane.astype(float) for plane in np.moveaxis(frame.to_ndarray(format="rgb24"), -1, 0)], 8
     planes = []
     for number, component in enumerate(frame.format.components):
         if component.is_alpha:

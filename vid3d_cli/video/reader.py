@@ -51,8 +51,6 @@ SEEK_MARGIN_SECONDS = 1.0
 MAX_DEMUX_ERRORS = 100
 """Stop reading after this many read errors without a packet in between."""
 
-_HAS_INDEX = hasattr(av.stream.Stream, "index_entries")  # from PyAV 17 on; before, a cut MP4 counts no lost frames
-
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -489,7 +487,7 @@ class _Pass:
             return max(0, self.stream.frames - 1 - self._last_dts) if is_cut else 0
         if "mp4" not in self.container.format.name.split(","):
             return 0  # other indexes list only some frames
-        index = self.stream.index_entries if _HAS_INDEX else ()
+        index = self.stream.index_entries
         num_lost = 0
         for number in range(len(index) - 1, -1, -1):
             if index[number].timestamp <= self._last_dts:
