@@ -37,8 +37,6 @@ MAX_DEMUX_ERRORS = 100
 
 _CONNECTION_LOST = "the server stopped before the end of the video ({}); try again later"
 
-_HAS_INDEX = hasattr(av.stream.Stream, "index_entries")  # from PyAV 17 on; before, a cut MP4 counts no lost frames
-
 
 class _DamageError(Exception):
     """A frame was decoded from damaged data."""
@@ -304,7 +302,7 @@ class Pass:
             return max(0, self.stream.frames - 1 - self._last_dts) if is_cut else 0
         if "mp4" not in self.container.format.name.split(","):
             return 0  # other indexes list only some frames
-        index = self.stream.index_entries if _HAS_INDEX else ()
+        index = self.stream.index_entries
         num_lost = 0
         for number in range(len(index) - 1, -1, -1):
             if index[number].timestamp <= self._last_dts:
