@@ -30,14 +30,17 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        # A newline in a name must not look like another message; one in an error's text is ours.
-        record.args = tuple(printable(str(x)) if isinstance(x, (str, Path)) else x for x in record.args or ())
-        text = printable(f"vid3d: {prefix}{self.format(record)}", keep="\n\t")  # with the traceback, if there is one
+        text = f"vid3d: {prefix}{self.format(record)}"  # with the traceback, if there is one
         bar_module = sys.modules.get("tqdm")
         if bar_module is not None:
             bar_module.tqdm.write(text, file=sys.stderr)
         else:
             print(text, file=sys.stderr)
+
+    def format(self, record: logging.LogRecord) -> str:
+        # A newline in a name must not look like another message; one in an error's text is ours.
+        record.args = tuple(printable(str(x)) if isinstance(x, (str, Path)) else x for x in record.args or ())
+        return printable(super().format(record), keep="\n\t")
 
 
 def set_verbosity(verbose: bool, quiet: bool, as_json: bool = False) -> None:
