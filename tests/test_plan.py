@@ -227,3 +227,10 @@ def test_an_option_that_decides_numbers_is_in_the_recipe(tmp_path, monkeypatch, 
         without["crops"] = 3
     with_it, without = (asdict(make_plan(**options).recipe) for options in (with_it, without))
     assert deciding_differences(with_it, without)
+
+
+def test_class_names_are_not_read_without_end(tmp_path):
+    """Before: --labels of a file without end took all memory."""
+    (tmp_path / "own.pt").write_bytes(b"weights")
+    with pytest.raises(UsageError, match="too long for a file of class names"):
+        Plan.make(Options("r3d_18", streams="rgb", weights={"rgb": tmp_path / "own.pt"}, labels="/dev/zero"))

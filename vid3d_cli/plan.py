@@ -34,6 +34,9 @@ from .video.pixels import PixelOptions
 Fetch = Callable[[WeightsFile], Path]
 """Finds or downloads a published checkpoint; None stands for `models.weights.pull`."""
 
+MAX_LABELS_BYTES = 2**24
+"""Maximum length of a file of class names."""
+
 
 @dataclass(frozen=True)
 class StreamPlan:
@@ -409,7 +412,11 @@ def _read_labels(options: Options, entry: ModelEntry) -> tuple[str, ...] | None:
 
 def _read_lines(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in path.read_text("utf-8-sig").rstrip().splitlines())
+        with path.open("rb") as file:
+            text = file.read(MAX_LABELS_BYTES + 1)
+        if len(text) > MAX_LABELS_BYTES:
+            raise UsageError(f"{path}: more than {MAX_LABELS_BYTES} bytes, too long for a file of class names")
+        return tuple(line.strip() for line in text.decode("utf-8-sig").rstrip().splitlines())
     except OSError as error:
         raise UsageError(f"{path}: class names cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

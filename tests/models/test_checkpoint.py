@@ -316,6 +316,29 @@ def test_a_file_with_a_damaged_byte_is_tensors_or_one_error(tmp_path, save, suff
     assert num_refused > 30
 
 
+def test_a_small_file_takes_little_memory(tmp_path):
+    """Before: 1 MB of deflated zeros became tensors of 1 GB, and 1 kB a tensor of 2^40 numbers that share one."""
+    torch.save({"w": torch.zeros(2**22)}, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    with pytest.raises(CheckpointError, match=r"unpack to 16777\d{3} bytes, many times its size"):
+        read_checkpoint(tmp_path / "bomb.pt")
+    torch.save({"w": torch.zeros(1).expand(2**40)}, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match=r"w \(1099511627776,\) is larger than its data"):
+        read_checkpoint(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("length", [2**62, 2**40, 10**8 + 1])
+def test_a_header_that_promises_much_is_refused(tmp_path, length):
+    (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match="header"):
+        read_checkpoint(tmp_path / "a.safetensors")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere\.pt: no such checkpoint file"):
         create_model("s3d_mini", weights=tmp_path / "nowhere.pt")

@@ -98,8 +98,8 @@ def block_of(pairs, interval):
     return content + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
 
 
-def table_of_blocks(blocks, compression=0):
-    """(last key, content) of each block → a table."""
+def table_of_blocks(blocks, compression=0, num_times=1):
+    """(last key, content) of each block → a table, whose index names them so many times."""
     content = b""
 
     def add(block):
@@ -109,7 +109,7 @@ def table_of_blocks(blocks, compression=0):
         content += block + trailer + struct.pack("<I", masked(block + trailer))
         return handle
 
-    handles = [(key, add(block)) for key, block in blocks]
+    handles = [(key, add(block)) for key, block in blocks] * num_times
     metaindex, index = add(block_of([], 1)), add(block_of(handles, 1))
     return content + (metaindex + index).ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
@@ -502,6 +502,33 @@ def test_unsupported_checkpoints_are_refused_in_one_line(tmp_path, table, messag
     with pytest.raises(CheckpointError, match=message) as error:
         read_tensors(path)
     assert_is_one_line(error.value, path)
+
+
+GROWING = b"".join(varint(i) + b"\1\0x" for i in range(8000)) + bytes(4)  # keys "x", "xx", "xxx", …
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (bytes(2**20 + 1), "longer than 1048576 bytes"),
+        (table_of_blocks([(b"a", GROWING)]), "names of more than 4194304 bytes"),
+        (table_of({f"w{i}": WHOLE for i in range(9)}), "tensors share their data"),
+    ],
+    ids=["index", "names", "tensors"],
+)
+def test_small_files_take_little_memory(tmp_path, table, message):
+    """Before: an index of 1 MB whose names grow, or whose entries all name the same gigabyte, took all memory."""
+    path = write_files(tmp_path / "a.ckpt", table, NUMBERS.tobytes())
+    with pytest.raises(CheckpointError, match=message):
+        read_tensors(path)
+
+
+def test_a_block_that_is_named_again_and_again_is_refused(tmp_path):
+    """Before: an index of 1 MB that names one block 100,000 times took hours."""
+    table = table_of_blocks([(b"a", block_of([(b"x" * 40, WHOLE)], 1))], num_times=50)
+    path = write_files(tmp_path / "a.ckpt", table, NUMBERS.tobytes())
+    with pytest.raises(CheckpointError, match="names a block many times"):
+        read_tensors(path)
 
 
 def test_the_other_file_must_be_in_the_same_directory(tmp_path):

@@ -1,5 +1,6 @@
 """The way from the manifest's facts to a verified file. Every server here is on 127.0.0.1."""
 
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -506,15 +507,84 @@ def test_a_damaged_record_is_named(content):
         weights.locate(file)
 
 
-@pytest.mark.parametrize(("url", "allowed"), [("https://elsewhere/x", True), ("http://elsewhere/x", False)])
-def test_without_a_digest_no_redirection_leaves_https(url, allowed):
-    handler = weights._OnlyToHttps()
+@pytest.mark.parametrize("has_digest", [True, False])
+@pytest.mark.parametrize(
+    "url", ["https://elsewhere/x", "http://elsewhere/x", "ftp://here/x", "file:///etc/passwd", "HTTP://here/x"]
+)
+def test_no_redirection_leaves_https(url, has_digest):
+    """Before: where a digest is known, anyone on the way could see and change what http or ftp brought."""
+    handler = weights._OnlyToHttps(may_use_http=has_digest)
     request = weights.urllib.request.Request("https://here/x")
-    if allowed:
+    if url.startswith("https:"):
         assert handler.redirect_request(request, None, 302, "Found", {}, url).full_url == url
     else:
-        with pytest.raises(weights._SourceError, match="redirects to http://elsewhere/x"):
+        with pytest.raises(weights._SourceError, match=f"redirects to {url}, which is not https"):
             handler.redirect_request(request, None, 302, "Found", {}, url)
+
+
+def test_the_manifest_names_https_only():
+    for entry in manifest.model_entries().values():
+        for file in entry.files:
+            sources = [source for part in file.parts for source in part.sources]
+            assert all(s.url.startswith("https://") for s in sources if isinstance(s, (HubSource, UrlSource))), entry
+
+
+class Endless(http.server.BaseHTTPRequestHandler):
+    """Sends without an end, and says nothing or anything of its length."""
+
+    def do_GET(self):
+        self.send_response(200)
+        if self.path != "/":
+            self.send_header("Content-Length", self.path[1:])
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self.wfile.write(bytes(2**16))
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("length", ["", "1000000000000", str(2 * len(CONTENT)), "-1", "much"])
+@pytest.mark.parametrize("size", [len(CONTENT), None])
+def test_a_server_that_sends_more_is_cut_off(server, cache, monkeypatch, length, size):
+    """Before: a server could fill the disk; the published size was compared afterwards."""
+    server.RequestHandlerClass = Endless
+    monkeypatch.setattr(weights, "_MAX_BYTES", 3 * len(CONTENT) // 2)
+    received = []
+    file = weights_file(UrlSource(f"{server.url}/{length}"), size_bytes=size)
+    with pytest.raises(WeightsUnavailable):
+        weights.pull(file, progress=lambda num_bytes, _: received.append(num_bytes))
+    assert max(received, default=0) <= 1.5 * len(CONTENT)
+    assert not list(cache.rglob("*.p*t*"))
+
+
+def test_a_link_in_the_cache_is_replaced_and_not_followed(good, cache, tmp_path):
+    """What an attacker who may write to the cache would get: a file of the user's overwritten."""
+    file, mine = weights_file(good), tmp_path / "thesis.txt"
+    mine.write_text("mine")
+    weights.weights_path(file).parent.mkdir(parents=True)
+    weights.weights_path(file).symlink_to(mine)
+    assert weights.pull(file).read_bytes() == CONTENT
+    assert mine.read_text() == "mine"
+
+
+def test_no_token_is_sent(server, good, monkeypatch, tmp_path):
+    """What a mirror or the target of a redirection would get: the user's token of the Hugging Face Hub."""
+    seen = []
+
+    class Listening(server.RequestHandlerClass):
+        def do_GET(self):  # noqa: N802
+            seen.append(dict(self.headers))
+            super().do_GET()
+
+    server.RequestHandlerClass = Listening
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    for name, value in {"HF_TOKEN": "secret", "HUGGING_FACE_HUB_TOKEN": "secret", "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    weights.pull(weights_file(good))
+    assert seen
+    assert "secret" not in str(seen) and "Authorization" not in str(seen)
 
 
 def test_redirections_are_followed_where_a_digest_is_known(server, good):
@@ -528,7 +598,7 @@ def test_redirections_are_followed_where_a_digest_is_known(server, good):
     server.pages["/moved"] = (302, b"", 0)
     moved = UrlSource(f"{server.url}/moved")
     assert weights.pull(weights_file(moved)).read_bytes() == CONTENT
-    with pytest.raises(WeightsUnavailable, match=f"redirects to {good.url}, and there is no digest"):
+    with pytest.raises(WeightsUnavailable, match=f"redirects to {good.url}, which is not https"):
         weights.pull(weights_file(moved, file_name="other.pt", **UNKNOWN))
 
 

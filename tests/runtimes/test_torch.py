@@ -1,7 +1,10 @@
 """The PyTorch runtime: batches, memory, precision, batches in flight, and its ways to be fast on a CPU."""
 
 import copy
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from vid3d_cli.models.registry import BACKBONES
 from vid3d_cli.records import Clip, ClipSpan
 from vid3d_cli.runtimes import create_runtime
 from vid3d_cli.runtimes.base import MultiDeviceRuntime, Runtime
+from vid3d_cli.runtimes.cache import use_private_inductor_cache
 from vid3d_cli.runtimes.transfer import CudaTransfer, Transfer
 
 
@@ -277,3 +281,26 @@ def test_the_host_does_not_wait_for_a_gpu():
     (found,) = wait()
     np.testing.assert_array_equal(found, np.stack(arrays) + 1)
     assert not torch.from_numpy(found).is_pinned()  # results do not hold page-locked memory
+
+
+@pytest.mark.parametrize("planted", ["nothing", "directory", "link", "ours"])
+def test_compiled_code_is_loaded_from_a_private_directory(tmp_path, monkeypatch, planted):
+    """Before: torch ran the code that anybody had put into /tmp/torchinductor_NAME before --compile was first used."""
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    usual = tmp_path / f"vid3d-inductor-{os.getuid()}"
+    if planted == "directory":
+        usual.mkdir()
+        usual.chmod(0o777)
+    elif planted == "link":
+        usual.symlink_to(tmp_path / "elsewhere")
+    elif planted == "ours":
+        usual.mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    use_private_inductor_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    use_private_inductor_cache()
+    found = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert (found == usual) == (planted in ("nothing", "ours"))
+    assert found.is_dir() and not found.is_symlink() and not found.stat().st_mode & 0o077

@@ -211,6 +211,13 @@ def test_a_redirect_within_http_is_followed(tmp_path, server):
     assert count_frames(f"{server.url.replace('http', 'HTTP')}/a.mp4") == 2
 
 
+def test_offline_opens_no_url(server, monkeypatch):
+    monkeypatch.setenv("VID3D_OFFLINE", "1")
+    with pytest.raises(NotAVideo, match="VID3D_OFFLINE is set"):
+        count_frames(f"{server.url}/a.mp4")
+    assert server.requests == []
+
+
 def test_a_playlist_of_a_server_needs_to_be_allowed(private, server):
     """Before: a URL of a video could make this machine request any other address."""
     server.pages = {"/a.m3u8": hls("/seg.ts").encode(), "/seg.ts": private.read_bytes()}

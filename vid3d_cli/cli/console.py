@@ -37,15 +37,17 @@ class _Handler(logging.Handler):
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}:"
         if prefix and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             prefix = typer.style(prefix, _COLOURS.get(record.levelno), bold=True)
-        # A newline in a name must not look like another message; one in an error's text is ours.
-        record.args = tuple(printable(str(x)) if isinstance(x, (str, Path)) else x for x in record.args or ())
-        message = printable(self.format(record), keep="\n\t")  # with the traceback, if there is one
-        text = " ".join(filter(None, ["vid3d:", prefix, message]))
+        text = " ".join(filter(None, ["vid3d:", prefix, self.format(record)]))  # with the traceback, if there is one
         bar_module = sys.modules.get("tqdm")
         if bar_module is not None:
             bar_module.tqdm.write(text, file=sys.stderr)
         else:
             print(text, file=sys.stderr)
+
+    def format(self, record: logging.LogRecord) -> str:
+        # A newline in a name must not look like another message; one in an error's text is ours.
+        record.args = tuple(printable(str(x)) if isinstance(x, (str, Path)) else x for x in record.args or ())
+        return printable(super().format(record), keep="\n\t")
 
 
 def set_verbosity(verbose: bool, quiet: bool, as_json: bool = False) -> None:

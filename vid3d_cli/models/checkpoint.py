@@ -7,6 +7,7 @@ import pickle
 import re
 import shlex
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,17 @@ def _read(path: Path) -> StateDict:
         return {name: torch.from_numpy(array) for name, array in read_tf_checkpoint(path).items()}
     if path.suffix == ".safetensors":
         return unwrap(safetensors.torch.load_file(path), path)
+    _refuse_bomb(path)
     return unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise CheckpointError for a zip archive that unpacks to many times its size; torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            num_bytes = sum(entry.file_size for entry in archive.infolist())
+        if num_bytes > 4 * path.stat().st_size:
+            raise CheckpointError(f"{path}: refused: it would unpack to {num_bytes} bytes, many times its size")
 
 
 def unwrap(saved: Any, path: Path) -> StateDict:
@@ -82,6 +93,9 @@ def unwrap(saved: Any, path: Path) -> StateDict:
             saved = saved[key]
     if not isinstance(saved, Mapping) or not saved or not all(isinstance(v, Tensor) for v in saved.values()):
         raise CheckpointError(f"{path}: holds no state dict (a mapping from names to tensors)")
+    for name, tensor in saved.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: refused: {name} {tuple(tensor.shape)} is larger than its data in the file")
     return {str(name).removeprefix("module."): tensor for name, tensor in saved.items()}
 
 

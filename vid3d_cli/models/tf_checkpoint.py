@@ -46,6 +46,12 @@ LITTLE_ENDIAN = 0
 FLOAT32 = 1
 """Values of the block's first trailer byte, of BundleHeaderProto.endianness, of BundleEntryProto.dtype."""
 
+MAX_INDEX_BYTES = 2**20
+"""Those of I3D take 11 kB."""
+
+MAX_KEYS_BYTES = 2**22
+"""Of a block. Keys share their beginnings: without a limit, an index of 1 MB gives keys of gigabytes."""
+
 TRAINING_STATE = re.compile(r"(^|/)(global_step|beta[12]_power|Momentum|(Adam|RMSProp)(_1)?)$")
 """Names of what only training needs: counters, and the optimiser's state of each weight."""
 
@@ -95,9 +101,18 @@ def read_tensors(path: Path) -> Tensors:
         CheckpointError: a file is missing, damaged, or of a kind that vid3d does not read.
     """
     try:
-        entries = read_index(_beside(path, INDEX_SUFFIX).read_bytes())
-        data = _beside(path, DATA_SUFFIX)
-        return {entry.name: read_tensor(data, entry) for entry in entries}
+        index, data = _beside(path, INDEX_SUFFIX), _beside(path, DATA_SUFFIX)
+        if index.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(
+                f"the index is longer than {MAX_INDEX_BYTES} bytes; it is damaged, or not one of a network"
+            )
+        tensors, room = {}, data.stat().st_size
+        for entry in read_index(index.read_bytes()):
+            tensors[entry.name] = read_tensor(data, entry)
+            room -= entry.size
+            if room < 0:
+                raise ValueError("the index is damaged: tensors share their data")
+        return tensors
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -242,8 +257,13 @@ def table_entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise ValueError("the index is not one of a TensorFlow checkpoint, or is cut off")
     handles = Cursor(table[-FOOTER_BYTES:])
     handles.varint(), handles.varint()  # the metaindex, in which TensorFlow writes nothing
+    num_bytes = 0
     for _, handle in block_entries(read_block(table, handles)):
-        yield from block_entries(read_block(table, Cursor(handle)))
+        block = read_block(table, Cursor(handle))
+        num_bytes += len(block)
+        if num_bytes > len(table):
+            raise ValueError("the index is damaged: it names a block many times")
+        yield from block_entries(block)
 
 
 def read_block(table: bytes, handle: Cursor) -> bytes:
@@ -269,12 +289,15 @@ def block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         ValueError: the block is damaged.
     """
     num_restarts = int.from_bytes(block[-4:], "little")
-    entries, key = Cursor(block[: max(len(block) - 4 * (num_restarts + 1), 0)]), b""
+    entries, key, num_bytes = Cursor(block[: max(len(block) - 4 * (num_restarts + 1), 0)]), b"", 0
     while entries:
         num_shared, num_added, value_size = entries.varint(), entries.varint(), entries.varint()
         if num_shared > len(key):
             raise ValueError("the index is damaged: a key shares more bytes than the one before has")
         key = key[:num_shared] + entries.take(num_added)
+        num_bytes += len(key)
+        if num_bytes > MAX_KEYS_BYTES:
+            raise ValueError(f"the index is damaged: a block with names of more than {MAX_KEYS_BYTES} bytes")
         yield key, entries.take(value_size)
 
 

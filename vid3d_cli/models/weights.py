@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ Check = Callable[[WeightsFile, Path], None]
 """Raises CheckpointError if a file does not fit the network of this entry."""
 
 _CHUNK_BYTES = 1 << 20
+_MAX_BYTES = 4 << 30  # of a file whose size is not published
 _NETWORK_TIMEOUT_SECONDS = 10.0
 _OFFLINE_VARIABLES = ("VID3D_OFFLINE", "HF_HUB_OFFLINE")
 
@@ -473,11 +475,19 @@ class _SourceError(Exception):
 
 
 class _OnlyToHttps(urllib.request.HTTPRedirectHandler):
-    """Refuses redirections to http, where no certificate vouches for the content."""
+    """Refuses redirections that leave https, and those of http, as of a local mirror, to anything but http and https.
+
+    Args:
+        may_use_http: whether http may redirect to http: a digest vouches for the content where no certificate does.
+    """
+
+    def __init__(self, may_use_http: bool) -> None:
+        self._may_use_http = may_use_http
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if not newurl.startswith("https:"):
-            raise _SourceError(f"redirects to {newurl}, and there is no digest to verify the file")
+        scheme = urllib.parse.urlsplit(newurl).scheme
+        if scheme != "https" and (scheme, req.type, self._may_use_http) != ("http", "http", True):
+            raise _SourceError(f"redirects to {newurl}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -530,14 +540,17 @@ def _require_network() -> None:
 def _download(url: str, file: WeightsFile, progress: Progress | None, out: BinaryIO) -> None:
     _require_network()
     request = urllib.request.Request(url, headers={"User-Agent": f"vid3d/{__version__}"})
-    opener = urllib.request.build_opener(*([] if file.has_digest else [_OnlyToHttps]))
+    opener = urllib.request.build_opener(_OnlyToHttps(may_use_http=file.has_digest))
+    max_bytes = file.size_bytes or _MAX_BYTES
     with opener.open(request, timeout=_NETWORK_TIMEOUT_SECONDS) as response:
         length = response.headers.get("Content-Length")
         total_bytes = int(length) if length else file.size_bytes
         num_bytes = 0
         while chunk := response.read(_CHUNK_BYTES):
-            out.write(chunk)
             num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                raise _SourceError(f"sends more than {max_bytes} bytes: it is not the published file")
+            out.write(chunk)
             if progress is not None:
                 progress(num_bytes, total_bytes)
     if length and num_bytes < int(length):

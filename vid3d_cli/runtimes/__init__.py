@@ -153,8 +153,11 @@ def create_runtime(
     name = select_runtime(name, device=device, precision=precision, compile=compile, num_threads=num_threads)
     if name == "torch":
         from .base import MultiDeviceRuntime
+        from .cache import use_private_inductor_cache
         from .torch import TorchRuntime, select_devices, select_precision
 
+        if compile:
+            use_private_inductor_cache()
         devices = select_devices(device)
         replicas = [models, *(copy.deepcopy(models) for _ in devices[1:])]
         runtimes = [

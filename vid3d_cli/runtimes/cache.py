@@ -11,6 +11,8 @@ import functools
 import hashlib
 import logging
 import os
+import stat
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +73,21 @@ class NetworkCache:
             room -= facts.st_size
             if room < 0:
                 entry.unlink(missing_ok=True)
+
+
+def use_private_inductor_cache() -> None:
+    """Make TorchInductor keep compiled code in a directory that only this user can write, unless the user names one.
+
+    Its own default, /tmp/torchinductor_NAME, can be made by anybody first, and torch runs the code that it finds there.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    path = Path(tempfile.gettempdir()) / f"vid3d-inductor-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    facts = path.lstat()
+    is_private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path if is_private else tempfile.mkdtemp(prefix="vid3d-inductor-"))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ Rationals of PyAV become `fractions.Fraction` here.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import stat
 import struct
@@ -114,6 +115,8 @@ def _open_url(url: str, allowed: dict[str, str]) -> av.container.InputContainer:
     if scheme.lower() not in URL_SCHEMES:
         advice = f"write {rest}" if scheme.lower() == "file" else "save it to a file first"
         raise NotAVideo(url, f"{scheme}:// is not read, only {' and '.join(URL_SCHEMES)}; {advice}")
+    if os.environ.get("VID3D_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise NotAVideo(url, "not opened: VID3D_OFFLINE is set")
     try:
         return _open(f"{scheme.lower()}://{rest}", allowed, timeout=URL_TIMEOUT_SECONDS)
     except av.error.ExitError as error:

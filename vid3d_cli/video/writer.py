@@ -53,7 +53,7 @@ class VideoWriter:
 
     def open(self) -> None:
         """Create the file."""
-        self._container = av.open(str(self._path), "w")
+        self._container = av.open(f"file:{self._path}", "w")  # a path is never a protocol
 
     def write(self, rgb: NDArray[np.uint8]) -> None:
         """Append a frame (H, W, 3), of the same size as the others; an odd side gets one more pixel."""
