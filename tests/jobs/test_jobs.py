@@ -12,6 +12,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from formats import FORMATS as OUTPUTS
 from hypothesis import given
 from hypothesis import strategies as st
 from killable import run_job, start_job, wait_until
@@ -28,7 +29,7 @@ from vid3d_cli.video.fingerprint import ENDS_BYTES, Fingerprint
 from vid3d_cli.video.sources import Source
 
 OPTIONS = ("--model", "s3d_mini", "--streams", "rgb", "--window", "10", "--fps", "native")
-FORMATS = ["f.npy", "f.npz", "f.h5", "f.parquet", "f"]
+FORMATS = [name.replace("feats", "f") for name in OUTPUTS if "+" not in name]
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ from .entries import (
     video_key,
 )
 from .npz import open_npz
-from .store import Store, read_recipe, read_verified, refuse_damaged, write_recipe
+from .store import RESTORE, Store, read_recipe, read_verified, refuse_damaged, write_recipe
 from .table import MATRICES
 
 WORKERS = ".workers"
@@ -187,6 +187,19 @@ class TreeStore(Store):
             if is_new:
                 self._journal_path.unlink(missing_ok=True)
             raise
+
+    def refuse_incomplete(self) -> None:
+        super().refuse_incomplete()
+        if not self.recipe_path.exists():
+            for path in self.path.rglob(f"*{self.endings[0]}"):
+                with suppress(Exception):  # whatever other programs wrote there
+                    if self.stored_entry(path):
+                        break
+            else:
+                return
+            raise OutputError(
+                f"{self.recipe_path}: missing, and without it the rows of {path} cannot be used; {RESTORE}"
+            )
 
     def _list_unlisted(self) -> None:
         """Add the whole files that no journal lists: of a killed job, or of a journal that was removed or cut off."""

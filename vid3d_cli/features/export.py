@@ -113,6 +113,8 @@ class ExportStore(Store):
         return [self.path] if self.path.exists() or self.path.is_symlink() else []
 
     def lock(self, *, anew: bool = False) -> None:
+        if not anew:
+            super().refuse_incomplete()
         self._rows.lock(anew=anew)
         self._is_locked = True
         remove_abandoned(self.path.parent)

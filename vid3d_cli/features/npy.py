@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..durable import AppendedFile, output_errors, read_records, remove_abandoned, remove_files, sync_directory
-from ..errors import OutputError
+from ..errors import OutputError, Vid3dError
 from .entries import (
     Recipe,
     VideoEntry,
@@ -298,7 +298,7 @@ class NpyStore(Store):
             self._forget_what_was_read()
 
     def _is_complete(self) -> bool:
-        with suppress(OutputError):
+        with suppress(Vid3dError):
             self.refuse_incomplete()
             return True
         return False

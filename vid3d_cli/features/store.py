@@ -115,7 +115,7 @@ class Store(ABC):
         Nothing is written. Files of one video in a directory do not count: a job extracts it again.
         """
         journals = [path for path in self.journal_paths() if path.stat().st_size]
-        if journals and not self.recipe_path.exists():
+        if read_recipe(self.recipe_path) is None and journals:
             raise OutputError(f"{self.recipe_path}: missing, and {journals[0]} lists videos with rows; {RESTORE}")
         _read_failures(self.failures_path)
 
