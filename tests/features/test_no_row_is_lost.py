@@ -251,4 +251,4 @@ def test_no_row_is_lost(tmp_path, name, concat, state):
 @every_output
 def test_no_row_is_lost_often(tmp_path, name, concat, state):
     skip_without_package(name)
-    check_harms(tmp_path, name, concat, state, (24, 30, 30), 2)
+    check_harms(tmp_path, name, concat, state, (12, 16, 16), 2)

@@ -189,7 +189,7 @@ def read_directory(out, names):
 
 
 def read_video_features(out, names):
-    out = out.parent
+    out = out.with_name("feats")
     parts, columns = {n: [] for n in names}, {c: [] for c in ("video", *SPAN_COLUMNS)}
     for stem, result in RESULTS.items():
         assert load(out / f"{stem}_fps.npy") == 30000 / 1001

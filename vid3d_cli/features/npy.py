@@ -304,9 +304,8 @@ class NpyStore(Store):
         return False
 
     def _remove_traces(self) -> None:
-        """Delete the files of an output without rows; keep an index that is not empty, since vid3d did not write it."""
-        is_empty = self._index_path.exists() and not self._index_path.stat().st_size
-        remove_files([*self._matrix_paths().values(), self._recipe_path, *([self._index_path] if is_empty else [])])
+        """Delete the files of an output without rows."""
+        remove_files([*self._matrix_paths().values(), self._index_path, self._recipe_path])
         remove_files([self._journal_path])
 
     def _close_rows(self) -> None:
