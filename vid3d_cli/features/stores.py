@@ -50,7 +50,7 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
     if suffix in EXPORTS:
         EXPORTS[suffix].check()
         return ExportStore(path, EXPORTS[suffix])
-    raise UsageError(f"'{out}' is no name of features: give {forms}")
+    raise UsageError(f"cannot write features to '{out}': give {forms}")
 
 
 def is_directory(out: str) -> bool:
@@ -68,6 +68,8 @@ def open_store(path: str) -> Store:
         UsageError: nothing is there, or vid3d extract did not write it.
     """
     path = _without_stream(path)
+    if not is_directory(path) and Path(path).suffix.lower() not in (suffixes := (".npy", *EXPORTS)):
+        raise UsageError(f"{path}: not features: give an output of vid3d extract, {', '.join(suffixes)} or a directory")
     recipe = read_recipe(Path(path) / "recipe.json") if Path(path).is_dir() else None
     store = create_store(path, layout=recipe["layout"] if recipe else LAYOUTS[0])
     if store.recipe() is None:
