@@ -372,7 +372,7 @@ def test_check_sees_clips_that_changed_places(vid3d, tmp_path):
 
 
 def test_check_sees_numbers_that_are_not_finite(vid3d, tmp_path, monkeypatch):
-    """Versions before 0.2 wrote them."""
+    """Older versions wrote them."""
     monkeypatch.setattr(
         FeatureFormat, "matrices", lambda form, result: {"features": result.features().astype(form.dtype)}
     )
