@@ -167,7 +167,7 @@ def _describe_row(row: Any) -> str:
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Outputs of vid3d extract.", show_default=False)],
 ) -> None:
-    """Compare rows, times, videos and recipe with their checksums. The exit code is 1 if something is damaged or missing.
+    """Compare rows, times, videos and recipe with their checksums. The exit code is 1 if any is damaged or missing.
 
     Example: vid3d features check feats.npy
     """
@@ -230,7 +230,7 @@ def merge(
     """Merge the features of shards, or of any jobs with the same recipe. A video in several files is written once.
 
     Rows keep the order of the files; those of a directory are sorted by video name. Damaged rows are left out, and the
-    exit code is then 1. Run the same command again to resume an interrupted merge; an output with other rows is refused.
+    exit code is then 1. Run the same command again to resume an interrupted merge; other outputs are refused.
 
     Example: vid3d features merge feats.shard-*.npy --out feats.npy
     """
