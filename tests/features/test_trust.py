@@ -17,9 +17,9 @@ from test_no_row_is_lost import JOBS, Outputs, are_equal, restore, rows_of, run_
 from test_stores import RECIPE, features_of, make_form, make_result, make_store, write
 
 from vid3d_cli.errors import NoFeatures, OutputError, OutputExists, UsageError, Vid3dError
-from vid3d_cli.features.directory import JournalTail
 from vid3d_cli.features.entries import FailedVideo, VideoFeatures, parse_entries, video_key
 from vid3d_cli.features.inspection import find_problems
+from vid3d_cli.features.journals import JournalTail
 from vid3d_cli.features.merging import merge
 from vid3d_cli.features.stores import create_store, open_store
 from vid3d_cli.records import VideoFailure

@@ -20,8 +20,8 @@ from killable import run_job, start_job, wait_until
 from videos import write_video
 
 from vid3d_cli.errors import UsageError
-from vid3d_cli.features.directory import paths_of_all
 from vid3d_cli.features.entries import video_key
+from vid3d_cli.features.journals import paths_of_all
 from vid3d_cli.features.stores import create_store, open_store
 from vid3d_cli.jobs import extraction, shards
 from vid3d_cli.jobs.claims import Claims

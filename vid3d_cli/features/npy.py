@@ -34,7 +34,8 @@ from .entries import (
 )
 from .format import DTYPES, FEATURES
 from .growing import GrowingNpy, NpyHeader
-from .store import RESTORE, Store, read_recipe, refuse_damaged, write_recipe
+from .recipes import RESTORE, read_recipe, write_recipe
+from .store import Store, refuse_damaged
 from .table import Table
 
 RESUMES = "a job is running, or was interrupted; run the same command to resume it"

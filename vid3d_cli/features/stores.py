@@ -11,7 +11,8 @@ from .directory import TREES
 from .export import ExportStore
 from .format import LAYOUTS
 from .npy import NpyStore
-from .store import Store, read_recipe
+from .recipes import read_recipe
+from .store import Store
 from .table import ExportFormat
 
 EXPORTS: dict[str, ExportFormat] = {
