@@ -194,7 +194,7 @@ def test_a_directory_finds_its_rows_again_without_its_list(vid3d, tiny_model, th
     before = rows_of(tmp_path / "f")
     (tmp_path / "f" / "videos.jsonl").unlink()
     result = vid3d("extract", "a.mp4", "--out", "f", *OPTIONS)
-    assert "1 of 1 videos done before" in result.stderr
+    assert "1 of 1 video done before" in result.stderr
     assert_same_rows(rows_of(tmp_path / "f"), before)
 
 
