@@ -104,7 +104,8 @@ class AtomicFile(io.BufferedRandom):
         """Delete the temporary file; no effect after a commit."""
         with suppress(OutputError):  # writing the rest of the buffer may fail, which does not matter
             self.close()
-        self.part.unlink(missing_ok=True)
+        with suppress(OSError):  # `remove_abandoned` deletes it later
+            self.part.unlink()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

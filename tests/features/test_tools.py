@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 from disks import _fast_disk  # noqa: F401
+from formats import FORMATS, skip_without_package, split
 
 from vid3d_cli.cli import formats
 from vid3d_cli.errors import EXIT_SOME_FAILED, EXIT_USAGE, OutputError, UsageError
@@ -47,7 +48,6 @@ RECIPE = Recipe(
     versions={"vid3d": "0.1.0"},
     numerics=1,  # as in recipes from before this key
 )
-FORMATS = ["feats.npy", "feats.npz", "feats.h5", "feats.parquet", "feats", "feats+video_features"]
 NUM_CLIPS = {"in/a.mp4": 2, "in/sub/deep/b.mp4": 1, "in/c.mov": 3}
 VIDEOS = list(NUM_CLIPS)
 
@@ -56,10 +56,8 @@ every_format = pytest.mark.parametrize("name", FORMATS)
 
 @pytest.fixture(autouse=True)
 def _skip_what_is_not_installed(request):
-    params = getattr(request.node, "callspec", None) and request.node.callspec.params.values()
-    for suffix, package in {"h5": "h5py", "parquet": "pyarrow"}.items():
-        if any(suffix in str(value) for value in params or ()):
-            pytest.importorskip(package)
+    if hasattr(request.node, "callspec"):
+        skip_without_package(*request.node.callspec.params.values())
 
 
 def make_result(video, num_clips=None, *, dim=D, value=None, num_lost=0):
@@ -89,8 +87,8 @@ def write(
     out, videos=VIDEOS, *, concat=True, dtype="float32", recipe=RECIPE, worker=None, failed=(), ends=True, results=None
 ):
     """Write an output as a job does, and give its name for the command line."""
-    out, _, layout = str(out).partition("+")
-    form = FeatureFormat(dtype, concat, layout or "vid3d")
+    out, layout = split(str(out))
+    form = FeatureFormat(dtype, concat, layout)
     with create_store(out, layout=form.layout, worker=worker) as store:
         store.begin(form.describe(recipe))
         for video in videos:
@@ -373,7 +371,7 @@ def test_check_sees_clips_that_changed_places(vid3d, tmp_path):
 
 
 def test_check_sees_numbers_that_are_not_finite(vid3d, tmp_path, monkeypatch):
-    """Versions before 0.2 wrote them."""
+    """Older versions wrote them."""
     monkeypatch.setattr(
         FeatureFormat, "matrices", lambda form, result: {"features": result.features().astype(form.dtype)}
     )

@@ -172,7 +172,7 @@ def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Outputs of vid3d extract.", show_default=False)],
     form: ListFormat = None,
 ) -> None:
-    """Read every row and compare it with its checksum. The exit code is 1 if rows are damaged.
+    """Compare rows, times, videos and recipe with their checksums. The exit code is 1 if any is damaged or missing.
 
     Example: vid3d features check feats.npy
     """
@@ -251,7 +251,7 @@ def merge(
     """Merge the features of shards, or of any jobs with the same recipe. A video in several files is written once.
 
     Rows keep the order of the files; those of a directory are sorted by video name. Damaged rows are left out, and the
-    exit code is then 1. Run the same command again to resume an interrupted merge.
+    exit code is then 1. Run the same command again to resume an interrupted merge; other outputs are refused.
 
     Example: vid3d features merge feats.shard-*.npy --out feats.npy
     """

@@ -45,12 +45,11 @@ from .entries import (
     spans_of,
     video_key,
 )
+from .journals import WORKERS, paths_of_all
 from .npz import open_npz
-from .store import Store, read_recipe, read_verified, refuse_damaged, write_recipe
+from .recipes import RESTORE, read_recipe, write_recipe
+from .store import Store, read_verified, refuse_damaged
 from .table import MATRICES
-
-WORKERS = ".workers"
-"""Directory of the workers' journals, separate from the features, which may have any name."""
 
 
 class TreeStore(Store):
@@ -149,6 +148,11 @@ class TreeStore(Store):
     def stored_entry(self, path: Path) -> bytes | None:
         """Return the journal line that a file with the first of `endings` holds; None in those of older versions."""
 
+    def _compare(self, entry: VideoEntry, stored: Mapping[str, Any] | None, recipe: Recipe) -> None:
+        """Raise ValueError unless entry and recipe in the files of a video are those of the directory."""
+        if recipe != self.recipe() or (stored and parse_entries([stored], self.path) != [entry]):
+            raise ValueError("its recipe or its entry is not that of the directory")
+
     @abstractmethod
     def files(self, stem: str, recipe: Recipe) -> list[Path]:
         """Return the files of a video."""
@@ -187,6 +191,19 @@ class TreeStore(Store):
             if is_new:
                 self._journal_path.unlink(missing_ok=True)
             raise
+
+    def refuse_incomplete(self) -> None:
+        super().refuse_incomplete()
+        if not self.recipe_path.exists():
+            for path in self.path.rglob(f"*{self.endings[0]}"):
+                with suppress(Exception):  # whatever other programs wrote there
+                    if self.stored_entry(path):
+                        break
+            else:
+                return
+            raise OutputError(
+                f"{self.recipe_path}: missing, and without it the rows of {path} cannot be used; {RESTORE}"
+            )
 
     def _list_unlisted(self) -> None:
         """Add the whole files that no journal lists: of a killed job, or of a journal that was removed or cut off."""
@@ -301,8 +318,8 @@ class DirectoryStore(TreeStore):
         path = self.beside(entry.stem, ".npz")
         with read_errors(path), open_npz(path) as stored:
             spans = spans_of({name: stored[name] for name in SPAN_COLUMNS})
-            if json.loads(str(stored["recipe"])) != self.recipe():
-                raise ValueError("its recipe is not that of the directory")
+            line = json.loads(stored["videos"].tobytes()) if "videos" in stored else None
+            self._compare(entry, line, json.loads(str(stored["recipe"])))
             return VideoFeatures(entry, {name: stored[name] for name in MATRICES if name in stored}, spans)
 
     def write_files(self, features: VideoFeatures, recipe: Recipe) -> None:
@@ -352,9 +369,7 @@ class VideoFeaturesStore(TreeStore):
             if stored["fps"] != entry.fps or stored["timestamps_ms"].tolist() != _end_ms(spans).tolist():
                 raise ValueError("its frame rate or times are not those of its index")
             recipe = json.loads(self.beside(entry.stem, "_recipe.json").read_bytes())
-            recipe.pop("entry", None)
-            if recipe != self.recipe():
-                raise ValueError("its recipe is not that of the directory")
+            self._compare(entry, recipe.pop("entry", None), recipe)
             return VideoFeatures(entry, self._matrices(entry.stem), spans)
 
     def write_files(self, features: VideoFeatures, recipe: Recipe) -> None:
@@ -376,56 +391,3 @@ def _end_ms(spans: Sequence[ClipSpan]) -> NDArray[np.float64]:
 
 TREES: dict[str, type[TreeStore]] = {tree.layout: tree for tree in (DirectoryStore, VideoFeaturesStore)}
 """By `FeatureFormat.layout`."""
-
-
-# Several workers -----------------------------------------------------------------------------------------------------
-
-
-def paths_of_all(directory: Path, name: str) -> list[Path]:
-    """Return the existing journals of this name of all workers of a directory."""
-    return [path for path in (directory / name, *sorted((directory / WORKERS).glob(f"*.{name}"))) if path.exists()]
-
-
-class JournalTail:
-    """Tracks which videos the workers of a directory settle (finish or fail) from now on.
-
-    Args:
-        directory: of the output.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._ends = {path: path.stat().st_size for path in self._paths()}
-        failures = paths_of_all(directory, "failures.jsonl")
-        self._old = {(path, line) for path in failures for line in _whole_lines(path, 0)}
-        self.keys: set[str] = set()
-        """Keys of the settled videos, see `entries.video_key`, as of the last `read`; the caller may add some."""
-        self.key_of_stem: dict[str, str] = {}
-        """The finished videos among them, by the stem of their files."""
-
-    def _paths(self) -> list[Path]:
-        return paths_of_all(self._directory, "videos.jsonl") + paths_of_all(self._directory, "failures.jsonl")
-
-    def read(self) -> None:
-        """Read the new lines of all journals."""
-        for path in self._paths():
-            with suppress(FileNotFoundError):
-                start = self._ends.get(path, 0)
-                if path.stat().st_size < start:  # a worker that ended has shortened its list
-                    start = 0
-                for line in _whole_lines(path, start):
-                    start += len(line)
-                    if (path, line) not in self._old:
-                        self._add(json.loads(line))
-                self._ends[path] = start
-
-    def _add(self, line: Mapping[str, Any]) -> None:
-        self.keys.add(video_key(line["video"]))
-        if "stem" in line:
-            self.key_of_stem[line["stem"]] = video_key(line["video"])
-
-
-def _whole_lines(path: Path, start: int) -> list[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        return [line for line in file if line.endswith(b"\n")]

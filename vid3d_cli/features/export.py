@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from ..durable import AtomicFile, read_errors, remove_abandoned, remove_files
 from .entries import SPAN_COLUMNS, Recipe, VideoEntry, VideoFeatures, parse_entries, readable, spans_of
 from .npy import RESUMES, NpyStore
-from .store import Store, parse_recipe, read_verified, refuse_other_recipe
+from .recipes import parse_recipe, refuse_other_recipe
+from .store import Store, read_verified
 from .table import ExportFormat, Table
 
 
@@ -113,6 +114,8 @@ class ExportStore(Store):
         return [self.path] if self.path.exists() or self.path.is_symlink() else []
 
     def lock(self, *, anew: bool = False) -> None:
+        if not anew:
+            super().refuse_incomplete()
         self._rows.lock(anew=anew)
         self._is_locked = True
         remove_abandoned(self.path.parent)

@@ -33,7 +33,7 @@ def summarise(store: Store) -> dict[str, Any]:
     differs from the recipe's; "unfinished": see `Store.describe_unfinished`; "damage": see `Store.refuse_incomplete`.
     Of the rows, only those of the first video are read; a directory is assumed to have one shape.
     """
-    entries = store.entries()
+    entries, damage = store.entries(), describe_damage(store)
     num_rows = sum(entry.num_rows for entry in entries)
     matrices = _first_rows(store, entries)
     return {
@@ -45,8 +45,8 @@ def summarise(store: Store) -> dict[str, Any]:
         "failures": dict(Counter(failed.error for failed in store.failures())),
         "lost_frames": {entry.video: entry.num_lost_frames for entry in entries if entry.num_lost_frames},
         "elsewhere": [dict(each) for each in {tuple((e.provenance or {}).items()): 0 for e in entries} if each],
-        "unfinished": store.describe_unfinished(),
-        "damage": describe_damage(store),
+        "unfinished": None if damage else store.describe_unfinished(),
+        "damage": damage,
     }
 
 

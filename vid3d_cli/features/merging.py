@@ -14,7 +14,8 @@ from ..recipe import deciding_differences, provenance_differences
 from ..records import STREAMS
 from .entries import Recipe, VideoEntry, VideoFeatures, checksum
 from .format import FEATURES
-from .store import Store, read_verified, refuse_other_recipe
+from .recipes import refuse_other_recipe
+from .store import Store, read_verified
 
 COMMIT_VIDEOS = 64
 """Videos between two commits."""

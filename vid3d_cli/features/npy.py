@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..durable import AppendedFile, output_errors, read_records, remove_abandoned, remove_files, sync_directory
-from ..errors import OutputError
+from ..errors import OutputError, Vid3dError
 from .entries import (
     Recipe,
     VideoEntry,
@@ -34,7 +34,8 @@ from .entries import (
 )
 from .format import DTYPES, FEATURES
 from .growing import GrowingNpy, NpyHeader
-from .store import RESTORE, Store, read_recipe, refuse_damaged, write_recipe
+from .recipes import RESTORE, read_recipe, write_recipe
+from .store import Store, refuse_damaged
 from .table import Table
 
 RESUMES = "a job is running, or was interrupted; run the same command to resume it"
@@ -298,15 +299,14 @@ class NpyStore(Store):
             self._forget_what_was_read()
 
     def _is_complete(self) -> bool:
-        with suppress(OutputError):
+        with suppress(Vid3dError):
             self.refuse_incomplete()
             return True
         return False
 
     def _remove_traces(self) -> None:
-        """Delete the files of an output without rows; keep an index that is not empty, since vid3d did not write it."""
-        is_empty = self._index_path.exists() and not self._index_path.stat().st_size
-        remove_files([*self._matrix_paths().values(), self._recipe_path, *([self._index_path] if is_empty else [])])
+        """Delete the files of an output without rows."""
+        remove_files([*self._matrix_paths().values(), self._index_path, self._recipe_path])
         remove_files([self._journal_path])
 
     def _close_rows(self) -> None:

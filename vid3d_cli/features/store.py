@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,11 +16,8 @@ from ..durable import (
     output_errors,
     read_records,
     remove_files,
-    write_once,
 )
-from ..errors import FeatureShapeMismatch, OutputError, OutputExists, RecipeDiffers, UsageError
-from ..recipe import deciding_differences
-from ..records import STREAMS
+from ..errors import FeatureShapeMismatch, OutputError, OutputExists, UsageError
 from ..video.fingerprint import is_same_file
 from .entries import (
     FailedVideo,
@@ -34,12 +29,10 @@ from .entries import (
     parse_failures,
     record_checksum,
 )
-from .format import DTYPES, LAYOUTS
+from .recipes import RESTORE, read_recipe
 
 MAX_VERIFIED = 64
 """Videos whose rows are compared with their checksums before a job adds to an output."""
-
-RESTORE = "restore the file, or start over with --overwrite"
 
 
 class Store(ABC):
@@ -115,7 +108,7 @@ class Store(ABC):
         Nothing is written. Files of one video in a directory do not count: a job extracts it again.
         """
         journals = [path for path in self.journal_paths() if path.stat().st_size]
-        if journals and not self.recipe_path.exists():
+        if read_recipe(self.recipe_path) is None and journals:
             raise OutputError(f"{self.recipe_path}: missing, and {journals[0]} lists videos with rows; {RESTORE}")
         _read_failures(self.failures_path)
 
@@ -352,60 +345,3 @@ def refuse_damaged(journal: Path) -> None:
             f"{journal}: damaged after line {num_good}; restore it, or save the videos before it with vid3d features "
             "convert, and extract the others into the new output"
         )
-
-
-# Recipes -------------------------------------------------------------------------------------------------------------
-
-
-def parse_recipe(text: str | bytes) -> dict[str, Any] | None:
-    """Return a recipe of vid3d extract; None for anything else."""
-    with suppress(ValueError, TypeError, KeyError):
-        recipe = json.loads(text)
-        has = {"model": str, "streams": dict, "concat": bool, "keeps_crops": bool, "features": str, "crops": str}
-        is_whole = all(isinstance(recipe[name], kind) for name, kind in has.items())
-        if (
-            is_whole
-            and {*recipe["streams"]} <= {*STREAMS}
-            and recipe["layout"] in LAYOUTS
-            and recipe["dtype"] in DTYPES
-        ):
-            return dict(recipe)
-    return None
-
-
-def read_recipe(path: Path) -> dict[str, Any] | None:
-    """Return the recipe of a file; None if there is no file.
-
-    Raises:
-        UsageError: the file is not a recipe.
-    """
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}") from None
-    recipe = parse_recipe(text)
-    if recipe is None:
-        raise UsageError(f"{path}: not a recipe that vid3d extract wrote; {RESTORE}")
-    return recipe
-
-
-def write_recipe(path: Path, recipe: Recipe, out: Path) -> None:
-    """Write a recipe, unless there is one; if several workers start together, one of them writes it.
-
-    Raises:
-        RecipeDiffers: the existing recipe gives other numbers.
-    """
-    if not path.exists():
-        write_once(path, json.dumps(recipe).encode() + b"\n")
-    there = read_recipe(path)
-    if there is not None:
-        refuse_other_recipe(out, there, recipe)
-
-
-def refuse_other_recipe(out: Path, there: Recipe, now: Recipe) -> None:
-    """Raise RecipeDiffers if two recipes give different numbers; the message lists the differences."""
-    if differences := deciding_differences(there, now):
-        lines = "".join(f"\n  {name}: {old} there, {new} now" for name, (old, new) in differences.items())
-        raise RecipeDiffers(f"{out}: made with another recipe:{lines}\nChoose another name, or add --overwrite")

@@ -14,7 +14,8 @@ from .directory import TREES
 from .export import ExportStore
 from .format import LAYOUTS
 from .npy import NpyStore
-from .store import Store, read_recipe
+from .recipes import read_recipe
+from .store import Store
 from .table import ExportFormat
 
 EXPORTS: dict[str, ExportFormat] = {
@@ -56,7 +57,7 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
         EXPORTS[suffix].check()
         return ExportStore(path, EXPORTS[suffix])
     hint = did_you_mean(suffix, [".npy", *EXPORTS])
-    raise UsageError(f"'{out}' is no name of features: {hint or f'give {forms}'}")
+    raise UsageError(f"cannot write features to '{out}': {hint or f'give {forms}'}")
 
 
 def is_directory(out: str) -> bool:
@@ -75,6 +76,8 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         UsageError: nothing is there, or vid3d extract did not write it.
     """
     path = _without_stream(os.fspath(path))
+    if not is_directory(path) and Path(path).suffix.lower() not in (suffixes := (".npy", *EXPORTS)):
+        raise UsageError(f"{path}: not features: give an output of vid3d extract, {', '.join(suffixes)} or a directory")
     recipe = read_recipe(Path(path) / "recipe.json") if Path(path).is_dir() else None
     store = create_store(path, layout=recipe["layout"] if recipe else LAYOUTS[0])
     if store.recipe() is None:

@@ -12,10 +12,11 @@ from typing import Any
 
 from ..errors import OutputError, UsageError, VideoChanged
 from ..features.committer import Committer, Item
-from ..features.directory import JournalTail
 from ..features.entries import FailedVideo, VideoFeatures, video_key
 from ..features.format import FeatureFormat
-from ..features.store import Store, is_done, refuse_other_recipe
+from ..features.journals import JournalTail
+from ..features.recipes import refuse_other_recipe
+from ..features.store import Store, is_done
 from ..features.stores import create_store, is_directory
 from ..plan import Fetch, Plan
 from ..recipe import Recipe, provenance_differences

@@ -14,7 +14,8 @@ from ..clips.preprocess import resized_size
 from ..clips.windows import count_clips
 from ..errors import NoFrames, VideoError
 from ..features.format import FeatureFormat
-from ..features.store import Store, refuse_other_recipe
+from ..features.recipes import refuse_other_recipe
+from ..features.store import Store
 from ..models.registry import BACKBONES
 from ..plan import Plan
 from ..records import VideoFailure
