@@ -22,7 +22,7 @@ import av.video
 
 from ..errors import DamagedVideo, NoFrames
 from ..records import Frame
-from .clock import Timed, at_ticks, check_span, until_next
+from .clock import Timed, at_ticks, check_span, count_ticks, until_next
 from .passes import Pass
 from .rgb import Orientation, RgbConverter
 
@@ -129,7 +129,10 @@ class VideoReader:
 
     @property
     def num_expected_frames(self) -> int | None:
-        """Estimate of the frames of an iteration, for progress bars; None if the header says too little."""
+        """The frames of an iteration, from the header and the last packets; None if they say too little.
+
+        For an intact MP4, Matroska, WebM or transport stream that is resampled, the number is exact.
+        """
         info = self._info
         if (
             self._start_seconds <= 0
@@ -138,6 +141,11 @@ class VideoReader:
             and info.num_frames_declared
         ):
             return info.num_frames_declared
+        if self._fps is not None and (last := self._pass.find_last_frame()) is not None:
+            num_ticks = count_ticks(last.start, last.end, fps=self._fps, clock_unit=self._pass.clock.time_base)
+            bounds = (self._start_seconds, min(self._end_seconds, float(last.end) + 1))
+            first, end = (math.ceil(seconds * float(self._fps) - 1e-6) for seconds in bounds)
+            return max(1, min(num_ticks, end) - first)
         seconds = info.duration_seconds
         if seconds is None and info.num_frames_declared:
             seconds = info.num_frames_declared / info.fps
