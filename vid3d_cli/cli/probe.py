@@ -25,12 +25,13 @@ def probe(
         ),
     ] = None,
     decode: Annotated[
-        bool, typer.Option(help="Decode the video to count its frames and damage; otherwise read only the header.")
+        bool,
+        typer.Option(help="Decode the video to count its frames; otherwise read only the header."),
     ] = True,
     nul_separated: NulSeparated = False,
     timeout: Timeout = TIMEOUT_SECONDS,
 ) -> None:
-    """Show codec, size, rotation, frame rate, frames declared and decoded, and damage of videos.
+    """Show codec, size, rotation, frame rate, decoded and declared frames, and lost or damaged frames of videos.
 
     Example: vid3d probe video.mp4
     """
@@ -62,14 +63,13 @@ def probe(
 
 
 def _to_record(info: VideoInfo) -> dict[str, Any]:
-    renamed = {"num_lost_frames": "num_decode_failures"}  # the key in JSON records since the first version
-    return {renamed.get(name, name): value for name, value in asdict(info).items()}
+    return asdict(info) | {"num_decode_failures": info.num_lost_frames}  # the key of the first versions
 
 
 def _print_table(infos: list[VideoInfo]) -> None:
     from .tables import make_console, make_table
 
-    narrow = ("codec", "size", "rotation", "fps", "seconds", "frames", "damaged")
+    narrow = ("codec", "size", "rotation", "fps", "seconds", "frames", "lost or damaged")
     table = make_table("video", *narrow, narrow=narrow)
     for info in infos:
         frames = _or_dash(info.num_frames_decoded)

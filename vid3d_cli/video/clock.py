@@ -55,14 +55,24 @@ def parse_fps(text: str) -> Fraction | None:
     return fps
 
 
+def describe_fps(fps: Fraction) -> str:
+    """Return a frame rate as people write it: "25", "12.5", "29.97"."""
+    return f"{float(fps):.5g}"
+
+
 def check_span(fps: Fraction | None, start_seconds: float, end_seconds: float | None) -> None:
     """Raise UsageError for a frame rate or a span that no video can have."""
     if fps is not None and fps <= 0:
-        raise UsageError(f"cannot read at {fps} frames per second: give a positive number")
+        raise UsageError(f"cannot read at {describe_fps(fps)} frames per second: give a positive number")
     if not (math.isfinite(start_seconds) and start_seconds >= 0):
         raise UsageError(f"cannot start at {start_seconds} s: give 0 or more")
     if end_seconds is not None and not end_seconds > start_seconds:
         raise UsageError(f"cannot end at {end_seconds:g} s: give an end after the start, {start_seconds:g} s")
+
+
+def describe_end(start_seconds: float, end_seconds: float) -> str:
+    """Return why there is nothing to read from a start at or after the end of a video."""
+    return f"nothing to read from {start_seconds:g} s on: the video is {end_seconds:.3f} s long; give an earlier start"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ import av.video
 
 from ..errors import DamagedVideo, NoFrames
 from ..records import Frame
-from .clock import Timed, at_ticks, check_span, count_ticks, until_next
+from .clock import Timed, at_ticks, check_span, count_ticks, describe_end, until_next
+from .container import AV_TIME_BASE
 from .passes import Pass
 from .rgb import Orientation, RgbConverter
 
@@ -60,6 +61,9 @@ class VideoInfo:
     """FFmpeg's name of the container format: "mov,mp4,m4a,3gp,3g2,mj2"."""
     pixel_format: str
     """FFmpeg's name of how pixels are stored: "yuv420p"."""
+    start_offset_seconds: float = 0.0
+    """When the first frame appears after the start of the file, which may be that of its sound; all other times are
+    relative to the first frame."""
 
 
 class VideoReader:
@@ -241,11 +245,15 @@ class VideoReader:
 
     def _why_no_frames(self, end_seconds: float) -> str:
         if self._start_seconds >= end_seconds:
-            return (
-                f"nothing to read from {self._start_seconds:g} s on: "
-                f"the video is {end_seconds:.3f} s long; give an earlier start"
-            )
+            return describe_end(self._start_seconds, end_seconds)
         return f"no frame starts between {self._start_seconds:g} s and {self._end_seconds:g} s; give a longer span"
+
+
+def _start_offset(one_pass: Pass) -> float:
+    start, in_file = one_pass.stream.start_time, one_pass.container.start_time
+    if start is None or in_file is None:
+        return 0.0
+    return max(0.0, float(start * one_pass.clock.time_base) - in_file / AV_TIME_BASE)
 
 
 def _header_info(one_pass: Pass) -> VideoInfo:
@@ -266,4 +274,5 @@ def _header_info(one_pass: Pass) -> VideoInfo:
         size_bytes=container.size if container.size and container.size > 0 else None,  # negative: unknown to PyAV 18
         container=container.format.name,
         pixel_format=first.format.name,
+        start_offset_seconds=_start_offset(one_pass),
     )
