@@ -175,8 +175,9 @@ def test_later_sizes_are_scaled_to_the_first(way, tmp_path):
     assert {frame.rgb.shape for frame in frames} == {(48, 64, 3)}
     assert indices(frames) == [*range(5), *range(5)]
     assert times(frames) == pytest.approx([i / 25 for i in range(10)])  # though the second part's clock starts again
-    pairs = align_streams(frames, size_px=32, crop_px=None, rgb=True, flow=create_flow("dis"))
-    assert {pair.streams["flow"].shape for pair in pairs} == {(32, 43, 2)}  # across the change, too
+    compute = create_flow("dis")
+    pairs = align_streams(frames, size_px=32, crop_px=None, rgb=True, flow=lambda _, grey: compute(grey))
+    assert {pair.streams["flow"].shape for pair in pairs} == {(32, 42, 2)}  # across the change, too
 
 
 @pytest.mark.parametrize("num_b_frames", [0, 1, 2])
@@ -207,8 +208,8 @@ def test_expected_frames(way, tmp_path, suffix, fps):
     path = write_video(tmp_path / f"a.{suffix}", num_frames=50, fps=30)
     for span in ({}, {"start_seconds": 0.5, "end_seconds": 1.52}, {"start_seconds": 0.2}):
         with way.open(str(path), fps=fps, **span) as reader:
-            is_exact = fps is not None and suffix not in ("avi", "flv")
-            assert reader.num_expected_frames == pytest.approx(len(list(reader)), abs=0 if is_exact else 2)
+            error = {"avi": 2, "flv": 4}.get(suffix, 2 if fps is None else 0)  # whose last packets say too little
+            assert reader.num_expected_frames == pytest.approx(len(list(reader)), abs=error)
 
 
 def test_expected_frames_of_a_variable_rate(way, tmp_path):
