@@ -87,7 +87,7 @@ class Options:
     )
     tail: str = option(
         "pad",
-        "Frames after the last full clip: repeat the last frame, drop them, or loop them.",
+        "Frames after the last full clip: repeat the last frame, drop them (not the only clip), or loop them.",
         CLIPS,
         metavar="pad|drop|loop",
     )

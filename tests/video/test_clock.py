@@ -17,6 +17,7 @@ from vid3d_cli.video.clock import (
     Timed,
     at_ticks,
     check_span,
+    count_ticks,
     parse_fps,
     parse_seconds,
     until_next,
@@ -104,7 +105,9 @@ def test_ticks_are_the_brute_force_ones(steps, fps, units_per_second):
     expected = [max(f.item for f in frames if f.start - tolerance <= k / fps) for k in range(num_ticks)]
     shown = list(at_ticks(frames, fps=fps, clock_unit=unit))
     assert [s.item for s in shown] == expected
-    assert [(s.start, s.end) for s in shown] == [(k / fps, (k + 1) / fps) for k in range(len(shown))]
+    ends = [(k + 1) / fps for k in range(len(shown) - 1)] + [min(len(shown) / fps, last.end)]
+    assert [(s.start, s.end) for s in shown] == list(zip([k / fps for k in range(len(shown))], ends, strict=True))
+    assert count_ticks(last.start, last.end, fps=fps, clock_unit=unit) == len(shown)
 
 
 @given(

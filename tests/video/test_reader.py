@@ -3,11 +3,14 @@
 Tests that take `way` hold for the reader in this process and for the decoder process.
 """
 
+import contextlib
 import math
 import os
 import subprocess
 import sys
+import threading
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
 from pathlib import Path
 
@@ -17,7 +20,10 @@ import numpy as np
 import pytest
 from videos import cut, damage, draw_index, read_index, write_audio, write_video
 
+from vid3d_cli.clips.streams import align_streams
 from vid3d_cli.errors import (
+    ConnectionLost,
+    DamagedVideo,
     EmptyFile,
     NoFrames,
     NotAVideo,
@@ -27,7 +33,9 @@ from vid3d_cli.errors import (
     VideoError,
     VideoNotFound,
 )
+from vid3d_cli.flow.methods import create_flow
 from vid3d_cli.records import Frame
+from vid3d_cli.video import container as container_module
 from vid3d_cli.video import passes as passes_module
 from vid3d_cli.video.process import Decoders, probe
 from vid3d_cli.video.reader import VideoReader
@@ -166,7 +174,10 @@ def test_later_sizes_are_scaled_to_the_first(way, tmp_path):
     frames = way.read(small)
     assert {frame.rgb.shape for frame in frames} == {(48, 64, 3)}
     assert indices(frames) == [*range(5), *range(5)]
-    assert np.all(np.diff(times(frames)) > 0)  # the second part's clock starts again
+    assert times(frames) == pytest.approx([i / 25 for i in range(10)])  # though the second part's clock starts again
+    compute = create_flow("dis")
+    pairs = align_streams(frames, size_px=32, crop_px=None, rgb=True, flow=lambda _, grey: compute(grey))
+    assert {pair.streams["flow"].shape for pair in pairs} == {(32, 42, 2)}  # across the change, too
 
 
 @pytest.mark.parametrize("num_b_frames", [0, 1, 2])
@@ -192,13 +203,21 @@ def test_probe(way, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-@pytest.mark.parametrize("fps", [None, Fraction(10)])
+@pytest.mark.parametrize("fps", [None, Fraction(10), Fraction(24), Fraction(60)])
 def test_expected_frames(way, tmp_path, suffix, fps):
-    path = write_video(tmp_path / f"a.{suffix}", num_frames=50)
-    with way.open(str(path), fps=fps) as reader:
-        assert reader.num_expected_frames == pytest.approx(len(list(reader)), abs=2)
-    with way.open(str(path), fps=fps, start_seconds=0.5, end_seconds=1.5) as reader:
-        assert reader.num_expected_frames == pytest.approx(len(list(reader)), abs=2)
+    path = write_video(tmp_path / f"a.{suffix}", num_frames=50, fps=30)
+    for span in ({}, {"start_seconds": 0.5, "end_seconds": 1.52}, {"start_seconds": 0.2}):
+        with way.open(str(path), fps=fps, **span) as reader:
+            error = {"avi": 2, "flv": 4}.get(suffix, 2 if fps is None else 0)  # whose last packets say too little
+            assert reader.num_expected_frames == pytest.approx(len(list(reader)), abs=error)
+
+
+def test_expected_frames_of_a_variable_rate(way, tmp_path):
+    path = write_video(tmp_path / "a.mp4", times_seconds=[0, *(Fraction(i, 30) for i in range(2, 33))])
+    with way.open(str(path), fps=Fraction(25)) as reader:
+        frames = list(reader)
+        assert reader.num_expected_frames == len(frames) == 28  # as of ffmpeg -r 25
+        assert frames[-1].end_seconds == pytest.approx(1.1)
 
 
 def test_counts_while_iterating(tmp_path):
@@ -260,7 +279,8 @@ def test_resampling_shows_the_last_frame_at_each_tick(way, tmp_path, fps):
     frames = way.read(path, fps=fps)
     assert len(frames) == math.ceil(Fraction(60, 25) * fps)
     assert indices(frames) == [math.floor(k / fps * 25) for k in range(len(frames))]
-    assert [f.end_seconds for f in frames] == [float((k + 1) / fps) for k in range(len(frames))]
+    ends = [min(float((k + 1) / fps), 2.4) for k in range(len(frames))]  # the last tick ends with the video
+    assert [f.end_seconds for f in frames] == ends
 
 
 def test_repeated_frames_share_their_array(way, tmp_path):
@@ -392,6 +412,183 @@ def test_a_damaged_time_does_not_make_a_video_days_long(way, tmp_path):
     path.write_bytes(data)
     frames = way.read(path, fps=Fraction(25))
     assert indices(frames) == list(range(20))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts", "mkv"])
+@pytest.mark.parametrize("number", [1, 30, 59])
+def test_one_damaged_time_changes_no_other(way, tmp_path, suffix, number):
+    write_video(tmp_path / "whole.mkv", num_frames=60)
+    path = remux(tmp_path / "whole.mkv", tmp_path / f"a.{suffix}", late_packet=number)
+    frames = way.read(path)
+    wrong = [f.seconds for i, f in enumerate(frames) if abs(f.seconds - i / 25) > 0.002]
+    assert indices(frames) == list(range(60))
+    assert len(wrong) <= 1
+    assert np.all(np.diff(times(frames)) > 0)
+    if number < 50:
+        assert way.read(path, fps=Fraction(25))[-1].end_seconds == pytest.approx(60 / 25)
+
+
+def remux(source: Path, path: Path, *, late_packet: int) -> Path:
+    """Copy a video into another container, with one packet shown 40 s late."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(container.streams.video[0])
+        for number, packet in enumerate(container.demux(video=0)):
+            if packet.size:
+                packet.pts += (number == late_packet) * round(40 / packet.time_base)
+                packet.stream = stream
+                output.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("bit", [20, 23, 26, 33])
+def test_a_flipped_bit_of_a_transport_stream_changes_one_time(way, tmp_path, bit):
+    path = write_video(tmp_path / "a.ts", num_frames=60)
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        start = [packet.pos for packet in container.demux(video=0) if packet.size][30]
+    header = data.index(b"\0\0\1\xe0", start)
+    data[header + 9 + bit // 8] ^= 1 << bit % 8  # in the five bytes of the PTS
+    path.write_bytes(data)
+    frames = way.read(path)
+    assert sum(abs(f.seconds - i / 25) > 0.002 for i, f in enumerate(frames)) <= 1
+    assert len(frames) == 60
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("number", [0, 50])
+def test_a_lost_keyframe_moves_no_other_frame(way, tmp_path, suffix, number):
+    path = write_video(tmp_path / f"a.{suffix}", num_frames=150, gop=50, num_b_frames=0)
+    damage_frame(path, number)
+    with way.open(str(path)) as reader:
+        frames = list(reader)
+        num_lost = reader.num_lost_frames
+    assert all(round(f.seconds * 25) == read_index(f.rgb) for f in frames if f.seconds < 1.9 or f.seconds > 4.1)
+    assert abs(frames[-1].seconds - 149 / 25) < 0.002
+    assert 149 <= len(frames) + num_lost <= 150
+    if number == 0:
+        assert (frames[0].seconds, len(frames)) == (pytest.approx(2.0), 100)
+    assert way.read(path, start_seconds=5.4)[0].seconds == pytest.approx(5.4)
+
+
+def damage_frame(path: Path, number: int) -> None:
+    """Zero the payload of a video packet; in a transport stream, of the packets that carry it."""
+    if path.suffix != ".ts":
+        damage(path, [number], with_byte=0)
+        return
+    with av.open(str(path)) as container:
+        positions = [packet.pos for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for start in range(positions[number], positions[number + 1], 188):
+        if data[start + 1] & 0x1F or data[start + 2] != 0:  # not the tables
+            payload = start + 4 + (data[start + 3] & 0x20 and 1 + data[start + 4])
+            payload += (9 + data[payload + 8]) if data[start + 1] & 0x40 else 0
+            data[payload : start + 188] = bytes(start + 188 - payload)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lost_packets_of_a_transport_stream_are_counted(tmp_path, seed):
+    path = write_video(tmp_path / "a.ts", num_frames=200, gop=50)
+    data = path.read_bytes()
+    start = 188 * int(np.random.default_rng(seed).integers(20, len(data) // 188 - 20))
+    path.write_bytes(data[:start] + data[start + 8 * 188 :])
+    with VideoReader(str(path)) as reader:
+        frames = list(reader)
+        assert reader.num_lost_frames > 0
+        assert abs(len(frames) + reader.num_lost_frames - 200) <= 2
+    assert all(abs(f.seconds * 25 - round(f.seconds * 25)) < 0.01 for f in frames)
+    assert frames[-1].seconds == pytest.approx(199 / 25, abs=0.002)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_a_video_that_loses_most_of_its_frames_fails(way, tmp_path, suffix):
+    path = damage(write_video(tmp_path / f"a.{suffix}", num_frames=40, num_b_frames=0, gop=1), range(3, 30))
+    with pytest.raises(DamagedVideo, match="13 of 40 frames decode"):
+        way.read(path)
+    info = way.probe(str(path))
+    assert (info.num_frames_decoded, info.num_lost_frames) == (13, 27)
+    damage(write_video(tmp_path / f"b.{suffix}", num_frames=40, num_b_frames=0, gop=1), range(3, 20))
+    assert len(way.read(tmp_path / f"b.{suffix}")) == 23
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one file on 127.0.0.1; after `num_bytes` of it, counted from its start, it closes or stalls."""
+
+    def __init__(self, data: bytes, num_bytes: int, *, stalls: bool = False) -> None:
+        self.data, self.num_bytes, self.stalls = data, num_bytes, stalls
+        self.is_over = threading.Event()
+        super().__init__(("127.0.0.1", 0), _Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+    def __exit__(self, *error: object) -> None:
+        self.is_over.set()
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
+        data, start = self.server.data, int(self.headers.get("Range", "bytes=0-")[6:].split("-")[0])
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(data[start : max(start, self.server.num_bytes)])
+        if self.server.stalls:
+            self.server.is_over.wait(30)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("suffix", "stalls"), [*((s, False) for s in ("mp4", "mkv", "ts", "webm", "avi")), ("mp4", True)]
+)
+def test_a_server_that_stops_early_fails_the_video(tmp_path, monkeypatch, suffix, stalls):
+    path = write_video(
+        tmp_path / f"a.{suffix}",
+        num_frames=40,
+        width=320,
+        height=240,
+        with_audio=True,
+        options={"movflags": "faststart"},
+    )
+    data = path.read_bytes()
+    with Server(data, len(data)) as server, VideoReader(server.url(path.name)) as reader:
+        assert len(list(reader)) == 40
+        assert reader.num_lost_frames == 0
+    monkeypatch.setattr(container_module, "URL_TIMEOUT_SECONDS", 1.0)
+    with Server(data, int(len(data) * 0.7), stalls=stalls) as server, pytest.raises((ConnectionLost, NoFrames)):
+        list(VideoReader(server.url(path.name)))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts", "webm"])
+def test_a_cut_file_on_a_server_fails_only_if_the_server_cut_it(tmp_path, suffix):
+    """A file that was cut before it was served is damaged, not cut off by the server."""
+    path = write_video(tmp_path / f"a.{suffix}", num_frames=100, gop=5)
+    data = path.read_bytes()
+    with Server(data, 10**9) as server:
+        server.data = data[: int(len(data) * 0.9)] if suffix != "mp4" else data
+        with VideoReader(server.url(path.name)) as reader:
+            assert len(list(reader)) > 80
+
+
+def test_a_jump_of_a_day_does_not_make_a_video_a_day_long(way, tmp_path):
+    path = write_video(tmp_path / "a.mkv", times_seconds=[0, 0.04, 0.08, 0.12, 100_000])
+    assert len(way.read(path, fps=Fraction(25))) == 5
+
+
+def test_raw_h264_is_timed_by_its_codec(way, tmp_path):
+    path = write_video(tmp_path / "a.h264", num_frames=30, fps=30, codec="libx264")
+    assert times(way.read(path)) == pytest.approx([i / 30 for i in range(30)])
 
 
 def test_a_long_wait_within_the_declared_duration_is_believed(way, tmp_path):

@@ -89,12 +89,15 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from ..video.clock import describe_fps, parse_fps
+
     variant = f", {recipe['variant']}" if recipe["variant"] else ""
     yield "model", f"{recipe['model']}{variant}; features: {recipe['features']}"
     for name, stream in recipe["streams"].items():
         digest = stream["weights_sha256"][:_SHOWN_DIGITS]
         yield name, f"{stream['weights']}, sha256 {digest}…; {stream['normalisation']}"
-    fps = "native" if recipe["fps"] == "native" else f"{recipe['fps']} per second"
+    rate = parse_fps(recipe["fps"])
+    fps = "native" if rate is None else f"{describe_fps(rate)} per second"
     pixels = f"; {recipe['pixels']}" if recipe.get("pixels") else ""
     yield "frames", f"{fps}; {recipe['resize']}; crop {recipe['crops']}{pixels}"
     if recipe["start_seconds"] or recipe["end_seconds"] is not None:

@@ -22,13 +22,14 @@ def probe(
     videos: Videos,
     form: ListFormat = None,
     decode: Annotated[
-        bool, typer.Option(help="Decode the video to count its frames and damage; otherwise read only the header.")
+        bool,
+        typer.Option(help="Decode the video to count its frames; otherwise read only the header."),
     ] = True,
     nul_separated: NulSeparated = False,
     timeout: Timeout = TIMEOUT_SECONDS,
     allow_playlists: AllowPlaylists = False,
 ) -> None:
-    """Show codec, size, frame rate, frames declared and decoded, damage, colour tags and rotation of videos.
+    """Show codec, size, frame rate, decoded and declared frames, lost or damaged frames, and pixels of videos.
 
     Example: vid3d probe video.mp4
     """
@@ -52,14 +53,13 @@ def probe(
 
 
 def _to_record(info: VideoInfo) -> Record:
-    renamed = {"num_lost_frames": "num_decode_failures"}  # the key in JSON records since the first version
-    return {renamed.get(name, name): value for name, value in asdict(info).items()} | {"is_hdr": info.is_hdr}
+    return asdict(info) | {"is_hdr": info.is_hdr, "num_decode_failures": info.num_lost_frames}  # the latter: old name
 
 
 def _print_table(records: list[Record]) -> None:
     from .tables import make_console, make_table
 
-    narrow = ("codec", "size", "fps", "seconds", "frames", "damaged")
+    narrow = ("codec", "size", "fps", "seconds", "frames", "lost or damaged")
     table = make_table("video", *narrow, "pixels", narrow=narrow)
     for info in records:
         frames = or_dash(info["num_frames_decoded"])

@@ -20,6 +20,7 @@ from ..models.registry import BACKBONES
 from ..plan import Plan
 from ..records import VideoFailure
 from ..run.reader import ClipReader
+from ..video.clock import describe_end
 from ..video.process import TIMEOUT_SECONDS, Decoders
 from ..video.sources import Source
 from .extraction import Left, find_left
@@ -159,7 +160,7 @@ def _read_header(plan: Plan, video: str, decoders: Decoders) -> _Header | VideoF
         with ClipReader(plan, video, decoders=decoders) as reader:
             info = reader.frames.info
             if info.duration_seconds is not None and info.duration_seconds <= plan.start_seconds:
-                raise NoFrames(video, f"nothing to read from {plan.start_seconds:g} s on: the video is shorter")
+                raise NoFrames(video, describe_end(plan.start_seconds, info.duration_seconds))
             size, seconds = (info.height, info.width), info.duration_seconds
             return _Header(video, size, seconds, reader.frames.num_expected_frames, reader.num_expected_clips)
     except VideoError as error:

@@ -22,6 +22,7 @@ from ..flow.files import FlowFiles, open_flow_files
 from ..flow.methods import create_flow, find_flow_method
 from ..plan import Plan
 from ..records import Clip, ClipSpan, Frame
+from ..video.clock import describe_fps
 from ..video.process import DecodedVideo, Decoders
 from ..video.reader import VideoReader
 from ..workers import Workers
@@ -186,7 +187,7 @@ class ClipReader:
 
     def _flow_files_misfit(self, num_frames: str) -> str:
         assert self.flow_files is not None
-        rate = f"at {self._plan.fps} fps" if self._plan.fps else "at its native rate"
+        rate = f"at {describe_fps(self._plan.fps)} fps" if self._plan.fps else "at its native rate"
         return (
             f"{len(self.flow_files)} ready-made flow fields do not fit {num_frames} frames {rate}; "
             "flow made from every frame needs --fps native"

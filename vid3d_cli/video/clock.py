@@ -59,6 +59,11 @@ def parse_fps(text: str) -> Fraction | None:
     return fps
 
 
+def describe_fps(fps: Fraction | float) -> str:
+    """Return a frame rate as people write it: "25", "12.5", "29.97"."""
+    return f"{float(fps):.5g}"
+
+
 def parse_seconds(time: str | float) -> float:
     """Return the seconds of a time that a user wrote.
 
@@ -78,11 +83,16 @@ def parse_seconds(time: str | float) -> float:
 def check_span(fps: Fraction | float | None, start_seconds: float, end_seconds: float | None) -> None:
     """Raise UsageError for a frame rate or a span that no video can have."""
     if fps is not None and not 0 < fps < math.inf:
-        raise UsageError(f"cannot read at {fps} frames per second: give a positive number")
+        raise UsageError(f"cannot read at {describe_fps(fps)} frames per second: give a positive number")
     if not (math.isfinite(start_seconds) and start_seconds >= 0):
         raise UsageError(f"cannot start at {start_seconds} s: give 0 or more")
     if end_seconds is not None and not end_seconds > start_seconds:
         raise UsageError(f"cannot end at {end_seconds:g} s: give an end after the start, {start_seconds:g} s")
+
+
+def describe_end(start_seconds: float, end_seconds: float) -> str:
+    """Return why there is nothing to read from a start at or after the end of a video."""
+    return f"nothing to read from {start_seconds:g} s on: the video is {end_seconds:.3f} s long; give an earlier start"
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,8 @@ def at_ticks(frames: Iterable[Timed[T]], *, fps: Fraction, clock_unit: Fraction)
     taken to be one unit earlier. Clocks as coarse as a frame (AVI counts frames) do not round, hence
     `MAX_TICK_TOLERANCE_SECONDS`.
 
+    The last tick ends with the video: 32 frames of 1/30 s have 27 ticks of 1/25 s, the last from 1.04 to 1.067 s.
+
     Args:
         frames: in the order of time; there are no ticks before the first one.
         fps: ticks per second.
@@ -138,18 +150,36 @@ def at_ticks(frames: Iterable[Timed[T]], *, fps: Fraction, clock_unit: Fraction)
     tolerance = min(clock_unit / 2, MAX_TICK_TOLERANCE_SECONDS)
     tick = -1
     held: Timed[T] | None = None
+    shown: T | None = None  # by the latest tick, which waits until it is known whether the video ends before it does
     for frame in frames:
         if held is None:
             tick = max(0, math.ceil((frame.start - tolerance) * fps))
         else:
             while tick / fps < frame.start - tolerance:
-                yield Timed(tick / fps, (tick + 1) / fps, held.item)
+                if shown is not None:
+                    yield Timed((tick - 1) / fps, tick / fps, shown)
+                shown = held.item
                 tick += 1
         held = frame
-    # The last frame gets at least the tick at its start, however short it is.
-    while held and (tick / fps <= held.start or tick / fps < held.end - 2 * tolerance):
-        yield Timed(tick / fps, (tick + 1) / fps, held.item)
+    if held is None:
+        return
+    num_ticks = count_ticks(held.start, held.end, fps=fps, clock_unit=clock_unit)
+    while tick < num_ticks:
+        if shown is not None:
+            yield Timed((tick - 1) / fps, tick / fps, shown)
+        shown = held.item
         tick += 1
+    if shown is not None:
+        yield Timed((tick - 1) / fps, min(tick / fps, held.end), shown)
+
+
+def count_ticks(last_start: Fraction, last_end: Fraction, *, fps: Fraction, clock_unit: Fraction) -> int:
+    """Return how many ticks from 0 on `at_ticks` yields for a video whose last frame has this start and end.
+
+    The last frame gets at least the tick at its start, however short it is.
+    """
+    tolerance = min(clock_unit / 2, MAX_TICK_TOLERANCE_SECONDS)
+    return max(math.floor(last_start * fps) + 1, math.ceil((last_end - 2 * tolerance) * fps))
 
 
 class FrameClock(Generic[T]):

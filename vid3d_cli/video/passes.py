@@ -32,6 +32,9 @@ from .sources import is_url
 SEEK_MARGIN_SECONDS = 1.0
 """Seek this much further back: some containers index decoding times, which are earlier than those shown."""
 
+MAX_LAST_PACKETS = 2000
+"""Packets to read from the last keyframe on, to find the last frame."""
+
 MAX_DEMUX_ERRORS = 100
 """Stop reading after this many read errors without a packet in between."""
 
@@ -62,7 +65,9 @@ class Pass:
             self._choose_stream(has_threads=is_rereadable(video))
             self.rate = average_rate(self.stream)
             self.declared_duration = declared_duration(self.container, self.stream)
-            self.clock = FrameClock(time_base(self.stream), 1 / self.rate, self.declared_duration)
+            self.clock: FrameClock[av.VideoFrame] = FrameClock(
+                time_base(self.stream), 1 / self.rate, self.declared_duration
+            )
             self._lost = self._count_from_here()
             self._decoded = self._decode(None)
             first = next(self._decoded, None)
@@ -93,6 +98,28 @@ class Pass:
             "no frame of it decodes: the file is damaged or cut off, or its frames are larger than "
             f"{MAX_PIXELS // 10**6} million pixels; fetch it again, or re-encode it smaller"
         )
+
+    def find_last_frame(self) -> Timed[None] | None:
+        """Return when the last frame of a file starts and ends, from its last packets; None if they do not say."""
+        first = self._units(self.first)
+        if first is None or self.declared_duration is None or not is_rereadable(self.video):
+            return None
+        if self.container.format.name == "avi":  # its header counts frames
+            return None
+        unit = self.clock.time_base
+        last: tuple[int, int] | None = None
+        with contextlib.suppress(VideoError, av.error.FFmpegError), open_container(self.video) as container:
+            stream = choose_stream(container, self.video, has_threads=False)
+            container.seek(first + int(self.declared_duration / unit), stream=stream)
+            for packet in itertools.islice(container.demux(stream), MAX_LAST_PACKETS):
+                if packet.size and packet.pts is not None and not packet.is_discard:
+                    here = (packet.pts, packet.duration or 0)
+                    last = here if last is None else max(last, here)
+                elif not packet.size and last is not None:  # the end
+                    zero = first if self._lost.first is None else min(first, self._lost.first)
+                    start = (last[0] - zero) * unit
+                    return Timed(start, start + (last[1] * unit or 1 / self.rate), None)
+        return None
 
     def close(self) -> None:
         """Close the container and end the generators of this pass."""

@@ -25,8 +25,8 @@ from av.video.reformatter import ColorTrc
 from ..arguments import checked
 from ..errors import DamagedVideo, NoFrames
 from ..records import Frame
-from .clock import Timed, at_ticks, check_span, until_next
-from .container import pixel_aspect
+from .clock import Timed, at_ticks, check_span, count_ticks, describe_end, until_next
+from .container import AV_TIME_BASE, pixel_aspect
 from .interlacing import deinterlace
 from .passes import Pass
 from .pixels import PixelOptions
@@ -80,6 +80,9 @@ class VideoInfo:
     """Whether the first frame is interlaced."""
     pixel_aspect: float
     """How wide a pixel is, as a multiple of its height; 1 if the file does not say."""
+    start_offset_seconds: float
+    """When the first frame appears after the start of the file, which may be that of its sound; all other times are
+    relative to the first frame."""
 
     @property
     def is_hdr(self) -> bool:
@@ -163,7 +166,10 @@ class VideoReader:
 
     @property
     def num_expected_frames(self) -> int | None:
-        """Estimate of the frames of an iteration, for progress bars; None if the header says too little."""
+        """The frames of an iteration, from the header and the last packets; None if they say too little.
+
+        For an intact MP4, Matroska, WebM or transport stream that is resampled, the number is exact.
+        """
         info = self._info
         if (
             self._start_seconds <= 0
@@ -172,6 +178,11 @@ class VideoReader:
             and info.num_frames_declared
         ):
             return info.num_frames_declared
+        if self._fps is not None and (last := self._pass.find_last_frame()) is not None:
+            num_ticks = count_ticks(last.start, last.end, fps=self._fps, clock_unit=self._pass.clock.time_base)
+            bounds = (self._start_seconds, min(self._end_seconds, float(last.end) + 1))
+            first, end = (math.ceil(seconds * float(self._fps) - 1e-6) for seconds in bounds)
+            return max(1, min(num_ticks, end) - first)
         seconds = info.duration_seconds
         if seconds is None and info.num_frames_declared:
             seconds = info.num_frames_declared / info.fps
@@ -271,11 +282,15 @@ class VideoReader:
 
     def _why_no_frames(self, end_seconds: float) -> str:
         if self._start_seconds >= end_seconds:
-            return (
-                f"nothing to read from {self._start_seconds:g} s on: "
-                f"the video is {end_seconds:.3f} s long; give an earlier start"
-            )
+            return describe_end(self._start_seconds, end_seconds)
         return f"no frame starts between {self._start_seconds:g} s and {self._end_seconds:g} s; give a longer span"
+
+
+def _start_offset(one_pass: Pass) -> float:
+    start, in_file = one_pass.stream.start_time, one_pass.container.start_time
+    if start is None or in_file is None:
+        return 0.0
+    return max(0.0, float(start * one_pass.clock.time_base) - in_file / AV_TIME_BASE)
 
 
 def _header_info(one_pass: Pass, converter: RgbConverter) -> VideoInfo:
@@ -303,4 +318,5 @@ def _header_info(one_pass: Pass, converter: RgbConverter) -> VideoInfo:
         transfer={trc.value: trc.name.lower() for trc in ColorTrc if trc.name != "UNSPECIFIED"}.get(first.color_trc),
         is_interlaced=first.interlaced_frame,
         pixel_aspect=float(pixel_aspect(stream)),
+        start_offset_seconds=_start_offset(one_pass),
     )
