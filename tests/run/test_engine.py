@@ -430,7 +430,7 @@ def test_memory_is_bounded_by_the_window_not_by_the_video(monkeypatch, tmp_path,
     """Half an hour of synthetic video takes little more memory than a minute: just the outputs."""
 
     class SyntheticReader:
-        info = SimpleNamespace(fps=25.0, height=8, width=8)
+        info = SimpleNamespace(fps=25.0, height=8, width=8, is_interlaced=False, is_hdr=False, pixel_aspect=1.0)
         num_lost_frames = 0
 
         def __init__(self, video, **_):
