@@ -55,7 +55,7 @@ class _Root(Group):
         except Vid3dError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            raise _end(str(error), error.exit_code) from None
+            raise _end(error, error.exit_code) from None
         except KeyboardInterrupt as interrupt:
             is_terminated = isinstance(interrupt, _Terminated)
             log.error("%s; finished results are kept", f"terminated ({interrupt})" if is_terminated else "interrupted")
@@ -70,7 +70,7 @@ class _Root(Group):
             raise _end(f"the results cannot be written: {error.strerror}", EXIT_SOME_FAILED) from None
 
 
-def _end(message: str, code: int) -> typer.Exit:
+def _end(message: object, code: int) -> typer.Exit:
     log.error("%s", message)
     return typer.Exit(code)
 
