@@ -208,7 +208,7 @@ class TreeStore(Store):
     def _list_unlisted(self) -> None:
         """Add the whole files that no journal lists: of a killed job, or of a journal that was removed or cut off."""
         assert self._journal is not None
-        if self.recipe() is None:
+        if self.recipe() is None or self._worker:  # other workers may be about to list theirs
             return
         listed = {entry.stem for entry in self._journalled()}
         lines = [
