@@ -207,6 +207,7 @@ def test_a_sha256_is_known_without_the_network(good, server, tmp_path):
     put(partial)
     for file in (partial, unknown):
         assert weights.known_sha256(file) == digest
+        assert not weights.first_seen_path(file).exists()  # planning writes nothing
     put(partial, OTHER)
     assert weights.known_sha256(partial) is None
     assert server.requests == []

@@ -175,7 +175,7 @@ def known_sha256(file: WeightsFile) -> str | None:
     """
     if file.sha256 is not None and len(file.sha256) == 64:
         return file.sha256
-    path, _ = _look_up(file)
+    path, _ = _look_up(file, records=False)  # planning writes nothing
     return None if path is None else file_sha256(path)
 
 
@@ -242,15 +242,20 @@ def is_on_disk(file: WeightsFile) -> bool:
     return all(path_on_disk(part) is not None for part in file.parts)
 
 
-def _look_up(file: WeightsFile) -> tuple[Path | None, list[str]]:
-    """Return the path of the verified file; or None, and what is wrong with each file in its place."""
+def _look_up(file: WeightsFile, *, records: bool = True) -> tuple[Path | None, list[str]]:
+    """Return the path of the verified file; or None, and what is wrong with each file in its place.
+
+    Unless `records` is False, the digest of a file without a published one is recorded, and compared from then on.
+    """
     problems = []
     for path in _places(file):
         # False also if a directory of the path cannot be read
         if not os.path.lexists(path):
             continue
         try:
-            _record_first_seen(file, verify_file(path, file))
+            digest = verify_file(path, file)
+            if records:
+                _record_first_seen(file, digest)
         except ChecksumMismatch:
             problems.append(f"{path}\n    exists, but is {_describe_other(file)}")
         except WeightsUnavailable as error:
