@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .errors import OutputError, UsageError
+from .errors import OutputError, UsageError, Vid3dError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -34,6 +34,18 @@ def output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn any error in the block into an OutputError: libraries raise various errors for damaged files."""
+    try:
+        yield
+    except Vid3dError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise OutputError(f"{path}: cannot be read: {reason}") from None
 
 
 # Complete or not at all ----------------------------------------------------------------------------------------------
@@ -90,7 +102,8 @@ class AtomicFile(io.BufferedRandom):
         """Delete the temporary file; no effect after a commit."""
         with suppress(OutputError):  # writing the rest of the buffer may fail, which does not matter
             self.close()
-        self.part.unlink(missing_ok=True)
+        with suppress(OSError):  # `remove_abandoned` deletes it later
+            self.part.unlink()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -20,6 +20,7 @@
     │  ├─ DecoderFailed                decoding ended with another error
     │  ├─ WorkerDied                   several cluster workers died while they processed it
     │  ├─ NoScores                     the network's scores are not finite
+    │  ├─ NoFeatures                   its features are not finite, or too large for float16
     │  ├─ FeatureShapeMismatch         its features differ in shape from earlier rows
     │  └─ FlowFilesError               ready-made flow that is missing or does not fit its video
     ├─ WeightsError                3
@@ -142,6 +143,10 @@ class WorkerDied(VideoError):
 
 class NoScores(VideoError):
     """The network's scores for this video are not finite."""
+
+
+class NoFeatures(VideoError):
+    """The features of this video are not finite, or too large for the dtype of the output."""
 
 
 class FeatureShapeMismatch(VideoError):

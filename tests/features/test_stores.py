@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 from disks import _fast_disk, file_size_limit  # noqa: F401
+from formats import FORMATS, skip_without_package, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,24 +77,19 @@ RESULTS = {
 
 
 FILE = Fingerprint(123, 456, "ab" * 32)
-FORMATS = ["feats.npy", "feats.npz", "feats.h5", "feats.parquet", "feats", "feats/video_features"]
-"""The last one is the directory in the layout of this name."""
-
 every_format = pytest.mark.parametrize("name", FORMATS)
 concat_or_not = pytest.mark.parametrize("concat", [True, False], ids=["concat", "apart"])
-needs = {"feats.h5": "h5py", "feats.parquet": "pyarrow"}
 
 
 @pytest.fixture(autouse=True)
 def _skip_what_is_not_installed(request):
-    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
-    if name in needs:
-        pytest.importorskip(needs[name])
+    if hasattr(request.node, "callspec"):
+        skip_without_package(*request.node.callspec.params.values())
 
 
 def make_store(directory, name="feats.npy"):
-    layout = "video_features" if name.endswith("video_features") else "vid3d"
-    return create_store(str(directory / name.split("/")[0]), layout=layout)
+    layout = split(name)[1]
+    return create_store(str(directory / name.split("+")[0]), layout=layout)
 
 
 def make_form(name="feats.npy", dtype="float32", concat=True):
@@ -182,7 +178,7 @@ def read_directory(out, names):
     parts, columns = {n: [] for n in names}, {c: [] for c in ("video", *SPAN_COLUMNS)}
     for stem in RESULTS:
         with load(out / f"{stem}.npz") as stored:
-            assert sorted(stored) == sorted([*names, "video", "recipe", "num_lost_frames", *SPAN_COLUMNS])
+            assert sorted(stored) == sorted([*names, "video", "recipe", "videos", "num_lost_frames", *SPAN_COLUMNS])
             assert stored["num_lost_frames"] == 3
             for n in names:
                 parts[n].append(stored[n])
@@ -193,7 +189,7 @@ def read_directory(out, names):
 
 
 def read_video_features(out, names):
-    out = out.parent
+    out = out.with_name("feats")
     parts, columns = {n: [] for n in names}, {c: [] for c in ("video", *SPAN_COLUMNS)}
     for stem, result in RESULTS.items():
         assert load(out / f"{stem}_fps.npy") == 30000 / 1001
@@ -232,7 +228,7 @@ def assert_holds(directory, name, results=RESULTS, concat=True, dtype="float32")
     assert columns["video"] == [video for video, _ in clips]
     for column in SPAN_COLUMNS:
         assert columns[column] == [span_of(clip)[column] for _, clip in clips]  # seconds to the last digit
-    assert_store_holds(directory / name.split("/")[0], results, concat, dtype)
+    assert_store_holds(directory / name.split("+")[0], results, concat, dtype)
 
 
 def assert_store_holds(out, results=RESULTS, concat=True, dtype="float32"):
@@ -264,13 +260,13 @@ def test_what_was_written_is_read_back(tmp_path, name, concat, dtype):
     form = make_form(name, dtype, concat)
     write(make_store(tmp_path, name), form=form)
     assert_holds(tmp_path, name, concat=concat, dtype=dtype)
-    assert open_store(str(tmp_path / name.split("/")[0])).recipe() == json.loads(json.dumps(form.describe(RECIPE)))
+    assert open_store(str(tmp_path / name.split("+")[0])).recipe() == json.loads(json.dumps(form.describe(RECIPE)))
 
 
 FILES = {
     "feats.npy": ["feats.index.jsonl", "feats.npy", "feats.recipe.json", "feats.videos.jsonl"],
     "feats": ["feats/a.npz", "feats/c.npz", "feats/recipe.json", "feats/sub/deep/b.npz", "feats/videos.jsonl"],
-    "feats/video_features": sorted(
+    "feats+video_features": sorted(
         ["feats/recipe.json", "feats/videos.jsonl"]
         + [
             f"feats/{stem}_{what}"
@@ -297,7 +293,7 @@ def test_one_stream_is_written_alone(tmp_path, name):
         store.write(features_of(result, "a", form))
         store.commit()
         store.finish()
-    with open_store(str(tmp_path / name.split("/")[0])) as store:
+    with open_store(str(tmp_path / name.split("+")[0])) as store:
         (entry,) = store.entries()
         found = store.read(entry).matrices
         assert list(found) == ["flow"]
@@ -395,7 +391,7 @@ def test_a_video_that_is_extracted_again_keeps_its_place(tmp_path, name):
     with make_store(tmp_path, name) as store:  # before the job has ended, too
         assert {e.stem: e.num_rows for e in store.entries()} == {"a": 5, "sub/deep/b": 1, "c": 3}
     write(make_store(tmp_path, name), {}, form)
-    assert_store_holds(tmp_path / name.split("/")[0], newer, not name.endswith("video_features"))
+    assert_store_holds(tmp_path / name.split("+")[0], newer, not name.endswith("video_features"))
     if name.startswith("feats."):
         assert_holds(tmp_path, name, newer)
 
@@ -443,38 +439,6 @@ def test_a_disk_that_fails_during_a_compaction_costs_no_row(tmp_path, monkeypatc
     write(make_store(tmp_path), {})
     assert_holds(tmp_path, "feats.npy", newer)
     assert files_below(tmp_path) == FILES["feats.npy"]
-
-
-def check_that_cut_files_are_resumed(tmp_path_factory, data):
-    """As after a loss of power: each file may end anywhere."""
-    directory = tmp_path_factory.mktemp("cut")
-    write(make_store(directory))
-    whole = contents_below(directory)
-    for name in ("feats.npy", "feats.index.jsonl", "feats.videos.jsonl"):
-        size = data.draw(st.integers(0, len(whole[name])), name)
-        (directory / name).write_bytes(whole[name][:size])
-    with make_store(directory) as store:
-        store.lock()
-        kept = [entry.stem for entry in store.entries()]
-        assert kept == [str(stem) for stem in RESULTS][: len(kept)]
-        for entry in store.entries():
-            assert checksum(store.read(entry).matrices) == entry.crc32
-    left = {stem: result for stem, result in RESULTS.items() if str(stem) not in kept}
-    write(make_store(directory), left)
-    assert contents_below(directory) == whole
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_files_that_were_cut_anywhere_are_resumed(tmp_path_factory, data):
-    check_that_cut_files_are_resumed(tmp_path_factory, data)
-
-
-@pytest.mark.exhaustive
-@settings(max_examples=2000, deadline=None)
-@given(st.data())
-def test_files_that_were_cut_anywhere_are_resumed_often(tmp_path_factory, data):
-    check_that_cut_files_are_resumed(tmp_path_factory, data)
 
 
 @every_format
@@ -529,7 +493,7 @@ def test_a_damaged_line_before_the_last_is_an_error_and_nothing_is_cut(tmp_path)
 def test_if_two_workers_did_a_video_the_entry_of_the_files_there_counts(tmp_path, name):
     """Whatever their names: here the older one's comes first and last in their order."""
     form = make_form(name)
-    layout = "video_features" if name.endswith("video_features") else "vid3d"
+    layout = split(name)[1]
     for workers in (("a", "z"), ("z", "a")):
         directory = tmp_path / "".join(workers)
         for seed, worker in enumerate(workers):
@@ -547,7 +511,7 @@ def test_if_two_workers_did_a_video_the_entry_of_the_files_there_counts(tmp_path
 def test_no_name_of_a_video_is_taken_for_a_journal(tmp_path, name, stem):
     form = make_form(name)
     results = {PurePosixPath(stem): make_result(f"in/{stem}.mp4")}
-    layout = "video_features" if name.endswith("video_features") else "vid3d"
+    layout = split(name)[1]
     for worker in (None, "w"):
         with create_store(str(tmp_path / "feats"), layout=layout, worker=worker) as store:
             store.begin(form.describe(RECIPE))
@@ -617,7 +581,7 @@ def test_rows_made_elsewhere_by_the_old_code_are_resumed(tmp_path, name):
                 store.finish()
     write(make_store(tmp_path, name), dict(items[2:]), form)
     assert_holds(tmp_path, name)
-    assert open_store(str(tmp_path / name.split("/")[0])).recipe() == json.loads(json.dumps(first))
+    assert open_store(str(tmp_path / name.split("+")[0])).recipe() == json.loads(json.dumps(first))
     with pytest.raises(RecipeDiffers, match="numerics: 1 there, 2 now"), make_store(tmp_path, name) as store:
         store.begin(form.describe(replace(RECIPE, numerics=2)))
 
@@ -684,7 +648,7 @@ def test_failures_are_listed_until_their_video_is_done(tmp_path, name):
     ]
     assert [f.error for f in make_store(tmp_path, name).failures()] == ["NotAVideo", "NoFrames"]
     write(make_store(tmp_path, name), form=form)
-    with open_store(str(tmp_path / name.split("/")[0])) as store:
+    with open_store(str(tmp_path / name.split("+")[0])) as store:
         assert store.failures() == [failed("in/x.mp4", "NoFrames")]
     assert len(path.read_text().splitlines()) == 1
     write(make_store(tmp_path, name), {PurePosixPath("x"): make_result("in/x.mp4")}, form)
@@ -732,7 +696,7 @@ def test_a_full_disk_is_one_error_and_committed_videos_stay(tmp_path, name, limi
     assert kept == (["a"] if limit_bytes == 9000 else [])
     left = {stem: result for stem, result in LONG_RESULTS.items() if str(stem) not in kept}
     write(make_store(tmp_path, name), left, form)
-    assert_store_holds(tmp_path / name.split("/")[0], LONG_RESULTS, not name.endswith("video_features"))
+    assert_store_holds(tmp_path / name.split("+")[0], LONG_RESULTS, not name.endswith("video_features"))
 
 
 @pytest.mark.parametrize("name", ["feats.npy", "feats.npz"])
@@ -791,7 +755,7 @@ def test_an_npz_of_another_program_cannot_be_read(tmp_path):
             s.entries()
 
 
-@pytest.mark.parametrize("name", ["feats.npy", "feats", "feats/video_features"])
+@pytest.mark.parametrize("name", ["feats.npy", "feats", "feats+video_features"])
 @pytest.mark.parametrize("stem", ["../../outside", "/outside", "a/../../outside"])
 def test_a_list_of_videos_names_no_file_outside_of_its_output(tmp_path, name, stem):
     write(make_store(tmp_path, name), form=make_form(name))
@@ -929,14 +893,12 @@ def test_videos_of_any_name(tmp_path, name, stem):
         for i, folder in enumerate(("", "sub"))
     }
     write(make_store(tmp_path, name), results, make_form(name))
-    assert_store_holds(tmp_path / name.split("/")[0], results, not name.endswith("video_features"))
+    assert_store_holds(tmp_path / name.split("+")[0], results, not name.endswith("video_features"))
 
 
 @pytest.mark.parametrize("stem", ODD_NAMES)
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".NPY", ".h5", ".parquet"])
 def test_outputs_of_any_name(tmp_path, stem, suffix):
-    if f"feats{suffix}" in needs:
-        pytest.importorskip(needs[f"feats{suffix}"])
     out = tmp_path / "new" / "folder" / (stem + suffix)
     write(create_store(str(out)))
     assert_store_holds(out)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -12,14 +13,15 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from formats import FORMATS as OUTPUTS
 from hypothesis import given
 from hypothesis import strategies as st
 from killable import run_job, start_job, wait_until
 from videos import write_video
 
 from vid3d_cli.errors import UsageError
-from vid3d_cli.features.directory import paths_of_all
 from vid3d_cli.features.entries import video_key
+from vid3d_cli.features.journals import paths_of_all
 from vid3d_cli.features.stores import create_store, open_store
 from vid3d_cli.jobs import extraction, shards
 from vid3d_cli.jobs.claims import Claims
@@ -28,7 +30,7 @@ from vid3d_cli.video.fingerprint import ENDS_BYTES, Fingerprint
 from vid3d_cli.video.sources import Source
 
 OPTIONS = ("--model", "s3d_mini", "--streams", "rgb", "--window", "10", "--fps", "native")
-FORMATS = ["f.npy", "f.npz", "f.h5", "f.parquet", "f"]
+FORMATS = [name.replace("feats", "f") for name in OUTPUTS if "+" not in name]
 
 
 @pytest.fixture
@@ -168,6 +170,44 @@ def test_other_files_are_replaced_only_with_overwrite(vid3d, tiny_model, three, 
     assert path.read_bytes() == b"precious"
     assert vid3d("extract", *three, "--out", out, *OPTIONS, "--overwrite").exit_code == 0
     assert len(rows_of(tmp_path / out)) == 3
+
+
+@pytest.mark.parametrize("lost", ["f.index.jsonl", "f.videos.jsonl", "f.recipe.json", "f.npy"])
+def test_an_output_with_a_lost_file_is_refused_and_stays(vid3d, tiny_model, three, tmp_path, lost):
+    vid3d("extract", *three, "--out", "f.npy", *OPTIONS)
+    (tmp_path / lost).unlink()
+    before = {p: p.read_bytes() for p in tmp_path.glob("f.*")}
+    for more in ([], ["--dry-run"]):
+        result = vid3d("extract", "a.mp4", "--out", "f.npy", *OPTIONS, *more)
+        assert (result.exit_code, f"{lost}: missing" in result.stderr) == (1, True)
+        assert "restore the file, or start over with --overwrite" in result.stderr
+    for command in ("info", "check"):
+        result = vid3d("features", command, "f.npy")
+        assert (result.exit_code, f"{lost}: missing" in result.stderr) == (1, True)
+    assert {p: p.read_bytes() for p in tmp_path.glob("f.*")} == before
+    assert vid3d("extract", "a.mp4", "--out", "f.npy", *OPTIONS, "--overwrite").exit_code == 0
+    assert list(rows_of(tmp_path / "f.npy")) == ["a.mp4"]
+
+
+def test_a_directory_finds_its_rows_again_without_its_list(vid3d, tiny_model, three, tmp_path):
+    vid3d("extract", *three, "--out", "f", *OPTIONS)
+    before = rows_of(tmp_path / "f")
+    (tmp_path / "f" / "videos.jsonl").unlink()
+    result = vid3d("extract", "a.mp4", "--out", "f", *OPTIONS)
+    assert "1 of 1 video done before" in result.stderr
+    assert_same_rows(rows_of(tmp_path / "f"), before)
+
+
+def test_an_output_in_fp16_cannot_be_resumed_on_a_cpu(vid3d, tiny_model, three, tmp_path):
+    vid3d("extract", "a.mp4", "--out", "f.npy", *OPTIONS)
+    recipe, journal = tmp_path / "f.recipe.json", tmp_path / "f.videos.jsonl"
+    recipe.write_text(recipe.read_text().replace('"fp32"', '"fp16"'))
+    journal.write_text(re.sub(r', "record_crc32": .*}', "}", journal.read_text()))
+    for precision in ("auto", "fp16"):
+        result = vid3d("extract", *three, "--out", "f.npy", *OPTIONS, "--precision", precision)
+        assert result.exit_code == 2
+        assert "f.npy: made in fp16, which this machine cannot run; resume it on one that can" in result.stderr
+        assert "--precision fp32" not in result.stderr
 
 
 def test_a_path_may_be_spelled_in_another_way(vid3d, tiny_model, three):

@@ -1,5 +1,6 @@
 """`vid3d_cli.extract(videos, out=…)`: the job of the command line, for Python."""
 
+import re
 import warnings
 
 import numpy as np
@@ -121,10 +122,14 @@ def test_a_job_moves_to_another_machine_with_a_warning_at_most(tiny_model, video
     old = old.replace(', "numerics": 1', "")  # as it was written before this key
     assert old != path.read_text()
     path.write_text(old)
+    journal = tmp_path / "f.videos.jsonl"
+    journal.write_text(re.sub(r', "record_crc32": .*}', "}", journal.read_text()))
     with pytest.warns(vid3d_cli.Vid3dWarning, match="runtime has changed from torch on NVIDIA H100 to torch on cpu"):
         summary = vid3d_cli.extract([videos / "a.mp4", videos / "b.mp4"], out=out, **OPTIONS)
     assert (summary.done, summary.num_kept) == (1, 2)
     assert path.read_text() == old
+    with vid3d_cli.open_store(str(out)) as store:
+        assert [(entry.provenance or {}).get("runtime") for entry in store.entries()] == [None, "torch on cpu"]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,9 @@ def info(file: File) -> None:
         _print_table(["features", file], _summary_lines(summary))
     else:
         typer.echo(to_json({"file": file, **summary}))
+    if summary["damage"]:
+        log.error("%s", summary["damage"])
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _print_table(columns: Sequence[str], rows: Iterator[Sequence[str]], **options: Any) -> None:
@@ -80,6 +83,8 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "failed", failures or "none"
     for video, num_lost in summary["lost_frames"].items():
         yield "damaged", f"{video}: {plural(num_lost, 'frame')} lost"
+    for provenance in summary["elsewhere"]:
+        yield "some rows", ", ".join(f"{name} {value}" for name, value in provenance.items())
     if summary["unfinished"]:
         yield "unfinished", summary["unfinished"]
 
@@ -118,7 +123,8 @@ def get(
 
     Example: vid3d features get feats.npy video.mp4 --at 1.5
     """
-    from ..features.inspection import find_video, read_verified, rows_at
+    from ..features.inspection import find_video, rows_at
+    from ..features.store import read_verified
     from ..features.stores import open_store
 
     with open_store(file) as store:
@@ -161,7 +167,7 @@ def _describe_row(row: Any) -> str:
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Outputs of vid3d extract.", show_default=False)],
 ) -> None:
-    """Read every row and compare it with its checksum. The exit code is 1 if rows are damaged.
+    """Compare rows, times, videos and recipe with their checksums. The exit code is 1 if any is damaged or missing.
 
     Example: vid3d features check feats.npy
     """
@@ -179,7 +185,8 @@ def _check(file: str) -> int:
             with _bar(len(entries)) as on_video:
                 for problem in find_problems(store, on_video):
                     num_damaged += problem.is_damage
-                    (log.error if problem.is_damage else log.warning)("%s: %s", file, problem.what)
+                    what = problem.what if problem.what.startswith(file) else f"{file}: {problem.what}"
+                    (log.error if problem.is_damage else log.warning)("%s", what)
     except Vid3dError as error:  # continue with the other files
         log.error("%s", error)
         return error.exit_code
@@ -223,7 +230,7 @@ def merge(
     """Merge the features of shards, or of any jobs with the same recipe. A video in several files is written once.
 
     Rows keep the order of the files; those of a directory are sorted by video name. Damaged rows are left out, and the
-    exit code is then 1. Run the same command again to resume an interrupted merge.
+    exit code is then 1. Run the same command again to resume an interrupted merge; other outputs are refused.
 
     Example: vid3d features merge feats.shard-*.npy --out feats.npy
     """
@@ -362,7 +369,8 @@ def _print_comparison(a: str, b: str, comparison: Comparison, statistics: Mappin
             yield [name, str(comparison.num_rows), *cosines, f"{of['max_relative_difference']:.1e}"]
 
     columns = ["rows", "cosine: min", "median", "mean", "difference"]
-    _print_table(["matrix", *columns], cells(), narrow=columns)
+    if statistics:
+        _print_table(["matrix", *columns], cells(), narrow=columns)
     for side, path in (("a", a), ("b", b)):
         if num_rows := comparison.num_rows_only[side]:
             videos = plural(comparison.num_videos_only[side], "video")

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from ..errors import OutputError, ShapeError, UsageError
 from ..recipe import deciding_differences, provenance_differences
 from ..records import ClipSpan
-from .entries import VideoEntry
+from .entries import Recipe, VideoEntry
 from .format import FEATURES
-from .inspection import read_verified
 from .merging import join_streams, split_streams
 from .npy import NpyStore
-from .store import Recipe, Store
+from .store import Store, read_verified
 from .stores import open_store
 
 Matrices = Mapping[str, NDArray[Any]]

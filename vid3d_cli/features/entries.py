@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..errors import OutputError
 from ..records import ClipSpan, VideoFailure, VideoResult, to_json
 from ..video.fingerprint import Fingerprint
 from ..video.sources import is_url
-from .format import FeatureFormat
+from .format import DTYPES, FeatureFormat
 
 SPAN_COLUMNS = {
     "clip": np.int64,
@@ -28,13 +29,18 @@ SPAN_COLUMNS = {
 }
 """The fields of a `ClipSpan` as columns, in the order of an index line; "clip" is its `index`."""
 
+_DTYPES = tuple(map(np.dtype, DTYPES))
+
+Recipe = Mapping[str, Any]
+"""The recipe of the rows, as `FeatureFormat.describe` returns it."""
+
 
 @dataclass(frozen=True)
 class VideoEntry:
     """A video that has rows; a line of `videos.jsonl`."""
 
     video: str
-    """Path or URL as given."""
+    """Path or URL as given, see `without_password`."""
     stem: str
     """Path of its files below a directory, without suffix."""
     row: int
@@ -50,6 +56,10 @@ class VideoEntry:
     """The file that was read; None for a URL."""
     crc32: int
     """See `checksum`."""
+    record_crc32: int | None = None
+    """See `record_checksum`; None in outputs of older versions."""
+    provenance: Mapping[str, Any] | None = None
+    """What differs from the provenance in the recipe, by key, for rows made elsewhere; None if nothing does."""
 
     @property
     def key(self) -> str:
@@ -72,7 +82,8 @@ class FailedVideo(VideoFailure):
     @classmethod
     def of(cls, failure: VideoFailure, file: Fingerprint | None) -> FailedVideo:
         """Add the file to a failure."""
-        return cls(failure.video, failure.error, failure.message, file)
+        public = without_secrets(failure)
+        return cls(public.video, public.error, public.message, file)
 
 
 @dataclass(frozen=True)
@@ -85,14 +96,27 @@ class VideoFeatures:
     spans: Sequence[ClipSpan]
     """Spans of the N rows."""
 
+    def __post_init__(self) -> None:
+        if other := [rows.dtype for rows in self.matrices.values() if rows.dtype not in _DTYPES]:
+            raise OutputError(f"{self.entry.video}: has rows of {other[0]}, not of {' or '.join(DTYPES)}")
+
     @classmethod
     def of(
-        cls, result: VideoResult, stem: PurePosixPath, file: Fingerprint | None, form: FeatureFormat
+        cls,
+        result: VideoResult,
+        stem: PurePosixPath,
+        file: Fingerprint | None,
+        form: FeatureFormat,
+        provenance: Mapping[str, Any] | None = None,
     ) -> VideoFeatures:
-        """Return what a store keeps of a result."""
+        """Return what a store keeps of a result.
+
+        Raises:
+            NoFeatures: features that are not finite.
+        """
         matrices = form.matrices(result)
         entry = VideoEntry(
-            video=result.video,
+            video=without_password(result.video),
             stem=str(stem),
             row=0,
             num_rows=len(result.clips),
@@ -101,13 +125,26 @@ class VideoFeatures:
             num_lost_frames=result.num_lost_frames,
             file=file,
             crc32=checksum(matrices),
+            provenance=provenance or None,
         )
         return cls(entry, matrices, [clip.span for clip in result.clips])
+
+    def sealed(self, recipe: Recipe, row: int = 0) -> VideoFeatures:
+        """Return the same features with the first row in the matrix and, if it is new, the checksum of the record."""
+        entry = replace(self.entry, row=row)
+        if entry.record_crc32 is None:
+            entry = replace(entry, record_crc32=record_checksum(entry, self.spans, recipe))
+        return replace(self, entry=entry)
 
 
 def video_key(video: str) -> str:
     """Return the same key for `a.mp4` and `./a.mp4`; relative paths stay relative, so that a tree can be moved."""
-    return video if is_url(video) else os.path.normpath(video)
+    return without_password(video) if is_url(video) else os.path.normpath(video)
+
+
+def without_password(video: str) -> str:
+    """Return a URL without user name and password, which no file of an output contains; a path as it is."""
+    return re.sub(r"^([^/]*//)[^/?#]*@", r"\1", video) if is_url(video) else video
 
 
 def readable(video: str) -> str:
@@ -121,6 +158,23 @@ def checksum(matrices: Mapping[str, NDArray[Any]]) -> int:
     for name in sorted(matrices):
         value = zlib.crc32(np.ascontiguousarray(matrices[name]).data, value)
     return value
+
+
+def record_checksum(entry: VideoEntry, spans: Sequence[ClipSpan], recipe: Recipe) -> int:
+    """Return the CRC-32 of all that is stored of a video besides its rows: its entry, its spans and the recipe.
+
+    `row` and fields of None are left out, so that later versions may add fields.
+    """
+    left_out = ("row", "record_crc32")
+    fields = {name: value for name, value in asdict(entry).items() if value is not None and name not in left_out}
+    columns = {name: column.tolist() for name, column in span_arrays(spans).items()}
+    return zlib.crc32(json.dumps([fields, columns, recipe], sort_keys=True).encode())
+
+
+def without_secrets(failure: VideoFailure) -> VideoFailure:
+    """Return a failure with its video `without_password`, in the message too."""
+    video = without_password(failure.video)
+    return VideoFailure(video, failure.error, failure.message.replace(failure.video, video))
 
 
 # Lines of JSON -------------------------------------------------------------------------------------------------------
@@ -139,21 +193,35 @@ def parse_entries(lines: Iterable[Mapping[str, Any]], path: Path) -> list[VideoE
     """
     try:
         entries = [VideoEntry(**{**line, "file": Fingerprint.from_json(line["file"])}) for line in lines]
-        for stem in (PurePosixPath(entry.stem) for entry in entries):
-            if stem.is_absolute() or ".." in stem.parts:
-                raise ValueError(f"'{stem}' lies outside the output")
+        for entry in entries:
+            _check(entry)
     except (ValueError, TypeError, KeyError) as error:
         raise OutputError(f"{path}: cannot be read: its list of videos is damaged: {error}") from None
     return entries
 
 
-def parse_failures(lines: Iterable[Mapping[str, Any]]) -> list[FailedVideo]:
-    """Return the failures of parsed lines; other lines are skipped."""
-    return [
-        FailedVideo(line["video"], line["error"], line["message"], Fingerprint.from_json(line.get("file")))
-        for line in lines
-        if {"video", "error", "message"} <= line.keys()
-    ]
+def _check(entry: VideoEntry) -> None:
+    numbers = (entry.row, entry.num_rows, entry.num_frames, entry.num_lost_frames, entry.crc32)
+    if not all(isinstance(n, int) and n >= 0 for n in numbers) or not entry.fps > 0 or not isinstance(entry.video, str):
+        raise ValueError(f"'{entry.video}' has values that cannot be")
+    stem = PurePath(entry.stem)
+    if stem.is_absolute() or stem.drive or ".." in stem.parts or not stem.name or "\0" in entry.stem:
+        raise ValueError(f"'{stem}' lies outside the output")
+
+
+def parse_failures(lines: Iterable[Mapping[str, Any]], path: Path) -> list[FailedVideo]:
+    """Return the failures of parsed lines.
+
+    Raises:
+        OutputError: a line is not a failure.
+    """
+    try:
+        return [
+            FailedVideo(line["video"], line["error"], line["message"], Fingerprint.from_json(line.get("file")))
+            for line in lines
+        ]
+    except (TypeError, KeyError):
+        raise OutputError(f"{path}: not a list of failures that vid3d extract wrote; move it away") from None
 
 
 # Spans ---------------------------------------------------------------------------------------------------------------
@@ -177,10 +245,18 @@ def index_line(row: int, video: str, span: ClipSpan) -> str:
     return to_json({"row": row, "video": readable(video), **{n: getattr(span, _field(n)) for n in SPAN_COLUMNS}})
 
 
-def span_of_line(line: bytes) -> ClipSpan:
-    """Return the span of a line of `index.jsonl`."""
-    fields = json.loads(line)
-    return ClipSpan(**{_field(name): fields[name] for name in SPAN_COLUMNS})
+def parse_index(lines: Sequence[bytes], entry: VideoEntry, row: int) -> list[ClipSpan]:
+    """Return the spans of the lines of `index.jsonl` that belong to a video, the first of which is a row.
+
+    Raises:
+        ValueError: a line belongs to another row or video, or is none.
+    """
+    spans = []
+    for number, fields in enumerate(map(json.loads, lines), row):
+        if (fields["row"], fields["video"]) != (number, readable(entry.video)):
+            raise ValueError(f"its line for row {number} is of row {fields['row']} of {fields['video']}")
+        spans.append(ClipSpan(**{_field(name): fields[name] for name in SPAN_COLUMNS}))
+    return spans
 
 
 def _field(column: str) -> str:

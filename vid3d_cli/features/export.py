@@ -8,18 +8,17 @@ feats.npz.failures.jsonl
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..durable import AtomicFile, remove_abandoned, remove_files
-from ..errors import OutputError, Vid3dError
-from .entries import SPAN_COLUMNS, VideoEntry, VideoFeatures, parse_entries, spans_of
+from ..durable import AtomicFile, read_errors, remove_abandoned, remove_files
+from .entries import SPAN_COLUMNS, Recipe, VideoEntry, VideoFeatures, parse_entries, readable, spans_of
 from .npy import RESUMES, NpyStore
-from .store import Recipe, Store, parse_recipe, refuse_other_recipe
+from .recipes import parse_recipe, refuse_other_recipe
+from .store import Store, read_verified
 from .table import ExportFormat, Table
 
 
@@ -53,8 +52,16 @@ class ExportStore(Store):
     def failures_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}.failures.jsonl")
 
+    @property
+    def recipe_path(self) -> Path:
+        return self._rows.recipe_path
+
     def own_paths(self) -> list[Path]:
         return [self.path]
+
+    def refuse_incomplete(self) -> None:
+        super().refuse_incomplete()
+        self._rows.refuse_incomplete()
 
     def journal_paths(self) -> list[Path]:
         return self._rows.journal_paths()
@@ -80,17 +87,19 @@ class ExportStore(Store):
 
     def _read_exported(self, entry: VideoEntry) -> VideoFeatures:
         rows, table = slice(entry.row, entry.row + entry.num_rows), self._exported().table
-        with _read_errors(self.path):
+        with read_errors(self.path):
             spans = spans_of({name: table.spans[name][rows] for name in SPAN_COLUMNS})
+            if other := {*table.names[rows]} - {readable(entry.video)}:
+                raise ValueError(f"rows of {entry.video} are marked as those of {other.pop()}")
             return VideoFeatures(entry, {name: matrix[rows] for name, matrix in table.matrices.items()}, spans)
 
     def _exported(self) -> _Exported:
         if self._opened is None and self.path.exists():
-            with _read_errors(self.path):
+            with read_errors(self.path):
                 table = self._format.read(self.path)
-                entries = parse_entries(map(json.loads, table.videos.splitlines()), self.path)
                 if (recipe := parse_recipe(table.recipe)) is None:
                     raise ValueError("its recipe is not one of vid3d extract")
+                entries = parse_entries(map(json.loads, table.videos.splitlines()), self.path)
                 self._opened = _Exported(recipe, entries, table)
         return self._opened or _Exported(None, [], Table("", b"", {}, {}))
 
@@ -105,6 +114,8 @@ class ExportStore(Store):
         return [self.path] if self.path.exists() or self.path.is_symlink() else []
 
     def lock(self, *, anew: bool = False) -> None:
+        if not anew:
+            super().refuse_incomplete()
         self._rows.lock(anew=anew)
         self._is_locked = True
         remove_abandoned(self.path.parent)
@@ -113,13 +124,14 @@ class ExportStore(Store):
         there = self.recipe()
         if there is not None:
             refuse_other_recipe(self.path, there, recipe)
+            refuse_other_recipe(self.path, self._exported().recipe or there, there)
         self.lock()
         self._rows.begin(there or recipe)
         self._has_begun = True
         have = {entry.key for entry in self._rows.entries()}
         for entry in self._exported().entries:
             if entry.key not in have:
-                self._rows.write(self._read_exported(entry))
+                self._rows.write(read_verified(self, entry))
         self._rows.commit()
 
     def write(self, features: VideoFeatures) -> None:
@@ -159,7 +171,8 @@ class ExportStore(Store):
         self._close_exported()
         self._rows.close()
         if self._is_locked and self._rows.recipe() is None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            with suppress(OSError):  # it is empty, unless other programs wrote to it
+                self._directory.rmdir()
         self._is_locked = self._has_begun = False
 
     def clear(self) -> None:
@@ -167,14 +180,3 @@ class ExportStore(Store):
         self._rows.clear()
         self.__dict__.pop("_collected", None)
         remove_files([self.path, self.failures_path])
-
-
-@contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
-    """Turn any error in the block into OutputError: libraries raise various errors for damaged files."""
-    try:
-        yield
-    except Vid3dError:
-        raise
-    except Exception as error:
-        raise OutputError(f"{path}: cannot be read: {error}") from None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..errors import NoFeatures, UsageError
 from ..recipe import Recipe
 from ..records import VideoResult
 
@@ -42,10 +43,23 @@ class FeatureFormat:
             object.__setattr__(self, "concat", False)  # its file names contain the stream
 
     def matrices(self, result: VideoResult) -> dict[str, NDArray[Any]]:
-        """Return the features of one video, (N, D) each: by stream, or all as "features"."""
-        if self.concat:
-            return {FEATURES: result.features().astype(self.dtype)}
-        return {stream: result.features(stream).astype(self.dtype) for stream in result.clips[0].features}
+        """Return the features of one video, (N, D) each: by stream, or all as "features".
+
+        Raises:
+            NoFeatures: a number is NaN or infinite, or too large for the dtype.
+        """
+        streams = {FEATURES: None} if self.concat else {stream: stream for stream in result.clips[0].features}
+        matrices = {}
+        for name, stream in streams.items():
+            rows = result.features(stream)
+            with np.errstate(over="ignore"):
+                stored = rows.astype(self.dtype)
+            if not np.isfinite(stored).all():
+                if np.isfinite(rows).all():
+                    raise NoFeatures(result.video, "its features exceed 65504, where float16 ends: use --dtype float32")
+                raise NoFeatures(result.video, "its features are not finite: the weights are damaged, or try fp32")
+            matrices[name] = stored
+        return matrices
 
     def describe(self, recipe: Recipe) -> dict[str, Any]:
         """Return the recipe and this format, as stored with the features and compared before a job resumes."""

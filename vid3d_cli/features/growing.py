@@ -46,17 +46,20 @@ class NpyHeader:
             with path.open("rb") as file:
                 if np.lib.format.read_magic(file) != (1, 0):
                     raise ValueError("another version of the format")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                shape, is_transposed, dtype = np.lib.format.read_array_header_1_0(file)
                 if dtype.hasobject:
                     raise ValueError("it holds Python objects")
+                if is_transposed or not shape:
+                    raise ValueError("it has no rows one after the other")
+                like: NDArray[Any] = np.empty((0, *shape[1:]), dtype)
                 data_start, size = file.tell(), file.seek(0, io.SEEK_END)
         except FileNotFoundError:
             return None
-        except (ValueError, OSError) as error:
+        except Exception as error:  # a header is parsed as Python, which can fail in many ways
             if path.is_file() and path.stat().st_size < _SHORTEST_HEADER:
                 return None
             raise OutputError(f"{path}: not a matrix that vid3d wrote: {error}") from None
-        header = cls(np.empty((0, *shape[1:]), dtype), data_start, 0, shape[0])
+        header = cls(like, data_start, 0, shape[0])
         return replace(header, num_rows=(size - data_start) // max(1, header.row_bytes))
 
     def to_bytes(self, num_rows: int) -> bytes:
@@ -78,9 +81,13 @@ class GrowingNpy(AppendedFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._header = NpyHeader.read(path)
-        if self._header is None:
-            self.cut(0)
+        try:
+            self._header = NpyHeader.read(path)
+            if self._header is None:
+                self.cut(0)
+        except BaseException:
+            self.close()
+            raise
 
     def append_rows(self, rows: NDArray[Any]) -> None:
         """Add rows (N, …) of the same shape and dtype as earlier ones."""

@@ -14,7 +14,7 @@ import numpy as np
 from ..durable import AtomicFile
 from ..errors import UsageError
 from .entries import SPAN_COLUMNS
-from .table import MATRICES, Table
+from .table import MATRICES, Table, refuse_bomb
 
 COPIED_ROWS = 4096
 """Rows copied at a time: a matrix may be larger than the memory."""
@@ -44,11 +44,13 @@ def read(path: Path) -> Table:
     """Return the table of a file; slices are read on demand."""
     file = _h5py().File(path, "r")
     try:
+        refuse_bomb(sum(file[name].nbytes for name in file), path)
         return Table(
             file.attrs["recipe"],
             b"\n".join(file["videos"][:]),
             {name: file[name] for name in MATRICES if name in file},
             {name: file[name] for name in SPAN_COLUMNS},
+            file["video"].asstr(),
             close=file.close,
         )
     except BaseException:

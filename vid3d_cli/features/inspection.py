@@ -15,29 +15,11 @@ from numpy.typing import NDArray
 from ..durable import damaged_lines, read_records
 from ..errors import OutputError, UsageError
 from ..records import ClipSpan
-from .entries import VideoEntry, VideoFeatures, checksum, parse_entries, video_key
-from .store import Store
+from .entries import VideoEntry, VideoFeatures, parse_entries, video_key
+from .store import Store, read_verified
 
 MAX_NAMED = 5
 """Videos that a message names."""
-
-
-def read_verified(store: Store, entry: VideoEntry) -> VideoFeatures:
-    """Return the rows of a video, after comparing them with their checksum.
-
-    Raises:
-        OutputError: they are damaged, or cannot be read.
-    """
-    try:
-        features = store.read(entry)
-    except Exception as error:  # a damaged file can make libraries raise anything
-        raise OutputError(f"{entry.video}: its rows cannot be read: {error}") from error
-    num_rows = {len(features.spans), *(len(rows) for rows in features.matrices.values())}
-    if num_rows != {entry.num_rows}:
-        raise OutputError(f"{entry.video}: has {min(num_rows)} of its {entry.num_rows} rows")
-    if checksum(features.matrices) != entry.crc32:
-        raise OutputError(f"{entry.video}: its rows were changed or damaged: their checksum differs")
-    return features
 
 
 # Summary -------------------------------------------------------------------------------------------------------------
@@ -47,10 +29,11 @@ def summarise(store: Store) -> dict[str, Any]:
     """Return a summary of an output, as `vid3d features info` prints it.
 
     "videos", "rows" and "seconds" of video are totals; "matrices" has shape and dtype by name; "failures" counts videos
-    by the class of their error; "lost_frames" has the damaged videos; "unfinished": see `Store.describe_unfinished`. Of
-    the rows, only those of the first video are read; a directory is assumed to have one shape.
+    by the class of their error; "lost_frames" has the damaged videos; "elsewhere" has the provenance of rows that
+    differs from the recipe's; "unfinished": see `Store.describe_unfinished`; "damage": see `Store.refuse_incomplete`.
+    Of the rows, only those of the first video are read; a directory is assumed to have one shape.
     """
-    entries = store.entries()
+    entries, damage = store.entries(), describe_damage(store)
     num_rows = sum(entry.num_rows for entry in entries)
     matrices = _first_rows(store, entries)
     return {
@@ -61,8 +44,19 @@ def summarise(store: Store) -> dict[str, Any]:
         "recipe": store.recipe() or {},
         "failures": dict(Counter(failed.error for failed in store.failures())),
         "lost_frames": {entry.video: entry.num_lost_frames for entry in entries if entry.num_lost_frames},
-        "unfinished": store.describe_unfinished(),
+        "elsewhere": [dict(each) for each in {tuple((e.provenance or {}).items()): 0 for e in entries} if each],
+        "unfinished": None if damage else store.describe_unfinished(),
+        "damage": damage,
     }
+
+
+def describe_damage(store: Store) -> str | None:
+    """Return which file of an output is missing or cut off, and what to do; None for a whole output."""
+    try:
+        store.refuse_incomplete()
+    except OutputError as error:
+        return str(error)
+    return None
 
 
 def _first_rows(store: Store, entries: Sequence[VideoEntry]) -> Mapping[str, NDArray[Any]]:
@@ -147,16 +141,19 @@ def find_problems(store: Store, on_video: Callable[[], None] = lambda: None) -> 
         on_video: called after each video.
     """
     entries, recipe = store.entries(), store.recipe() or {}
-    yield from _journal_problems(store, entries)
+    damage = describe_damage(store)
+    if damage:
+        yield Problem(damage)
+    yield from _journal_problems(store, entries, is_known=damage is not None)
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in entries:
         yield from _video_problems(store, entry, recipe, shapes)
         on_video()
-    if unfinished := store.describe_unfinished():
-        yield Problem(f"{store.path}: {unfinished}", is_damage=False)
+    if not damage and (unfinished := store.describe_unfinished()):
+        yield Problem(unfinished, is_damage=False)
 
 
-def _journal_problems(store: Store, entries: Sequence[VideoEntry]) -> Iterator[Problem]:
+def _journal_problems(store: Store, entries: Sequence[VideoEntry], *, is_known: bool) -> Iterator[Problem]:
     """Yield damaged lines, except an incomplete last one of a killed job, and journalled videos without rows."""
     missing: dict[str, VideoEntry] = {}
     for path in store.journal_paths():
@@ -167,7 +164,7 @@ def _journal_problems(store: Store, entries: Sequence[VideoEntry]) -> Iterator[P
     for entry in entries:
         missing.pop(entry.key, None)
     for entry in missing.values():
-        yield Problem(f"{entry.video}: its rows are missing or cut off; {REPAIR}")
+        yield Problem(f"{entry.video}: its rows are missing or cut off" + ("" if is_known else f"; {REPAIR}"))
 
 
 def _video_problems(

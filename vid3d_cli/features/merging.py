@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OutputError, RecipeDiffers, UsageError
+from ..errors import OutputError, OutputExists, RecipeDiffers, UsageError
 from ..recipe import deciding_differences, provenance_differences
 from ..records import STREAMS
-from .entries import VideoEntry, VideoFeatures, checksum
+from .entries import Recipe, VideoEntry, VideoFeatures, checksum
 from .format import FEATURES
-from .inspection import read_verified
-from .store import Recipe, Store, refuse_other_recipe
+from .recipes import refuse_other_recipe
+from .store import Store, read_verified
 
 COMMIT_VIDEOS = 64
 """Videos between two commits."""
@@ -64,7 +64,7 @@ def merge(
     Raises:
         RecipeDiffers: the recipes of the parts, or of the target, give different numbers.
         UsageError: the target is one of the parts, or two videos would get the same file in it.
-        OutputExists: other files have the names of the target.
+        OutputExists: other files have the names of the target, or it holds other rows.
         OutputError: the target cannot be written.
     """
     if any(part.path.resolve() == target.path.resolve() for part in parts):
@@ -79,11 +79,23 @@ def merge(
         if there is not None:
             refuse_other_recipe(target.path, there, recipe)
             provenance = {**provenance_differences(there, recipe), **provenance}
+            _refuse_other_rows(target, entries)
         target.refuse_taken_stems(stems)
         target.begin(recipe)
         merged = _copy(parts, entries, target, recipe["concat"], on_video)
     merged.provenance = provenance
     return merged
+
+
+def _refuse_other_rows(target: Store, entries: Sequence[Sequence[VideoEntry]]) -> None:
+    """Raise OutputExists if an existing target has rows that no part has: it is not the same merge, interrupted."""
+    of_parts = {(entry.key, entry.num_rows, entry.num_frames, entry.file) for of_part in entries for entry in of_part}
+    for entry in target.entries():
+        if (entry.key, entry.num_rows, entry.num_frames, entry.file) not in of_parts:
+            raise OutputExists(
+                f"{target.path}: already exists, with rows of {entry.video} that are not in the input; choose another "
+                "name, or add --overwrite"
+            )
 
 
 def _common_recipe(
@@ -121,6 +133,7 @@ def _copy(
     on_video: Callable[[], None],
 ) -> Merged:
     there = {entry.key for entry in target.entries()}
+    target_recipe = target.recipe() or {}
     written: set[str] = set()
     merged = Merged(num_there=len(there))
     for part, of_part in zip(parts, entries, strict=True):
@@ -129,7 +142,7 @@ def _copy(
             merged.num_repeated += entry.key in written
             if entry.key not in written | there:
                 try:
-                    features = with_concat(read_verified(part, entry), recipe, concat)
+                    features = _under(target_recipe, with_concat(read_verified(part, entry), recipe, concat), recipe)
                 except OutputError as error:
                     merged.damaged[entry.key] = str(error)
                 else:
@@ -154,6 +167,13 @@ def _copy(
     if there or written:
         target.finish()
     return merged
+
+
+def _under(target: Recipe, features: VideoFeatures, recipe: Recipe) -> VideoFeatures:
+    """Return features for an output with another recipe: their entry says what differs, and gets a new checksum."""
+    elsewhere = {name: of_part for name, (_, of_part) in provenance_differences(target, recipe).items()}
+    provenance = {**elsewhere, **(features.entry.provenance or {})} or None
+    return replace(features, entry=replace(features.entry, provenance=provenance, record_crc32=None))
 
 
 # Streams side by side, or one matrix each -----------------------------------------------------------------------------

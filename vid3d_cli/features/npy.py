@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection
-from dataclasses import replace
+from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,20 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..durable import AppendedFile, output_errors, read_records, remove_abandoned, remove_files, sync_directory
-from ..errors import OutputError
+from ..errors import OutputError, Vid3dError
 from .entries import (
+    Recipe,
     VideoEntry,
     VideoFeatures,
     index_line,
     json_lines,
     parse_entries,
+    parse_index,
     readable,
     span_arrays,
-    span_of_line,
 )
-from .format import FEATURES
+from .format import DTYPES, FEATURES
 from .growing import GrowingNpy, NpyHeader
-from .store import Recipe, Store, read_recipe, refuse_damaged, write_recipe
+from .recipes import RESTORE, read_recipe, write_recipe
+from .store import Store, refuse_damaged
 from .table import Table
 
 RESUMES = "a job is running, or was interrupted; run the same command to resume it"
@@ -56,6 +58,7 @@ class NpyStore(Store):
         self._index_path = path.with_suffix(".index.jsonl")
         self._journal_path = path.with_suffix(".videos.jsonl")
         self._recipe_path = path.with_suffix(".recipe.json")
+        self._unfinished = path.with_name(f".{path.name}.rewriting")
         self._rewritten = path.with_name(f".{path.name}.rewritten")
         self._journal: AppendedFile | None = None
         self._index: AppendedFile | None = None
@@ -68,6 +71,10 @@ class NpyStore(Store):
     @property
     def failures_path(self) -> Path:
         return self.path.with_suffix(".failures.jsonl")
+
+    @property
+    def recipe_path(self) -> Path:
+        return self._recipe_path
 
     def own_paths(self) -> list[Path]:
         return [*self._matrix_paths().values(), self.path, self._index_path, self._journal_path, self._recipe_path]
@@ -84,18 +91,57 @@ class NpyStore(Store):
 
     def read(self, entry: VideoEntry) -> VideoFeatures:
         rows = slice(entry.row, entry.row + entry.num_rows)
-        spans = [span_of_line(line) for line in self._index_lines[rows]]
+        try:
+            spans = parse_index(self._index_lines[rows], entry, entry.row)
+        except (ValueError, TypeError, KeyError) as error:
+            raise OutputError(f"{self._index_path}: cannot be read: {error}") from None
         return VideoFeatures(entry, {name: m[rows] for name, m in self._mapped.items()}, spans)
 
     def table(self) -> Table:
         """Return all rows of an output without replaced ones, see `compact`."""
         entries = self.entries()
-        num_rows = sum(entry.num_rows for entry in entries)
-        spans = span_arrays([span_of_line(line) for line in self._index_lines[:num_rows]])
+        spans = span_arrays([span for entry in entries for span in self.read(entry).spans])
         videos = [readable(entry.video) for entry in entries for _ in range(entry.num_rows)]
         return Table(json.dumps(self.recipe()), json_lines(entries), self._mapped, spans, videos)
 
+    def refuse_incomplete(self) -> None:
+        """Compare the rows that the journal lists with those of the other files.
+
+        A crash leaves rows and index lines without a journal line, never the reverse; and a header never promises more
+        rows than the journal lists. So whatever is missing here was removed or cut off later.
+        """
+        super().refuse_incomplete()
+        if self._rewritten.exists():
+            return  # the next job completes it, see `compact`
+        self._refuse_missing_journal()
+        # In this order, a job that is running does not look like damage.
+        promised = max((header.num_promised for header in self._headers().values() if header), default=0)
+        num_rows = 0
+        for entry in parse_entries(read_records(self._journal_path)[0], self._journal_path):
+            if entry.row != num_rows:
+                raise OutputError(f"{self._journal_path}: lines before that of {entry.video} are missing; {RESTORE}")
+            num_rows += entry.num_rows
+        paths, headers = self._matrix_paths().values(), self._headers().values()
+        has = {path: header.num_rows if header else 0 for path, header in zip(paths, headers, strict=True)}
+        for path, num_there in {**has, self._index_path: len(_Lines(self._index_path))}.items():
+            if num_there < num_rows:
+                what = f"has {num_there} of" if path.exists() else "missing, with"
+                raise OutputError(f"{path}: {what} the {num_rows} rows that {self._journal_path} lists; {RESTORE}")
+        if promised > num_rows:
+            raise OutputError(
+                f"{self._journal_path}: lists {num_rows} of the {promised} rows of {self.path}; {RESTORE}"
+            )
+
+    def _refuse_missing_journal(self) -> None:
+        files = [path for path in (*self._matrix_paths().values(), self._index_path) if path.exists()]
+        if not self._journal_path.exists() and (files := [path for path in files if path.stat().st_size]):
+            raise OutputError(
+                f"{self._journal_path}: missing, and without it the rows of {files[0]} cannot be identified; {RESTORE}"
+            )
+
     def describe_unfinished(self) -> str | None:
+        if self._rewritten.exists():
+            return f"its files are being replaced: {RESUMES}"
         num_rows = sum(entry.num_rows for entry in self.entries())
         headers = [header for header in self._headers().values() if header is not None]
         if {n for header in headers for n in (header.num_rows, header.num_promised)} <= {num_rows}:
@@ -119,7 +165,11 @@ class NpyStore(Store):
         return {name: self.path.with_name(f"{self.path.stem}_{name}.npy") for name in recipe["streams"]}
 
     def _headers(self) -> dict[str, NpyHeader | None]:
-        return {name: NpyHeader.read(path) for name, path in self._matrix_paths().items()}
+        headers = {name: NpyHeader.read(path) for name, path in self._matrix_paths().items()}
+        for header in headers.values():
+            if header is not None and header.like.dtype not in map(np.dtype, DTYPES):
+                raise OutputError(f"{self.path}: has rows of {header.like.dtype}, not of {' or '.join(DTYPES)}")
+        return headers
 
     def _committed(self) -> _Committed:
         """Return the videos of the journal up to the first one without complete rows and index lines."""
@@ -145,19 +195,35 @@ class NpyStore(Store):
     def lock(self, *, anew: bool = False) -> None:
         if self._journal is not None:
             return
-        has_rows = self.path.exists() and self.path.stat().st_size > 0
-        if has_rows and not anew and not self._journal_path.exists():
-            raise OutputError(
-                f"{self._journal_path}: missing, and without it the rows of {self.path} cannot be identified; restore "
-                "the file, or start over with --overwrite"
-            )
-        self._journal = AppendedFile.locked(self._journal_path, self.path)
-        remove_abandoned(self.path.parent)
         if not anew:
-            if self._rewritten.exists():
-                self._adopt_rewritten()
-            refuse_damaged(self._journal_path)
-            self._drop_uncommitted()
+            self._refuse_unmarked()
+        is_new = not self._journal_path.exists()
+        self._journal = AppendedFile.locked(self._journal_path, self.path)
+        try:
+            remove_abandoned(self.path.parent)
+            shutil.rmtree(self._unfinished, ignore_errors=True)
+            if not anew:
+                if self._rewritten.exists():
+                    self._adopt_rewritten()
+                refuse_damaged(self._journal_path)
+                self.refuse_incomplete()
+                self.refuse_damaged(self.entries())
+                self._drop_uncommitted()
+        except BaseException:  # nothing may be cut or removed by `close`
+            self._close_rows()
+            self._journal.close()
+            self._journal = None
+            if is_new:
+                self._journal_path.unlink(missing_ok=True)
+            raise
+
+    def _refuse_unmarked(self) -> None:
+        """Raise OutputError if there are rows without a recipe, or without a journal."""
+        if self.recipe() is None and not self._rewritten.exists() and (files := self.conflicting_files(())):
+            raise OutputError(
+                f"{self._recipe_path}: missing, and without it the rows of {files[0]} cannot be identified; {RESTORE}"
+            )
+        self._refuse_missing_journal()
 
     def _drop_uncommitted(self) -> None:
         assert self._journal is not None
@@ -184,7 +250,8 @@ class NpyStore(Store):
 
     def write(self, features: VideoFeatures) -> None:
         assert self._index is not None
-        entry = replace(features.entry, row=self._num_rows)
+        features = features.sealed(self.recipe() or {}, self._num_rows)
+        entry = features.entry
         for name, matrix in self._matrices.items():
             matrix.append_rows(features.matrices[name])
         lines = (index_line(self._num_rows + i, entry.video, span) for i, span in enumerate(features.spans))
@@ -218,7 +285,8 @@ class NpyStore(Store):
         if self._journal is None:
             return
         try:
-            if not self._rewritten.exists():  # else the next `lock` completes it, and nothing may be dropped
+            # Else the next `lock` completes it, or refuses what another program removed, and nothing may be dropped.
+            if not self._rewritten.exists() and self._is_complete():
                 if self._index is not None:
                     self._drop_uncommitted()
                 if not self._journal.size:
@@ -230,10 +298,15 @@ class NpyStore(Store):
             self._pending.clear()
             self._forget_what_was_read()
 
+    def _is_complete(self) -> bool:
+        with suppress(Vid3dError):
+            self.refuse_incomplete()
+            return True
+        return False
+
     def _remove_traces(self) -> None:
-        """Delete the files of an output without rows; keep an index that is not empty, since vid3d did not write it."""
-        is_empty = self._index_path.exists() and not self._index_path.stat().st_size
-        remove_files([*self._matrix_paths().values(), self._recipe_path, *([self._index_path] if is_empty else [])])
+        """Delete the files of an output without rows."""
+        remove_files([*self._matrix_paths().values(), self._index_path, self._recipe_path])
         remove_files([self._journal_path])
 
     def _close_rows(self) -> None:
@@ -245,11 +318,15 @@ class NpyStore(Store):
 
     def clear(self) -> None:
         assert self._journal is not None
-        paths = [*self._matrix_paths().values(), self._index_path, self._recipe_path, self.failures_path]
         self._close_rows()
+        matrices = self._matrix_paths().values() if self._has_recipe() else [self.path]
         shutil.rmtree(self._rewritten, ignore_errors=True)
+        for path in filter(Path.exists, matrices):
+            with suppress(OutputError), closing(GrowingNpy(path)) as matrix:
+                matrix.promise(0)  # before the journal is cut, see `refuse_incomplete`
+                matrix.sync()
         self._journal.cut(0)  # before the rows: after an interrupt, none of them counts
-        remove_files(paths)
+        remove_files([*matrices, self._index_path, self._recipe_path, self.failures_path])
         self._num_rows = 0
         self._forget_what_was_read()
 
@@ -268,18 +345,17 @@ class NpyStore(Store):
         kept = self.entries()
         if len(kept) == len(self._committed().entries):
             return
-        unfinished = self.path.with_name(f".{self.path.name}.rewriting")
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(self._unfinished, ignore_errors=True)
         try:
-            with NpyStore(unfinished / self.path.name) as copy:
+            with NpyStore(self._unfinished / self.path.name) as copy:
                 copy.begin(self.recipe() or {})
                 for entry in kept:
                     copy.write(self.read(entry))
                 copy.commit()
             with output_errors(self.path):
-                unfinished.replace(self._rewritten)
+                self._unfinished.replace(self._rewritten)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(self._unfinished, ignore_errors=True)
         self._adopt_rewritten()
         self._drop_uncommitted()
 
@@ -288,10 +364,12 @@ class NpyStore(Store):
         self._close_rows()
         with output_errors(self.path):
             sync_directory(self.path.parent)
-            for file in sorted(self._rewritten.iterdir()):
-                if file.name != self._journal_path.name:
-                    file.replace(self.path.with_name(file.name))
             journal = self._rewritten / self._journal_path.name
+            rest = [file for file in sorted(self._rewritten.iterdir()) if file != journal]
+            if rest and not journal.exists():
+                raise OutputError(f"{journal}: missing, and {rest[0]} cannot be used without it; {RESTORE}")
+            for file in rest:
+                file.replace(self.path.with_name(file.name))
             if journal.exists():  # its content is copied, since the journal is our lock
                 data = journal.read_bytes()
                 self._journal.write_at(0, data)

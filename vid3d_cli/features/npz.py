@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..durable import AtomicFile
 from .entries import SPAN_COLUMNS
-from .table import MATRICES, Table
+from .table import MATRICES, Table, refuse_bomb
 
 
 def check() -> None:
@@ -36,14 +37,31 @@ def write(table: Table, file: AtomicFile) -> None:
 
 def read(path: Path) -> Table:
     """Return the table of a file; the first slice of an array loads all of it."""
-    stored = np.load(path, allow_pickle=False)
+    stored = open_npz(path)
     return Table(
         str(stored["recipe"]),
         stored["videos"].tobytes(),
         {name: _Member(stored, name) for name in MATRICES if name in stored},
         {name: _Member(stored, name) for name in SPAN_COLUMNS},
+        _Member(stored, "video"),
         close=stored.close,
     )
+
+
+def open_npz(path: Path) -> Any:
+    """Return an archive as `np.load` does.
+
+    Raises:
+        ValueError: its arrays would take far more memory than the file, as no archive of features does.
+    """
+    stored: Any = np.load(path, allow_pickle=False)
+    if not hasattr(stored, "zip"):
+        raise ValueError("it is no .npz archive")
+    with ExitStack() as stack:
+        stack.callback(stored.close)
+        refuse_bomb(sum(member.file_size for member in stored.zip.infolist()), path)
+        stack.pop_all()
+    return stored
 
 
 class _Member:

@@ -7,6 +7,7 @@ Columns: "video", "clip", "start_seconds", …, and "features" (or "rgb" and "fl
 from __future__ import annotations
 
 import json
+import math
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from ..durable import AtomicFile
 from ..errors import UsageError
 from .entries import SPAN_COLUMNS
-from .table import MATRICES, Table
+from .table import MATRICES, Table, refuse_bomb
 
 GROUP_BYTES = 16 * 1024 * 1024
 """Approximate size of a row group, which is what a reader of one row has to read."""
@@ -55,11 +56,14 @@ def read(path: Path) -> Table:
     file = pq.ParquetFile(path)
     metadata = file.schema_arrow.metadata or {}
     shapes = json.loads(metadata[b"shapes"])
+    row_bytes = sum(4 * math.prod(shape) for shape in shapes.values())
+    refuse_bomb(file.metadata.num_rows * (row_bytes + 8 * len(SPAN_COLUMNS)), path)
     return Table(
         metadata[b"recipe"].decode(),
         metadata[b"videos"],
         {name: _Column(file, name, shapes[name]) for name in MATRICES if name in shapes},
         {name: _Column(file, name, ()) for name in SPAN_COLUMNS},
+        _Column(file, "video", ()),
         close=file.close,
     )
 

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..durable import AppendedFile, AtomicFile, damaged_lines, read_records, remove_files, write_once
-from ..errors import FeatureShapeMismatch, OutputError, OutputExists, RecipeDiffers, UsageError
-from ..recipe import deciding_differences
+from ..durable import (
+    AppendedFile,
+    AtomicFile,
+    damaged_lines,
+    output_errors,
+    read_records,
+    remove_files,
+)
+from ..errors import FeatureShapeMismatch, OutputError, OutputExists, UsageError
 from ..video.fingerprint import is_same_file
-from .entries import FailedVideo, VideoEntry, VideoFeatures, json_lines, parse_failures
+from .entries import (
+    FailedVideo,
+    Recipe,
+    VideoEntry,
+    VideoFeatures,
+    checksum,
+    json_lines,
+    parse_failures,
+    record_checksum,
+)
+from .recipes import RESTORE, read_recipe
 
-Recipe = Mapping[str, Any]
-"""The recipe of the rows, as `FeatureFormat.describe` returns it."""
+MAX_VERIFIED = 64
+"""Videos whose rows are compared with their checksums before a job adds to an output."""
 
 
 class Store(ABC):
@@ -75,13 +89,28 @@ class Store(ABC):
     def failures_path(self) -> Path:
         """The list of failures that this store writes."""
 
+    @property
+    @abstractmethod
+    def recipe_path(self) -> Path:
+        """The recipe, or the file that holds it."""
+
     @abstractmethod
     def own_paths(self) -> list[Path]:
         """Return the files that no other option may name, besides `failures_path`."""
 
+    @abstractmethod
     def journal_paths(self) -> list[Path]:
         """Return the existing lists of videos with rows: JSON lines, see `VideoEntry`."""
-        return []
+
+    def refuse_incomplete(self) -> None:
+        """Raise OutputError if files are missing or cut off, so that a job would lose rows; it names what to restore.
+
+        Nothing is written. Files of one video in a directory do not count: a job extracts it again.
+        """
+        journals = [path for path in self.journal_paths() if path.stat().st_size]
+        if read_recipe(self.recipe_path) is None and journals:
+            raise OutputError(f"{self.recipe_path}: missing, and {journals[0]} lists videos with rows; {RESTORE}")
+        _read_failures(self.failures_path)
 
     def describe_unfinished(self) -> str | None:
         """Return a sentence about a running or interrupted job; None if there is no such job."""
@@ -152,24 +181,43 @@ class Store(ABC):
             OutputExists: other files have the names of this output.
             UsageError: another process is writing to it.
         """
+        self._refuse_a_file_as_directory()
         conflicts = [] if self._has_recipe() else self.conflicting_files(stems)
         if conflicts and not self._has_recipe():  # another worker may have begun meanwhile
-            if not overwrite:
+            if overwrite:
+                remove_files(conflicts)
+            else:
+                self.refuse_incomplete()
                 raise OutputExists(
-                    f"{conflicts[0]}: already exists, and vid3d extract did not write it; choose another name, or add "
-                    "--overwrite"
+                    f"{conflicts[0]}: already exists, and vid3d extract did not write it, or it is damaged; choose "
+                    "another name, or add --overwrite"
                 )
-            remove_files(conflicts)
-        self.lock(anew=overwrite)
-        if overwrite:
-            self.clear()
+        with output_errors(self.path):
+            self.lock(anew=overwrite)
+            if overwrite:
+                self.clear()
         return self.recipe()  # read again, since another job may have ended meanwhile
+
+    def _refuse_a_file_as_directory(self) -> None:
+        for directory in ([self.path] if self.has_files_per_video else []) + list(self.path.parents):
+            if directory.exists() and not directory.is_dir():
+                raise UsageError(f"{self.path}: cannot be written: {directory} is a file, not a directory")
 
     def _has_recipe(self) -> bool:
         try:
             return self.recipe() is not None
-        except OutputError:  # this file is not an output
+        except (OutputError, UsageError):  # this file is not an output, or damaged
             return False
+
+    def refuse_damaged(self, entries: Sequence[VideoEntry]) -> None:
+        """Raise OutputError if one of up to about `MAX_VERIFIED` videos does not have the rows that were written."""
+        for entry in {e.key: e for e in [*entries[:: len(entries) // MAX_VERIFIED + 1], *entries[-1:]]}.values():
+            try:
+                read_verified(self, entry)
+            except OutputError as error:
+                raise OutputError(
+                    f"{self.path}: {error}; restore its files, or see vid3d features check {self.path}"
+                ) from None
 
     def refuse_taken_stems(self, videos: Mapping[str, str]) -> None:
         """Raise UsageError if a video would replace the files of another one.
@@ -198,6 +246,7 @@ class Store(ABC):
     def write_failure(self, failed: FailedVideo) -> None:
         """Record a failed video."""
         if self._failures is None:
+            _read_failures(self.failures_path)
             self._failures = AppendedFile(self.failures_path)
             ends = read_records(self.failures_path)[1]
             self._failures.cut(ends[-1] if ends else 0)
@@ -237,12 +286,38 @@ class Store(ABC):
 
 
 def _read_failures(path: Path) -> list[FailedVideo]:
-    return parse_failures(read_records(path)[0])
+    num_good, damaged = damaged_lines(path)
+    if len(damaged) > 1 or (damaged and not damaged[0].startswith(b"{")):
+        raise OutputError(
+            f"{path}: damaged after line {num_good}, or no list of failures; move it away: its videos are tried again"
+        )
+    return parse_failures(read_records(path)[0], path)
 
 
 def _is_newer(failed: FailedVideo, entry: VideoEntry) -> bool:
     """Whether a video failed after its rows were made: its current file is the failed one, not that of the rows."""
     return failed.file is not None and failed.file != entry.file and failed.file.is_of(failed.video)
+
+
+def read_verified(store: Store, entry: VideoEntry) -> VideoFeatures:
+    """Return the rows of a video, after comparing them with their checksums.
+
+    Raises:
+        OutputError: they are damaged, or cannot be read.
+    """
+    try:
+        features = store.read(entry)
+    except Exception as error:  # a damaged file can make libraries raise anything
+        raise OutputError(f"{entry.video}: its rows cannot be read: {error}") from error
+    num_rows = {len(features.spans), *(len(rows) for rows in features.matrices.values())}
+    if num_rows != {entry.num_rows}:
+        raise OutputError(f"{entry.video}: has {min(num_rows)} of its {entry.num_rows} rows")
+    if checksum(features.matrices) != entry.crc32:
+        raise OutputError(f"{entry.video}: its rows were changed or damaged: their checksum differs")
+    record = record_checksum(entry, features.spans, store.recipe() or {})
+    if entry.record_crc32 not in (None, record):
+        raise OutputError(f"{entry.video}: its entry, its times or the recipe were changed: their checksum differs")
+    return features
 
 
 def is_done(entry: VideoEntry) -> bool:
@@ -262,54 +337,8 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 def refuse_damaged(journal: Path) -> None:
     """Raise OutputError if a list of videos has a damaged line before its last one."""
     num_good, damaged = damaged_lines(journal)
-    if len(damaged) > 1:
+    if len(damaged) > 1 or (damaged and not damaged[0].startswith(b"{")):
         raise OutputError(
-            f"{journal}: damaged after line {num_good}; save the videos before it with vid3d features convert, and "
-            "extract the others into the new output"
+            f"{journal}: damaged after line {num_good}; restore it, or save the videos before it with vid3d features "
+            "convert, and extract the others into the new output"
         )
-
-
-# Recipes -------------------------------------------------------------------------------------------------------------
-
-
-def parse_recipe(text: str | bytes) -> dict[str, Any] | None:
-    """Return a recipe of vid3d extract; None for anything else."""
-    with suppress(ValueError, TypeError):
-        recipe = json.loads(text)
-        if isinstance(recipe, dict) and "model" in recipe:
-            return recipe
-    return None
-
-
-def read_recipe(path: Path) -> dict[str, Any] | None:
-    """Return the recipe of a file; None if there is no file.
-
-    Raises:
-        UsageError: the file is not a recipe.
-    """
-    with suppress(FileNotFoundError, NotADirectoryError):
-        recipe = parse_recipe(path.read_bytes())
-        if recipe is None:
-            raise UsageError(f"{path}: not a recipe that vid3d extract wrote")
-        return recipe
-    return None
-
-
-def write_recipe(path: Path, recipe: Recipe, out: Path) -> None:
-    """Write a recipe, unless there is one; if several workers start together, one of them writes it.
-
-    Raises:
-        RecipeDiffers: the existing recipe gives other numbers.
-    """
-    if not path.exists():
-        write_once(path, json.dumps(recipe).encode() + b"\n")
-    there = read_recipe(path)
-    if there is not None:
-        refuse_other_recipe(out, there, recipe)
-
-
-def refuse_other_recipe(out: Path, there: Recipe, now: Recipe) -> None:
-    """Raise RecipeDiffers if two recipes give different numbers; the message lists the differences."""
-    if differences := deciding_differences(there, now):
-        lines = "".join(f"\n  {name}: {old} there, {new} now" for name, (old, new) in differences.items())
-        raise RecipeDiffers(f"{out}: made with another recipe:{lines}\nChoose another name, or add --overwrite")

@@ -11,7 +11,8 @@ from .directory import TREES
 from .export import ExportStore
 from .format import LAYOUTS
 from .npy import NpyStore
-from .store import Store, read_recipe
+from .recipes import read_recipe
+from .store import Store
 from .table import ExportFormat
 
 EXPORTS: dict[str, ExportFormat] = {
@@ -68,9 +69,12 @@ def open_store(path: str) -> Store:
         UsageError: nothing is there, or vid3d extract did not write it.
     """
     path = _without_stream(path)
+    if not is_directory(path) and Path(path).suffix.lower() not in (suffixes := (".npy", *EXPORTS)):
+        raise UsageError(f"{path}: not features: give an output of vid3d extract, {', '.join(suffixes)} or a directory")
     recipe = read_recipe(Path(path) / "recipe.json") if Path(path).is_dir() else None
     store = create_store(path, layout=recipe["layout"] if recipe else LAYOUTS[0])
     if store.recipe() is None:
+        store.refuse_incomplete()
         what = "vid3d extract wrote no features there" if Path(path).exists() else "no such file"
         raise UsageError(f"{path}: {what}; give the path that extract got with --out")
     return store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,10 +26,20 @@ class Table:
     """N rows each, by name: arrays for writing; for reading, objects that give arrays when sliced."""
     spans: Mapping[str, Any]
     """N values each, by `entries.SPAN_COLUMNS`; also arrays, or objects to slice."""
-    names: Sequence[str] = ()
-    """The video of each row; only for writing, since `videos` says the same."""
+    names: Any = ()
+    """N names, the video of each row: a sequence for writing; for reading, an object to slice."""
     close: Callable[[], None] = lambda: None
     """Closes the file that slices are read from."""
+
+
+MAX_EXPANSION = 100
+"""Bytes that a byte of a file may become in memory."""
+
+
+def refuse_bomb(num_bytes: int, path: Path) -> None:
+    """Raise ValueError if a file announces so much more than it can hold that reading it would exhaust the memory."""
+    if num_bytes > MAX_EXPANSION * (path.stat().st_size + 10_000):
+        raise ValueError(f"it announces {num_bytes} bytes, and has {path.stat().st_size}")
 
 
 class ExportFormat(Protocol):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..durable import AtomicFile
 from ..errors import VideoError
+from ..features.entries import without_secrets
 from ..plan import Fetch, Plan
 from ..records import VideoFailure, VideoResult, to_json
 from ..run import local
@@ -170,4 +171,4 @@ class Batch:
 def _write_failures(failures: Iterable[VideoFailure], file: AtomicFile | None) -> None:
     if file is not None:
         with file:
-            file.writelines(to_json(asdict(failure)).encode() + b"\n" for failure in failures)
+            file.writelines(to_json(asdict(without_secrets(failure))).encode() + b"\n" for failure in failures)

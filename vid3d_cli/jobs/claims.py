@@ -22,6 +22,7 @@ from types import TracebackType
 
 from ..durable import cannot_write, output_errors
 from ..errors import UsageError
+from ..features.entries import without_password
 from ..records import to_json
 from ..video.sources import Source
 from .locking import only_one
@@ -93,9 +94,8 @@ class Claims:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with path.open("x") as file:
-                file.write(
-                    to_json({"worker": self._worker, "video": source.video, "stale_seconds": self._stale_seconds})
-                )
+                video = without_password(source.video)
+                file.write(to_json({"worker": self._worker, "video": video, "stale_seconds": self._stale_seconds}))
         except FileExistsError:
             return False
         except OSError as error:

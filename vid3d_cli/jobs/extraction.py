@@ -12,10 +12,11 @@ from typing import Any
 
 from ..errors import OutputError, UsageError, VideoChanged
 from ..features.committer import Committer, Item
-from ..features.directory import JournalTail
 from ..features.entries import FailedVideo, VideoFeatures, video_key
 from ..features.format import FeatureFormat
-from ..features.store import Store, is_done, refuse_other_recipe
+from ..features.journals import JournalTail
+from ..features.recipes import refuse_other_recipe
+from ..features.store import Store, is_done
 from ..features.stores import create_store, is_directory
 from ..plan import Fetch, Plan
 from ..recipe import Recipe, provenance_differences
@@ -118,8 +119,13 @@ def extract(
             if job.pending or failures is not None:
                 batch.work(job.rounds() if job.pending else [])
             job.finish()
-        except BaseException:
+        except BaseException as error:
             job.stop()
+            if isinstance(error, UsageError) and "--precision" in str(error) and job.is_resumed:
+                raise UsageError(
+                    f"{out}: made in {job.plan.precision}, which this machine cannot run; resume it on one that can, "
+                    "choose another name, or add --overwrite"
+                ) from None
             raise
         finally:
             summary = job.summarise(batch)
@@ -219,6 +225,7 @@ class Extraction:
         # Opened before the store is read: a row that another worker writes meanwhile may be seen twice, but not missed.
         self._journals = None if claims is None else JournalTail(store.path)
         self._recipe: Recipe | None = None
+        self._provenance: dict[str, Any] = {}
         self._committer: Committer | None = None
         self._num_safe = 0
         self.has_ended = False
@@ -266,12 +273,18 @@ class Extraction:
         self._recipe = results.recipe
         if there is not None:
             differences = provenance_differences(there, self._form.describe(results.recipe))
+            self._provenance = {name: now for name, (_, now) in differences.items()}
             for name in _WARN_OF:
                 if name in differences:
                     before, now = differences[name]
                     self._on_event(Warned(f"{self._store.path}: {name} has changed from {before} to {now}"))
 
     # What is left ----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the output existed when the job began."""
+        return not self._overwrite and self._store.recipe() is not None
 
     @property
     def pending(self) -> list[Source]:
@@ -299,13 +312,14 @@ class Extraction:
 
         Raises:
             VideoChanged: its file changed while it was read.
+            NoFeatures: its features are not finite.
             FeatureShapeMismatch: its rows do not fit into one matrix with earlier rows.
             OutputError: the output cannot be written.
         """
         file = self._files.pop(source.video)
         if file is not None and not file.may_be(source.video):
             raise VideoChanged(source.video, "it changed while it was read; run again when it is complete")
-        features = VideoFeatures.of(result, source.output_stem, file, self._form)
+        features = VideoFeatures.of(result, source.output_stem, file, self._form, self._provenance)
         committer = self._begin()
         self._store.check(features)
         if not self._still_holds(source):
@@ -390,24 +404,24 @@ class Extraction:
                 f"{self._store.path / stem} holds {self._journals.key_of_stem[stem]}, and {source.video} would replace "
                 "it: give all workers the same list"
             )
-        self._claimed[source.video] = source
+        self._claimed[key] = source
         return True
 
     def _still_holds(self, source: Source) -> bool:
         """Whether this worker may write the result; if it was silent too long, its claim has expired."""
         if self._claims is None or self._claims.holds(source):
             return True
-        self._claimed.pop(source.video, None)
+        self._claimed.pop(video_key(source.video), None)
         return False
 
     def _on_commit(self, items: list[Item]) -> None:
         self._num_safe += sum(isinstance(item, VideoFeatures) for item in items)
         if self._claims is not None:
             for item in items:
-                video = item.entry.video if isinstance(item, VideoFeatures) else item.video
+                key = item.entry.key if isinstance(item, VideoFeatures) else item.key
                 if self._journals is not None:
-                    self._journals.keys.add(video_key(video))
-                self._claims.give_back(self._claimed.pop(video))
+                    self._journals.keys.add(key)
+                self._claims.give_back(self._claimed.pop(key))
 
     def _wait(self) -> bool:
         """Wait for videos that other workers have claimed; False when none is left."""

@@ -14,7 +14,8 @@ from ..clips.preprocess import resized_size
 from ..clips.windows import count_clips
 from ..errors import NoFrames, VideoError
 from ..features.format import FeatureFormat
-from ..features.store import Store, refuse_other_recipe
+from ..features.recipes import refuse_other_recipe
+from ..features.store import Store
 from ..models.registry import BACKBONES
 from ..plan import Plan
 from ..records import VideoFailure
@@ -98,9 +99,12 @@ def compare(
 
     Raises:
         RecipeDiffers: the output was made with another recipe.
+        OutputError: files of the output are missing.
     """
-    there = store.recipe()
-    if there is None or overwrite:
+    if not overwrite:
+        store.refuse_incomplete()
+    there = None if overwrite else store.recipe()
+    if there is None:
         return Comparison(Left(list(sources), 0, 0, set()))
     refuse_other_recipe(store.path, there, form.describe(plan.recipe))
     unchecked = [stream for stream, net in plan.networks.items() if net.sha256 is None]

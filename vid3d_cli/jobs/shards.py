@@ -154,7 +154,7 @@ def _probe_duration(video: str, decoders: Decoders) -> float:
 
 def _read_plan(path: Path) -> dict[str, int]:
     try:
-        plan: dict[str, int] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        plan: dict[str, int] = dict(json.loads(path.read_bytes()).items())
+    except (OSError, ValueError, AttributeError) as error:
         raise OutputError(f"{path}: cannot be read: {error}; delete it when no worker is running") from None
     return plan
