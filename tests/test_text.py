@@ -51,9 +51,9 @@ NAME = "\x1b]0;owned\x07\x9b31m\rx\u202e\ny"
 @pytest.fixture
 def terminal(monkeypatch):
     """Make commands print tables, as on a terminal."""
-    from vid3d_cli.cli import classify, console, probe
+    from vid3d_cli.cli import classify, console, formats
 
-    for module in (console, classify, probe):
+    for module in (console, classify, formats):
         monkeypatch.setattr(module, "stdout_is_terminal", lambda: True)
 
 

@@ -277,7 +277,7 @@ def test_two_jobs_that_start_together_write_no_row_twice(tmp_path, out):
 def test_failures_cannot_replace_a_file_of_the_output(vid3d, tiny_model, three, taken):
     result = vid3d("extract", *three, "--out", "f.npy", "--failures", taken, *OPTIONS)
     assert result.exit_code == 2
-    assert "would replace a file of the output" in result.stderr
+    assert "is also the output: choose another name" in result.stderr
 
 
 # Fingerprints --------------------------------------------------------------------------------------------------------

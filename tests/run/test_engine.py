@@ -36,6 +36,7 @@ class FakePlan:
     """
 
     dense = False
+    allow_playlists = False
 
     def __init__(
         self, batch_size=3, read_seconds=0.0, run_seconds=0.0, num_in_flight=1, odd_fail="", start_seconds=0.05
@@ -377,6 +378,7 @@ def test_the_first_clips_are_read_while_the_networks_are_loaded():
 
     class LoadingPlan:
         dense = False
+        allow_playlists = False
         open_clips = plan.open_clips
         read_before = None
 

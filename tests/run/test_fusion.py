@@ -45,7 +45,7 @@ def test_invalid_weights_are_refused_with_the_value(text):
 
 
 def test_fusing_on_an_unknown_quantity_is_refused():
-    with pytest.raises(UsageError, match=r"'scores'.*logits or probs"):
+    with pytest.raises(UsageError, match=r"'scores'.*logits, probs"):
         Fusion.parse("1:1", on="scores")
 
 

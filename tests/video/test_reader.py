@@ -538,6 +538,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("Connection", "close")  # else FFmpeg may ask again on a connection that is closed
         self.end_headers()
         with contextlib.suppress(ConnectionError):
             self.wfile.write(data[start : max(start, self.server.num_bytes)])
