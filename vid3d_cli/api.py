@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, overload
 
-from .arguments import F, check, checked, hints_of
-from .errors import UsageError, Vid3dWarning, WeightsError
+from .arguments import check, checked, hints_of
+from .errors import UsageError, Vid3dWarning
 from .features.format import FeatureFormat
 from .jobs import extraction
 from .jobs.events import JobSummary, OnEvent, Warned
@@ -28,37 +26,16 @@ from .video.sources import Source, find_sources
 
 Video = str | PathLike[str]
 
-_FORM_OPTIONS = ("dtype", "concat", "layout")
-_JOB_OPTIONS = ("overwrite", "redo_failed", "shard", "claim", "stale_after", "failures", "engine", "ray_address")
-_HINTS = {**hints_of(FeatureFormat), **hints_of(extraction.extract), **hints_of(Options)}
-_NAMES = {
-    **{f"--{name.replace('_', '-')}": f"{name}=True" if hint is bool else name for name, hint in _HINTS.items()},
-    **{f.metadata["flags"][0]: f.name for f in dataclasses.fields(Options) if "flags" in f.metadata},
+_FORM_HINTS = hints_of(FeatureFormat)
+_JOB_HINTS = {
+    name: hint
+    for name, hint in hints_of(extraction.extract).items()
+    if name not in ("plan", "sources", "out", "form", "jobs", "timeout", "fetch", "on_event", "return")
 }
-"""What options are called here, by their names on the command line."""
+"""What `**options` of `extract` takes with `out`, beside the fields of `Options`."""
 
 
-def _in_python(text: str) -> str:
-    """Return a message with options as Python names them: --end → end_seconds, --weights rgb=FILE → weights={…}."""
-    text = re.sub(r"--weights (\w+)=(\S+?)(?=:?(\s|$))", r'weights={"\1": "\2"}', text)
-    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", lambda match: _NAMES.get(match[0], match[0]), text)
-
-
-def _public(function: F) -> F:
-    """Return a function that checks its arguments, and whose errors name options as Python does."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except (UsageError, WeightsError) as error:
-            error.args = tuple(_in_python(str(part)) for part in error.args)
-            raise
-
-    return checked(call)  # type: ignore[return-value]
-
-
-@_public
+@checked
 def classify(video: Video, *, model: str = "i3d", **options: Any) -> VideoResult:
     """Return the actions recognised in one video.
 
@@ -94,44 +71,14 @@ def classify(video: Video, *, model: str = "i3d", **options: Any) -> VideoResult
 
 
 @overload
-def extract(
-    videos: Video | Iterable[Video],
-    *,
-    out: None = None,
-    model: str = "i3d",
-    jobs: int | None = None,
-    timeout: float | None = TIMEOUT_SECONDS,
-    on_failure: OnFailure | None = None,
-    on_clips: OnClips | None = None,
-    **options: Any,
-) -> Iterator[VideoResult]: ...
+def extract(videos: Video | Iterable[Video], *, out: None = None, **options: Any) -> Iterator[VideoResult]: ...
 
 
 @overload
-def extract(
-    videos: Video | Iterable[Video],
-    *,
-    out: Video,
-    model: str = "i3d",
-    jobs: int | None = None,
-    timeout: float | None = TIMEOUT_SECONDS,
-    on_event: OnEvent | None = None,
-    dtype: str = "float32",
-    concat: bool = True,
-    layout: str = "vid3d",
-    overwrite: bool = False,
-    redo_failed: bool = False,
-    shard: str | None = None,
-    claim: bool = False,
-    stale_after: float | None = None,
-    failures: Video | None = None,
-    engine: str = "local",
-    ray_address: str | None = None,
-    **options: Any,
-) -> JobSummary: ...
+def extract(videos: Video | Iterable[Video], *, out: Video, **options: Any) -> JobSummary: ...
 
 
-@_public
+@checked
 def extract(
     videos: Video | Iterable[Video],
     *,
@@ -206,16 +153,15 @@ def _extract_to(
 ) -> JobSummary:
     if isinstance(options.get("failures"), str):
         options["failures"] = Path(options["failures"])
-    picked = [
-        {name: check(name, options.pop(name), _HINTS[name]) for name in names if name in options}
-        for names in (_FORM_OPTIONS, _JOB_OPTIONS)
-    ]
-    form, job_options = FeatureFormat(**picked[0]), picked[1]
+    form, job_options = (
+        {name: check(name, options.pop(name), hint) for name, hint in hints.items() if name in options}
+        for hints in (_FORM_HINTS, _JOB_HINTS)
+    )
     return extraction.extract(
         make_plan(model=model, **options),
         sources,
         out,
-        form=form,
+        form=FeatureFormat(**form),
         jobs=jobs,
         timeout=timeout,
         on_event=on_event or _warn_of_event,
@@ -223,7 +169,7 @@ def _extract_to(
     )
 
 
-@_public
+@checked
 def make_plan(**options: Any) -> Plan:
     """Return the plan for some options, checked and with defaults filled in; needs no torch and no network.
 
@@ -235,9 +181,9 @@ def make_plan(**options: Any) -> Plan:
     """
     known = [field.name for field in dataclasses.fields(Options)]
     if unknown := [name for name in options if name not in known]:
-        if unknown[0] in (*_FORM_OPTIONS, *_JOB_OPTIONS):
+        if unknown[0] in {**_FORM_HINTS, **_JOB_HINTS}:
             raise UsageError(f"{unknown[0]} is an option of extract with out: give out, or leave {unknown[0]} out")
-        check_known(unknown[0], [*known, *_FORM_OPTIONS, *_JOB_OPTIONS], f"unknown option '{unknown[0]}'")
+        check_known(unknown[0], [*known, *_FORM_HINTS, *_JOB_HINTS], f"unknown option '{unknown[0]}'")
     return Plan.make(Options(**options))
 
 
@@ -252,4 +198,4 @@ def _warn(messages: Iterable[str]) -> None:
     while frame is not None and frame.f_code.co_filename.startswith(package):
         level, frame = level + 1, frame.f_back
     for message in messages:
-        warnings.warn(_in_python(message), Vid3dWarning, stacklevel=level)
+        warnings.warn(message, Vid3dWarning, stacklevel=level)

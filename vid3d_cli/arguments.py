@@ -5,8 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, KeysView, Mapping, ValuesView
+from contextlib import suppress
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -53,7 +57,7 @@ def checked(function: F) -> F:
 
 
 def check(name: str, value: Any, hint: Any) -> Any:
-    """Return a value that fits a type hint; NumPy's numbers and lists become Python's.
+    """Return a value that fits a type hint; if it does not, as a plain value of Python, see `_plain`.
 
     Args:
         name: name of the argument, for the message.
@@ -63,11 +67,20 @@ def check(name: str, value: Any, hint: Any) -> Any:
     Raises:
         UsageError: the value has another type.
     """
-    if fits(value, hint):
-        return value
-    if hasattr(value, "tolist") and getattr(value, "ndim", 2) < 2 and fits(plain := value.tolist(), hint):
-        return plain
+    for candidate in (value, _plain(value)):
+        if fits(candidate, hint):
+            return candidate
     raise UsageError(f"{name}={reprlib.repr(value)}: give {_describe(hint)}")
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's numbers and lists, exact numbers, and keys of a dict as the numbers and lists of Python."""
+    if hasattr(value, "tolist") and not isinstance(value, type) and getattr(value, "ndim", 2) < 2:
+        return value.tolist()
+    if isinstance(value, (Fraction, Decimal)):
+        with suppress(OverflowError, ValueError):
+            return float(value)
+    return list(value) if isinstance(value, (KeysView, ValuesView)) else value
 
 
 def check_fields(values: Any, kind: type) -> None:
@@ -104,6 +117,9 @@ def _describe(hint: Any) -> str:
         return " or ".join(dict.fromkeys(_describe(part) for part in parts))
     if kind in _NAMES:
         return _NAMES[kind]
+    if kind.__name__ == "ndarray":
+        return "an array"
+    items = [re.sub(r"\ban? ", "", _describe(part)) for part in parts]
     if issubclass(kind, Mapping):
-        return f"a dict of {_describe(parts[0])} to {_describe(parts[1])}"
-    return f"a list of {_describe(parts[0])}" if issubclass(kind, Iterable) and parts else f"a {kind.__name__}"
+        return f"a dict of {items[0]} to {items[1]}"
+    return f"a list of {items[0]}" if issubclass(kind, Iterable) and parts else f"a {kind.__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -181,7 +182,7 @@ class Options:
         check_fields(self, Options)
         for name, fact in facts.items():
             value = getattr(self, name)
-            if "min" in fact and value is not None and not value >= fact["min"]:
+            if "min" in fact and value is not None and not fact["min"] <= value < math.inf:
                 unit = {"FRAMES": " frames", "SECONDS": " seconds", "PX": " pixels"}.get(fact.get("metavar", ""), "")
                 raise UsageError(f"{name}={value:g}: give {fact['min']:g} or more{unit}")
 

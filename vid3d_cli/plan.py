@@ -6,6 +6,7 @@ actors all start from a plan and know its recipe without loading anything.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -146,6 +147,8 @@ class Plan(Options):
         """Raise UsageError for impossible clips, layers or machine options."""
         check_clip_options(self.window, self.stride, self.tail)
         check_span(self.fps, self.start_seconds, self.end_seconds)
+        if self.end_seconds == math.inf:  # JSON, and so the recipe, has no infinity
+            raise UsageError("cannot end at inf s: leave the end out to read the whole video")
         self.pixels.check()
         check_num_crops(self.crops)
         Fusion.parse(self.fuse, self.fuse_on)

@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
@@ -22,6 +21,7 @@ from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_TERMINATED, EXIT_U
 from . import bench, classify, demo, evaluate, extract, features, flow, models, probe, weights
 from .command import App, Group, ParserError, describe_parser_error
 from .console import log, set_verbosity
+from .help import HELP_ALL
 
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells report it
 _ANYWHERE = re.compile(r"-[vq]+|--verbose|--quiet|--debug|--log-json")
@@ -54,7 +54,7 @@ class _Root(Group):
             raise _end(describe_parser_error(error), EXIT_USAGE) from None
         except Vid3dError as error:
             if ctx.params.get("debug"):
-                traceback.print_exc()
+                log.debug("traceback:", exc_info=True)
             raise _end(error, error.exit_code) from None
         except KeyboardInterrupt as interrupt:
             is_terminated = isinstance(interrupt, _Terminated)
@@ -81,7 +81,7 @@ app = App(
     name="vid3d",
     cls=_Root,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help", HELP_ALL]},
     epilog=_CODES,
 )
 
@@ -110,7 +110,7 @@ def root(
 
     Example: vid3d classify video.mp4
     """
-    set_verbosity(verbose or debug, quiet, log_json)
+    set_verbosity(verbose or debug, quiet and not debug, log_json)
 
 
 app.command("demo")(demo.demo)

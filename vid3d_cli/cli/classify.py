@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
 from ..options import Options
 from ..predictions.files import WRITERS
 from ..video import TIMEOUT_SECONDS
@@ -65,10 +64,6 @@ def classify(
 
     Example: vid3d classify video.mp4 --topk 3 | jq .fused
     """
-    if per not in ("clip", "video"):
-        raise UsageError(f"--per {per}: choose clip or video")
-    if form not in (None, *FORMATS):
-        raise UsageError(f"--format {form}: choose one of {', '.join(FORMATS)}")
     from ..jobs.extraction import refuse_same_file
     from ..predictions.files import clip_records, prediction_records
     from .tables import PredictionTables

@@ -3,7 +3,7 @@
 What the declaration of an option says:
 
     typer.Option(metavar="pad|drop|loop")     a choice: checked, completed, shown in the help
-    typer.Option(metavar="MODEL")             completed with the names of `_NAMES`
+    typer.Option(metavar="MODEL")             completed with names, see `_values`
     typer.Option(rich_help_panel="Machine")   not a common option: shown by --help-all, in this group
 """
 
@@ -98,31 +98,22 @@ def choices_of(metavar: str | None) -> list[str]:
     return words if len(words) > 1 and all(re.fullmatch(r"[a-z0-9_]+", word) for word in words) else []
 
 
-def _models() -> Iterable[str]:
-    from ..models.manifest import model_entries
-
-    return [name for e in model_entries().values() for name in ([e.backbone, e.name] if e.default else [e.name])]
-
-
-def _of_backbone(context: Any, fact: str) -> Iterable[str]:
-    """Return the layers or variants of the model that the command line names."""
+def _values(metavar: str, ctx: Any) -> Iterable[str]:
+    """Return the values of a metavar; none for files, whose names shells complete."""
     from ..models.manifest import model_entries
     from ..models.registry import BACKBONES
 
-    model = context.params.get("model") or "i3d"
-    entry = model_entries().get(model)
-    backbone = BACKBONES.get(entry.backbone if entry else model)
-    return getattr(backbone, fact, ())
-
-
-_NAMES: dict[str, Callable[[Any], Iterable[str]]] = {
-    "MODEL": lambda _: _models(),
-    "LAYER": lambda context: _of_backbone(context, "layers"),
-    "VARIANT": lambda context: _of_backbone(context, "variants"),
-    "METHOD": lambda _: METHODS,
-    "BACKBONE": lambda _: dict.fromkeys(name.split(".")[0] for name in _models()),
-}
-"""The values of a metavar. Shells complete what is not listed as a file name."""
+    if "|" in metavar:
+        return [re.sub(r"\[.*", "", word) for word in metavar.split("|") if word.islower()]
+    backbone = BACKBONES.get((ctx.params.get("model") or "i3d").split(".")[0])
+    names: dict[str, Iterable[str]] = {
+        "MODEL": [*BACKBONES, *model_entries()],
+        "BACKBONE": BACKBONES,
+        "LAYER": getattr(backbone, "layers", ()),
+        "VARIANT": getattr(backbone, "variants", ()),
+        "METHOD": METHODS,
+    }
+    return names.get(metavar.strip("[]…"), ())
 
 
 def _completing(function: Any) -> Any:
@@ -130,18 +121,13 @@ def _completing(function: Any) -> Any:
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         function.__annotations__[parameter.name] = parameter.annotation  # evaluated once, so that Typer sees the change
         for info in getattr(parameter.annotation, "__metadata__", ()):
-            if isinstance(metavar := getattr(info, "metavar", None), str) and not info.autocompletion:
+            if metavar := getattr(info, "metavar", None):
                 info.autocompletion = _completion(metavar)
     return function
 
 
-def _completion(metavar: str) -> Callable[[typer.Context], Iterable[str]]:
-    def complete(context: typer.Context) -> Iterable[str]:
-        words = [re.sub(r"\[.*", "", word) for word in metavar.split("|") if word.islower()] if "|" in metavar else []
-        return words or _NAMES.get(metavar.strip("[]…"), lambda _: ())(context)
-
-    complete.__annotations__ = {"context": typer.Context}
-    return complete
+def _completion(metavar: str) -> Callable[[Any], Iterable[str]]:
+    return lambda ctx: _values(metavar, ctx)  # Typer knows the parameter by its name
 
 
 # Errors --------------------------------------------------------------------------------------------------------------
@@ -159,8 +145,8 @@ def describe_parser_error(error: Any) -> str:
     path = error.ctx.command_path if error.ctx else "vid3d"
     see, param = f"see {path} --help", getattr(error, "param", None)
     if hasattr(error, "possibilities"):
-        known = [name for p in error.ctx.command.params for name in (*p.opts, *p.secondary_opts)]
-        hint = did_you_mean(error.option_name, [*known, HELP_ALL] if error.option_name.startswith("--") else known)
+        known = [name for p in error.ctx.command.get_params(error.ctx) for name in (*p.opts, *p.secondary_opts)]
+        hint = did_you_mean(error.option_name, known)
         return f"{path} has no option '{error.option_name}': {hint or see}"
     if param is not None and hasattr(error, "param_type"):
         name = param.opts[0] if param.param_type_name == "option" else ""
@@ -168,7 +154,10 @@ def describe_parser_error(error: Any) -> str:
     if param is not None:
         name = param.opts[0] if param.param_type_name == "option" else describe_metavar(param)
         faults: list[Any] = getattr(error.__cause__, "errors", list)()
-        value = f" {faults[0]['input']}" if faults else ""
+        values = [fault["input"] for fault in faults] or re.findall(
+            r"^'?(.*?)'? is not ", error.message
+        )  # Typer < 0.29
+        value = f" {values[0]}" if values else ""
         for pattern, advice in _WANTED.items():
             if found := re.search(pattern, error.message):
                 return f"{name}{value}: {advice.format(*filter(None, found.groups()))}"

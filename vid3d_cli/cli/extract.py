@@ -123,22 +123,19 @@ def extract(
     from ..features.format import FeatureFormat
     from ..jobs import extraction
 
-    if estimate and not dry_run:
-        raise UsageError("--estimate needs --dry-run")
+    if (estimate or plan_format) and not dry_run:
+        raise UsageError(f"{'--estimate' if estimate else '--format'} needs --dry-run")
     sources = find_videos(videos, nul_separated)
     plan, form = make_plan(options), FeatureFormat(dtype, concat, layout)
     if dry_run:
-        from ..features.stores import create_store
         from .dry_run import print_plan
 
         extraction.check_sharing(out, shard, claim=claim, stale_after=stale_after, overwrite=overwrite, engine=engine)
-        worker, sources = extraction.select_part(sources, out, shard, keep=False, timeout=timeout or None)
-        store = create_store(out, layout=layout, worker=worker)
-        extraction.refuse_same_file(failures, store.failures_path, *store.own_paths())
-        skips = {"overwrite": overwrite, "redo_failed": redo_failed}
-        print_plan(
-            plan, sources, store, form, is_table(plan_format), **skips, timeout=timeout or None, estimate=estimate
+        store, part = extraction.open_part(
+            plan, sources, out, form, shard, failures=failures, keep=False, timeout=timeout or None
         )
+        skips = {"overwrite": overwrite, "redo_failed": redo_failed}
+        print_plan(plan, part, store, form, is_table(plan_format), **skips, timeout=timeout or None, estimate=estimate)
         return
     with EventPrinter(len(sources), plan.model) as printer:
         try:

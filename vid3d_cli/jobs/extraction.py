@@ -93,9 +93,8 @@ def extract(
         OutputError: the output cannot be written. Committed rows are kept, and the same call resumes.
     """
     check_sharing(out, shard, claim=claim, stale_after=stale_after, overwrite=overwrite, engine=engine)
-    worker, sources = select_part(sources, out, shard, claim=claim, timeout=timeout, on_event=on_event)
-    store = create_store(out, layout=form.layout, worker=worker)
-    refuse_same_file(failures, store.failures_path, *store.own_paths())
+    worker = worker_name() if claim else None
+    store, sources = open_part(plan, sources, out, form, shard, worker, failures, timeout=timeout, on_event=on_event)
     with ExitStack() as stack:
         run = stack.enter_context(open_engine(engine, ray_address))
         claims = Claims(Path(out), worker, stale_after or STALE_SECONDS) if worker and claim else None
@@ -161,36 +160,36 @@ def check_sharing(
         )
 
 
-def select_part(
+def open_part(
+    plan: Plan,
     sources: Sequence[Source],
     out: str,
+    form: FeatureFormat,
     shard: str | None,
+    worker: str | None = None,
+    failures: Path | None = None,
     *,
-    claim: bool = False,
     keep: bool = True,
     timeout: float | None = TIMEOUT_SECONDS,
     on_event: OnEvent = lambda event: None,
-) -> tuple[str | None, list[Source]]:
-    """Return the name of this worker, None if it works alone, and its videos.
+) -> tuple[Store, list[Source]]:
+    """Return the output of this worker, and its videos: those of its shard, or all.
 
     Args:
-        sources: the whole list.
-        out: see `extract`.
-        shard: see `extract`.
-        claim: see `extract`.
+        plan, sources, out, form, shard, failures, timeout, on_event: see `extract`.
+        worker: name of a worker that claims videos.
         keep: whether to save the assignment of videos to shards.
-        timeout: seconds without progress before probing a video fails.
-        on_event: called with the selected shard.
     """
-    if claim:
-        return worker_name(), list(sources)
-    if shard is None:
-        return None, list(sources)
-    part, path = Shard.parse(shard), Path(out)
-    plans = path / ".shards" if is_directory(out) else path.with_name(f".{path.name}.shards")
-    selected = select_shard(sources, part, plans, keep=keep, timeout=timeout)
-    on_event(ShardSelected(part.name, len(selected), len(sources)))
-    return part.name, selected
+    selected = list(sources)
+    if shard is not None:
+        part, path = Shard.parse(shard), Path(out)
+        plans = path / ".shards" if is_directory(out) else path.with_name(f".{path.name}.shards")
+        selected = select_shard(sources, part, plans, keep=keep, timeout=timeout, allow_playlists=plan.allow_playlists)
+        on_event(ShardSelected(part.name, len(selected), len(sources)))
+        worker = part.name
+    store = create_store(out, layout=form.layout, worker=worker)
+    refuse_same_file(failures, store.failures_path, *store.own_paths())
+    return store, selected
 
 
 class Extraction:

@@ -83,6 +83,7 @@ def select_shard(
     *,
     keep: bool = True,
     timeout: float | None = TIMEOUT_SECONDS,
+    allow_playlists: bool = False,
 ) -> list[Source]:
     """Return the videos of one shard, in list order.
 
@@ -95,21 +96,23 @@ def select_shard(
         plans: the directory of the plan, which all workers of this output share.
         keep: whether to save the plan.
         timeout: seconds without progress before a video counts as unreadable; None for no limit.
+        allow_playlists: let playlists open the files and addresses that they name.
 
     Raises:
         OutputError: the plan cannot be written or read.
     """
+
+    def assign() -> dict[str, int]:
+        with Decoders(timeout, allow_playlists=allow_playlists) as decoders:
+            return balance(_probe_durations(sources, decoders), shard.count)
+
     path = plans / f"shards-of-{shard.count}.json"
     if keep and not path.exists():
         with only_one(path.with_suffix(".lock")):
             if not path.exists():
-                write_once(path, json.dumps(_assign(sources, shard.count, timeout)).encode())
-    numbers = _read_plan(path) if path.exists() else _assign(sources, shard.count, timeout)
+                write_once(path, json.dumps(assign()).encode())
+    numbers = _read_plan(path) if path.exists() else assign()
     return [source for source in sources if _number(video_key(source.video), numbers, shard.count) == shard.number]
-
-
-def _assign(sources: Sequence[Source], num_shards: int, timeout: float | None) -> dict[str, int]:
-    return balance(_probe_durations(sources, timeout), num_shards)
 
 
 def _number(key: str, numbers: Mapping[str, int], count: int) -> int:
@@ -135,9 +138,9 @@ def balance(seconds: Mapping[str, float], num_shards: int) -> dict[str, int]:
     return numbers
 
 
-def _probe_durations(sources: Sequence[Source], timeout: float | None) -> dict[str, float]:
+def _probe_durations(sources: Sequence[Source], decoders: Decoders) -> dict[str, float]:
     videos = [source.video for source in sources]
-    with ThreadPoolExecutor(_PROBING_THREADS) as pool, Decoders(timeout) as decoders:
+    with ThreadPoolExecutor(_PROBING_THREADS) as pool:
         seconds = pool.map(lambda video: _probe_duration(video, decoders), videos)
         return {video_key(video): s for video, s in zip(videos, seconds, strict=True)}
 

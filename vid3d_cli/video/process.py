@@ -70,6 +70,7 @@ def probe(
     *,
     decode: bool = True,
     timeout: float | None = TIMEOUT_SECONDS,
+    allow_playlists: bool = False,
     decoders: Decoders | None = None,
 ) -> VideoInfo:
     """Return the facts of a video: codec, size, rotation, frame rate, duration.
@@ -78,14 +79,15 @@ def probe(
         video: path or URL.
         decode: decode the whole video, to count its frames and the lost ones; otherwise only the first frame.
         timeout: seconds without progress before the video fails; None for no limit.
-        decoders: processes to use, with their own timeout; None starts one for this video alone (0.3 s).
+        allow_playlists: let a playlist (HLS, ffconcat) open the files and addresses that it names.
+        decoders: processes to use, with their own timeout and playlists; None starts one for this video (0.3 s).
 
     Raises:
         VideoError: the video cannot be used; the class says why. `DecoderHangs` after the timeout.
         ResourceError: no process can be started.
     """
     if decoders is None:
-        with Decoders(timeout) as own:
+        with Decoders(timeout, allow_playlists=allow_playlists) as own:
             return probe(video, decode=decode, decoders=own)
     decoder = decoders.lend()
     try:
