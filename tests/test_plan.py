@@ -26,7 +26,7 @@ from vid3d_cli.recipe import deciding_differences, provenance_differences
         ({"fuse": "0:0"}, "two numbers"),
         ({"fuse_on": "ranks"}, "choose one of logits, probs"),
         ({"start_seconds": 2.0, "end_seconds": 1.0}, "after the start"),
-        ({"flow_files": "x", "start_seconds": 2.0}, "cannot be used with start_seconds"),
+        ({"flow_files": "x", "start_seconds": 2.0}, "cannot be used with --start"),
     ],
 )
 def test_incompatible_options_are_refused(options, message):
@@ -35,7 +35,7 @@ def test_incompatible_options_are_refused(options, message):
 
 
 def test_own_weights_that_do_not_fit_are_refused():
-    with pytest.raises(CheckpointError, match=r'"rgb": "nope\.pt"}: no such file'):
+    with pytest.raises(CheckpointError, match=r"rgb=nope\.pt: no such file"):
         make_plan(weights={"rgb": "nope.pt"})
     with pytest.raises(UsageError, match="weights were given for 'flow'"):
         make_plan(weights={"flow": "nope.pt"}, streams="rgb")

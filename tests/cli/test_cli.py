@@ -443,6 +443,10 @@ def test_global_flags_are_accepted_anywhere(vid3d, tiny_model, video):
     for arguments in (["--debug", "classify", "gone.mp4"], ["classify", "gone.mp4", "--debug"]):
         assert "Traceback" in vid3d(*arguments).stderr
     assert "Traceback" not in vid3d("classify", "gone.mp4").stderr
+    said = vid3d("--debug", "classify", "--flow-files", "\x1b[31m", "gone.mp4")
+    assert "Traceback" in said.stderr and "\x1b" not in said.stderr
+    lines = vid3d("--debug", "-q", "--log-json", "classify", "gone.mp4").stderr.splitlines()
+    assert "Traceback" in "".join(json.loads(line)["message"] for line in lines)
     said = {flag: vid3d("classify", video, flag).stderr for flag in ("-v", "-q")}
     assert "torch on cpu, fp32" in said["-v"]
     assert "40 frames, 1 clip" in said["-v"]

@@ -55,6 +55,13 @@ def test_help_wraps_to_the_terminal(vid3d, monkeypatch):
     assert max(map(len, vid3d("extract", "--help-all").stdout.splitlines())) <= 60
 
 
+@pytest.mark.parametrize("group", [[], ["-v"], ["features"], ["models"]])
+def test_groups_have_help_all_too(vid3d, group):
+    result = vid3d(*group, "--help-all")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == vid3d(*group, "--help").stdout
+
+
 def test_groups_without_a_command_print_their_help(vid3d):
     for group in ([], ["features"], ["weights"]):
         result = vid3d(*group)

@@ -280,9 +280,10 @@ def test_without_an_estimate_torch_is_not_imported(video):
     assert (totals["rows"], totals["multiply_adds"], totals["estimate"]) == (1, None, None)
 
 
-def test_an_estimate_is_for_a_dry_run(vid3d, tiny_model, video):
-    result = vid3d("extract", video, "--out", "f.npy", "--estimate")
-    assert (result.exit_code, "--estimate needs --dry-run" in result.stderr) == (EXIT_USAGE, True)
+@pytest.mark.parametrize("option", [["--estimate"], ["--format", "table"]])
+def test_an_estimate_and_its_format_are_for_a_dry_run(vid3d, tiny_model, video, option):
+    result = vid3d("extract", video, "--out", "f.npy", *option)
+    assert (result.exit_code, f"{option[0]} needs --dry-run" in result.stderr) == (EXIT_USAGE, True)
 
 
 def test_digests_unknown_without_weights_are_unchecked(plan, vid3d, tiny_model, video):

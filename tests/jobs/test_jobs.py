@@ -172,6 +172,17 @@ def test_other_files_are_replaced_only_with_overwrite(vid3d, tiny_model, three, 
     assert len(rows_of(tmp_path / out)) == 3
 
 
+@pytest.mark.parametrize("was_ours", [False, True])
+def test_overwriting_replaces_only_the_names_that_the_output_has(vid3d, tiny_model, three, tmp_path, was_ours):
+    if was_ours:
+        vid3d("extract", *three, "--out", "f.npy", *OPTIONS)
+    (tmp_path / "f_rgb.npy").write_bytes(b"precious")
+    assert vid3d("extract", *three, "--out", "f.npy", *OPTIONS, "--overwrite").exit_code == 0
+    assert (tmp_path / "f_rgb.npy").read_bytes() == b"precious"
+    assert vid3d("extract", *three, "--out", "f.npy", *OPTIONS, "--overwrite", "--no-concat").exit_code == 0
+    assert len(np.load(tmp_path / "f_rgb.npy")) == sum(map(len, rows_of(tmp_path / "f.npy").values()))
+
+
 @pytest.mark.parametrize("lost", ["f.index.jsonl", "f.videos.jsonl", "f.recipe.json", "f.npy"])
 def test_an_output_with_a_lost_file_is_refused_and_stays(vid3d, tiny_model, three, tmp_path, lost):
     vid3d("extract", *three, "--out", "f.npy", *OPTIONS)
@@ -354,6 +365,15 @@ def test_workers_that_start_together_probe_the_list_once(tmp_path, monkeypatch):
         parts = list(pool.map(lambda i: select_shard(sources, Shard(i, 4), tmp_path / "plans"), range(1, 5)))
     assert sorted(probed) == sorted(source.video for source in sources)
     assert sorted(source.video for part in parts for source in part) == sorted(probed)
+
+
+def test_playlists_count_for_shards_if_they_are_allowed(tmp_path):
+    for name, num_frames in {"a.ts": 100, "b.mp4": 20, "c.mp4": 20}.items():
+        write_video(tmp_path / name, num_frames=num_frames)
+    (tmp_path / "a.m3u8").write_text(f"#EXTM3U\n#EXTINF:4,\n{tmp_path / 'a.ts'}\n#EXT-X-ENDLIST\n")
+    sources = [Source(str(tmp_path / name), PurePosixPath(name)) for name in ("a.m3u8", "b.mp4", "c.mp4")]
+    part = select_shard(sources, Shard(1, 2), tmp_path / "plans", allow_playlists=True)
+    assert [source.output_stem.name for source in part] == ["a.m3u8"]
 
 
 def test_a_hanging_video_does_not_block_sharding(tmp_path):

@@ -87,6 +87,9 @@ def test_a_playlist_that_is_allowed_opens(tmp_path, private):
     playlist = tmp_path / "walk.m3u8"
     playlist.write_text(hls(private))
     assert count_frames(playlist, allow_playlists=True) == 5
+    with pytest.raises(NotAVideo, match="--allow-playlists"):
+        probe(playlist)
+    assert probe(playlist, allow_playlists=True).num_frames_decoded == 5
 
 
 def test_a_concat_list_named_mp4_opens_no_sibling(tmp_path):

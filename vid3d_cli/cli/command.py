@@ -133,9 +133,9 @@ def _completion(metavar: str) -> Callable[[Any], Iterable[str]]:
 # Errors --------------------------------------------------------------------------------------------------------------
 
 _WANTED = {
-    r"valid integer": "give a whole number",
+    r"valid int": "give a whole number",
     r"valid (number|float)": "give a number",
-    r"greater than or equal to ([\d.]+)|x>=([\d.]+)": "give {} or more",
+    r"(?:greater than or equal to |x>=)(\d+(?:\.\d+)?)": "give {} or more",
 }
 """What to say when the parser's message about a value matches."""
 
@@ -160,7 +160,7 @@ def describe_parser_error(error: Any) -> str:
         value = f" {values[0]}" if values else ""
         for pattern, advice in _WANTED.items():
             if found := re.search(pattern, error.message):
-                return f"{name}{value}: {advice.format(*filter(None, found.groups()))}"
+                return f"{name}{value}: {advice.format(*found.groups())}"
         return f"{name}{value}: {error.message}"
     message = re.sub(r"^Got (unexpected extra argument)(?:\(s\))? \((.*)\)", r"\1 \2", error.message).rstrip(".")
     return f"{path}: {message[:1].lower()}{message[1:]}: {see}"

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..durable import AppendedFile, output_errors, read_records, remove_abandoned, remove_files, sync_directory
 from ..errors import OutputError, Vid3dError
+from ..records import STREAMS
 from .entries import (
     Recipe,
     VideoEntry,
@@ -55,6 +56,7 @@ class NpyStore(Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._beside = [path.with_name(f"{path.stem}_{name}.npy") for name in STREAMS]
         self._index_path = path.with_suffix(".index.jsonl")
         self._journal_path = path.with_suffix(".videos.jsonl")
         self._recipe_path = path.with_suffix(".recipe.json")
@@ -188,8 +190,7 @@ class NpyStore(Store):
     # Writing ---------------------------------------------------------------------------------------------------------
 
     def conflicting_files(self, stems: Collection[str]) -> list[Path]:
-        beside = [self.path.with_name(f"{self.path.stem}_{name}.npy") for name in ("rgb", "flow")]
-        files = [self.path, *beside, self._index_path, self._journal_path]
+        files = [self.path, *self._beside, self._index_path, self._journal_path]
         return [path for path in files if path.exists() and (path.is_dir() or path.stat().st_size)]
 
     def lock(self, *, anew: bool = False) -> None:
@@ -241,7 +242,10 @@ class NpyStore(Store):
 
     def begin(self, recipe: Recipe) -> None:
         self.lock()
+        is_new = self.recipe() is None
         write_recipe(self._recipe_path, recipe, self.path)
+        if is_new and self._overwrites:
+            remove_files(self._matrix_paths().values())
         self._row_shapes = {name: header.like.shape[1:] for name, header in self._headers().items() if header}
         self._index = self._index or AppendedFile(self._index_path)
         for name, path in self._matrix_paths().items():

@@ -63,6 +63,8 @@ class Store(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._beside: list[Path] = []  # names that only some recipes use; `begin` replaces those of its recipe
+        self._overwrites = False
         self._failures: AppendedFile | None = None
         self._row_shapes: dict[str, tuple[int, ...]] = {}
 
@@ -182,10 +184,11 @@ class Store(ABC):
             UsageError: another process is writing to it.
         """
         self._refuse_a_file_as_directory()
+        self._overwrites = overwrite
         conflicts = [] if self._has_recipe() else self.conflicting_files(stems)
         if conflicts and not self._has_recipe():  # another worker may have begun meanwhile
             if overwrite:
-                remove_files(conflicts)
+                remove_files(path for path in conflicts if path not in self._beside)
             else:
                 self.refuse_incomplete()
                 raise OutputExists(
