@@ -370,7 +370,9 @@ def test_workers_that_start_together_probe_the_list_once(tmp_path, monkeypatch):
 def test_playlists_count_for_shards_if_they_are_allowed(tmp_path):
     for name, num_frames in {"a.ts": 100, "b.mp4": 20, "c.mp4": 20}.items():
         write_video(tmp_path / name, num_frames=num_frames)
-    (tmp_path / "a.m3u8").write_text(f"#EXTM3U\n#EXTINF:4,\n{tmp_path / 'a.ts'}\n#EXT-X-ENDLIST\n")
+    (tmp_path / "a.m3u8").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{tmp_path / 'a.ts'}\n#EXT-X-ENDLIST\n"
+    )
     sources = [Source(str(tmp_path / name), PurePosixPath(name)) for name in ("a.m3u8", "b.mp4", "c.mp4")]
     part = select_shard(sources, Shard(1, 2), tmp_path / "plans", allow_playlists=True)
     assert [source.output_stem.name for source in part] == ["a.m3u8"]

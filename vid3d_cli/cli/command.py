@@ -154,9 +154,8 @@ def describe_parser_error(error: Any) -> str:
     if param is not None:
         name = param.opts[0] if param.param_type_name == "option" else describe_metavar(param)
         faults: list[Any] = getattr(error.__cause__, "errors", list)()
-        values = [fault["input"] for fault in faults] or re.findall(
-            r"^'?(.*?)'? is not ", error.message
-        )  # Typer < 0.29
+        # Before Typer 0.29, only the message has the value.
+        values = [fault["input"] for fault in faults] or re.findall(r"^'?(.*?)'? is not ", error.message)
         value = f" {values[0]}" if values else ""
         for pattern, advice in _WANTED.items():
             if found := re.search(pattern, error.message):
