@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 
 import numpy as np
@@ -13,6 +14,7 @@ class LostFrames:
 
     A packet without a frame is not always a loss: packets of VP8 may be hidden, and two packets of an interlaced video
     may hold one frame. So a packet counts if it does not decode, or if frames around it leave a gap for another one.
+    What is shown before the first keyframe does not count: a recording or a seek may begin anywhere.
 
     Args:
         max_gap: in a transport stream, damage removes packets without a trace. There a gap near damage counts as the
@@ -26,10 +28,16 @@ class LostFrames:
         self.num_damaged = 0
         """Frames that are shown with visible damage."""
         self._num_missing: int | None = None
+        self._begin = math.inf  # time of the first keyframe; -inf if it has none
+
+    @property
+    def has_keyframe(self) -> bool:
+        """Whether there was a keyframe, so that what follows should decode."""
+        return self._begin < math.inf
 
     @property
     def first(self) -> int | None:
-        """Time of the first packet of the stream; None if it has none."""
+        """Time of the first packet that should become a frame; None if there is none."""
         return self._packets[0] if self._packets else None
 
     @property
@@ -38,15 +46,26 @@ class LostFrames:
         num_missing = len(self._failed) if self._num_missing is None else self._num_missing
         return self._num_failed_without_time + num_missing + self.num_damaged
 
-    def add_packet(self, units: int | None, *, is_torn: bool) -> None:
-        """Note a packet that should become a frame; `is_torn` if the container says that a part of it is missing."""
-        if units is not None:
+    def add_packet(self, units: int | None, *, is_key: bool, is_shown: bool, is_torn: bool) -> None:
+        """Note a packet.
+
+        Args:
+            units: its time.
+            is_key: it holds a keyframe.
+            is_shown: it should become a frame.
+            is_torn: the container says that a part of it is missing.
+        """
+        if is_key:  # a later one may be earlier: times may be damaged
+            self._begin = min(self._begin, -math.inf if units is None else units)
+        if is_shown and self.has_keyframe and units is not None:
             self._packets.append(units)
             if is_torn:
                 self._torn.append(units)
 
     def add_failure(self, units: int | None) -> None:
         """Note a packet that does not decode."""
+        if not self._counts(units):
+            return
         if units is None:
             self._num_failed_without_time += 1
         else:
@@ -54,21 +73,21 @@ class LostFrames:
 
     def add_frame(self, units: int | None, *, is_damaged: bool) -> None:
         """Note a frame that was decoded."""
-        self.num_damaged += is_damaged
+        self.num_damaged += is_damaged and self._counts(units)
         if units is not None:
             self._shown.append(units)
 
+    def _counts(self, units: int | None) -> bool:
+        return self.has_keyframe if units is None else units >= self._begin
+
     def count_missing(self, *, at_end: bool) -> None:
         """Count the gaps between the frames shown so far and, at the end of the stream, after them."""
-        packets, shown = _sorted(self._packets), _sorted(self._shown)
+        packets, shown = (times[times >= self._begin] for times in map(_sorted, (self._packets, self._shown)))
         if not len(packets) or not len(shown):
             return
         unseen = np.setdiff1d(packets, shown)
         step = _usual_step(packets, shown)
-        edges = [min(self._packets[0], shown[0]) - step, *shown, *([packets[-1] + step] if at_end else [])]
-        if self._packets[0] >= shown[0]:
-            edges = edges[1:]  # frames before the first keyframe belong to none
-        gaps = np.asarray(edges)
+        gaps = np.asarray([min(self._packets[0], shown[0]) - step, *shown, *([packets[-1] + step] if at_end else [])])
         num_room = np.floor(np.diff(gaps) / step + 0.25).astype(int) - 1
 
         def count(units: NDArray[np.int64]) -> NDArray[np.int64]:
