@@ -14,31 +14,28 @@ class LostFrames:
 
     A packet without a frame is not always a loss: packets of VP8 may be hidden, and two packets of an interlaced video
     may hold one frame. So a packet counts if it does not decode, or if frames around it leave a gap for another one.
-    What is shown before the first keyframe does not count: a recording or a seek may begin anywhere.
 
     Args:
         max_gap: in a transport stream, damage removes packets without a trace. There a gap near damage counts as the
             frames that fit into it, if it is at most this long. 0 for other containers.
+        has_lead_in: what is shown before the first keyframe does not count, as after a seek and in a broadcast.
     """
 
-    def __init__(self, *, max_gap: int) -> None:
+    def __init__(self, *, max_gap: int, has_lead_in: bool) -> None:
         self._max_gap = max_gap
+        self.has_begun = not has_lead_in
+        """Whether what follows should decode."""
+        self._begin = math.inf if has_lead_in else -math.inf  # what is earlier does not count
         self._packets, self._failed, self._torn, self._shown = (array("q") for _ in range(4))  # their times
         self._num_failed_without_time = 0
         self.num_damaged = 0
         """Frames that are shown with visible damage."""
         self._num_missing: int | None = None
-        self._begin = math.inf  # time of the first keyframe; -inf if it has none
-
-    @property
-    def has_keyframe(self) -> bool:
-        """Whether there was a keyframe, so that what follows should decode."""
-        return self._begin < math.inf
 
     @property
     def first(self) -> int | None:
         """Time of the first packet that should become a frame; None if there is none."""
-        return self._packets[0] if self._packets else None
+        return self._packets[0] if self._packets and self._packets[0] >= self._begin else None
 
     @property
     def num_lost(self) -> int:
@@ -55,9 +52,12 @@ class LostFrames:
             is_shown: it should become a frame.
             is_torn: the container says that a part of it is missing.
         """
-        if is_key:  # a later one may be earlier: times may be damaged
-            self._begin = min(self._begin, -math.inf if units is None else units)
-        if is_shown and self.has_keyframe and units is not None:
+        self.has_begun |= is_key
+        if units is None:
+            return
+        if is_key:
+            self._begin = min(self._begin, units)  # the time of the first one may be damaged
+        if is_shown and self.has_begun:
             self._packets.append(units)
             if is_torn:
                 self._torn.append(units)
@@ -75,10 +75,12 @@ class LostFrames:
         """Note a frame that was decoded."""
         self.num_damaged += is_damaged and self._counts(units)
         if units is not None:
+            if self.has_begun and self._begin == math.inf:  # the keyframe has no time
+                self._begin = units
             self._shown.append(units)
 
     def _counts(self, units: int | None) -> bool:
-        return self.has_keyframe if units is None else units >= self._begin
+        return self.has_begun if units is None else units >= self._begin
 
     def count_missing(self, *, at_end: bool) -> None:
         """Count the gaps between the frames shown so far and, at the end of the stream, after them."""

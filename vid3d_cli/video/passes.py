@@ -24,6 +24,7 @@ from .container import (
     choose_stream,
     declared_duration,
     is_rereadable,
+    may_begin_anywhere,
     open_container,
     time_base,
 )
@@ -66,7 +67,7 @@ class Pass:
             self.clock: FrameClock[av.VideoFrame] = FrameClock(
                 time_base(self.stream), 1 / self.rate, self.declared_duration
             )
-            self._lost = self._count_from_here()
+            self._lost = self._count_from(None)
             self._decoded = self._decode(None)
             first: av.VideoFrame | None = None
             with contextlib.suppress(ConnectionLost):  # so ends a video whose index the server cannot seek to
@@ -196,7 +197,7 @@ class Pass:
         self._seek(start)
         num_missing = 0
         for packet in self._demux():
-            num_missing += bool(packet.size) and not packet.is_discard and self._lost.has_keyframe
+            num_missing += bool(packet.size) and not packet.is_discard and self._lost.has_begun
             for frame in packet.decode():
                 if frame.is_corrupt:
                     raise _DamageError
@@ -224,7 +225,7 @@ class Pass:
                 yield frame
 
     def _seek(self, start: int | None) -> None:
-        self._lost, self._num_lost_unread = self._count_from_here(), 0
+        self._lost, self._num_lost_unread = self._count_from(start), 0
         if start is not None:
             # A container that cannot seek stays at its beginning; the caller checks the time of the first frame.
             with contextlib.suppress(av.error.FFmpegError):
@@ -283,9 +284,12 @@ class Pass:
         codec = self.stream.codec_context.name
         return (codec == "vp8" and not memoryview(packet)[0] & 0x10) or (codec == "mpeg4" and packet.size < 20)
 
-    def _count_from_here(self) -> LostFrames:
+    def _count_from(self, start: int | None) -> LostFrames:
         is_transport_stream = self.container.format.name == "mpegts"
-        return LostFrames(max_gap=int(MAX_JUMP_SECONDS / self.clock.time_base) if is_transport_stream else 0)
+        return LostFrames(
+            max_gap=int(MAX_JUMP_SECONDS / self.clock.time_base) if is_transport_stream else 0,
+            has_lead_in=start is not None or may_begin_anywhere(self.container),
+        )
 
     def _note_reached(self, packet: av.Packet[Any]) -> None:
         if packet.pos is not None:
