@@ -206,11 +206,37 @@ def test_a_frame_without_a_believable_time_lies_between_its_neighbours():
     assert starts([0, 4, None, None, 7, 11]) == [0, 4, 5, 6, 7, 11]
 
 
-def test_a_gap_is_believed_up_to_a_minute_or_up_to_an_hour_of_the_declared_duration():
+def test_a_gap_is_believed_up_to_a_minute():
     assert starts([0, 4, 6004, 6008]) == [0, 4, 6004, 6008]
     assert starts([0, 4, 6005, 6009]) == [0, 4, 8, 12]
+
+
+def test_a_gap_of_up_to_an_hour_needs_the_header_or_frames_that_follow():
     assert starts([0, 40000], declared=Fraction(400)) == [0, 40000]
-    assert starts([0, 4, 360005], declared=Fraction(10**5)) == [0, 4, 8]
+    assert starts([0, 40000, 40004, 40008], declared=Fraction(300)) == [0, 4, 8, 12]
+    assert starts([0, 40000, 40004, 40008]) == [0, 40000, 40004, 40008]
+
+
+def test_a_longer_gap_needs_the_header_and_frames_that_follow():
+    for units, expected in [([0, 400000], [0, 4]), ([0, 400000, 400004, 400008],) * 2]:
+        assert starts(units, declared=Fraction(4001)) == expected
+    assert starts([0, 400000, 400004, 400008]) == [0, 4, 8, 12]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(3, 20), st.integers(4, 360000)), min_size=1, max_size=6),
+    st.integers(3, 20),
+    st.none() | st.integers(1, 100),
+)
+def test_gaps_between_groups_of_frames_are_kept(groups, num_last, longer):
+    """`longer`: times as long as an hour; the header confirms it."""
+    units = [0]
+    for num_frames, gap in groups:
+        units += [units[-1] + 4 * i for i in range(1, num_frames)]
+        units.append(units[-1] + gap * (longer or 1))
+    units += [units[-1] + 4 * i for i in range(1, num_last)]
+    assert starts(units, declared=longer and (units[-1] + 4) * TIME_BASE) == units
 
 
 def test_when_the_clock_of_the_file_starts_again_frames_follow_the_previous_ones():

@@ -182,7 +182,8 @@ class VideoReader:
         if end_seconds == math.inf:
             return None
         fps = info.fps if self._fps is None else float(self._fps)
-        return max(1, math.ceil((end_seconds - self._start_seconds) * fps - 0.01))  # 0.01: header times are rounded
+        first, end = (math.ceil(seconds * fps - 0.01) for seconds in (self._start_seconds, end_seconds))
+        return max(1, end - first)  # 0.01: header times are rounded
 
     def count_frames(self) -> VideoInfo:
         """Decode the video to its end, whatever the span, and return `info` with the counts."""
