@@ -229,8 +229,8 @@ class FrameClock(Generic[T]):
     def _find_start(self, times: Mapping[int, Fraction], first_units: int | None) -> Fraction:
         """Return the start of frame 0, given the times in the file of this frame and the next ones."""
         expected = Fraction(0) if self._last is None else self._last + self._nominal
-        fitting = self._fit(times, self._last)
         starts_again = self._zero is None
+        fitting = self._fit(times, None if starts_again else self._last)
         if not starts_again and len(fitting) < len(times) - NUM_WITNESSES:
             alone = self._fit(times, None)
             if starts_again := 2 * len(fitting) < len(alone):
@@ -271,10 +271,15 @@ class FrameClock(Generic[T]):
         return []
 
     def _is_believed(self, times: Sequence[Fraction]) -> bool:
-        # The first frame of a file has nothing before it: a jump after it may be its own damage.
-        num_followed = len(times) - 1 - NUM_WITNESSES if self._zero is not None else 0
-        pairs = enumerate(itertools.pairwise(times), start=1)
-        return all(self._may_follow(*pair, is_followed=n <= num_followed) for n, pair in pairs)
+        zero = times[0] if self._zero is None else Fraction(0)
+        # A jump after the very first frame may be damage of that frame, if no header says otherwise.
+        is_first_sure = self._zero is not None or self._declared_duration is not None
+        return all(
+            self._may_follow(
+                last - zero, start - zero, is_followed=n + NUM_WITNESSES < len(times) and (n > 1 or is_first_sure)
+            )
+            for n, (last, start) in enumerate(itertools.pairwise(times), start=1)
+        )
 
     def _may_follow(self, last: Fraction, start: Fraction, *, is_followed: bool = False) -> bool:
         is_short, declared = start - last <= MAX_GAP_SECONDS, self._declared_duration
