@@ -462,6 +462,9 @@ def test_a_lost_keyframe_moves_no_other_frame(way, tmp_path, suffix, number):
     with way.open(str(path)) as reader:
         frames = list(reader)
         num_lost = reader.num_lost_frames
+    if number == 0 and suffix == "ts":  # as if the recording began between two keyframes
+        assert (len(frames), num_lost, frames[0].seconds, read_index(frames[0].rgb)) == (100, 0, 0, 50)
+        return
     assert all(round(f.seconds * 25) == read_index(f.rgb) for f in frames if f.seconds < 1.9 or f.seconds > 4.1)
     assert abs(frames[-1].seconds - 149 / 25) < 0.002
     assert 149 <= len(frames) + num_lost <= 150
@@ -484,6 +487,56 @@ def damage_frame(path: Path, number: int) -> None:
             payload += (9 + data[payload + 8]) if data[start + 1] & 0x40 else 0
             data[payload : start + 188] = bytes(start + 188 - payload)
     path.write_bytes(data)
+
+
+LEAD_IN = [
+    ("ts", "libx264"),
+    ("mpg", "mpeg2video"),
+    pytest.param("ts", "mpeg2video", marks=pytest.mark.exhaustive),
+    pytest.param("ts", "libx265", marks=pytest.mark.exhaustive),
+]
+
+
+@pytest.fixture
+def write_intact(tmp_path):
+    """Write an intact video; skip the test if this PyAV has no such encoder."""
+
+    def write(suffix: str, codec: str, *, num_frames: int) -> Path:
+        if codec not in av.codecs_available:
+            pytest.skip(f"this PyAV has no encoder {codec}")
+        size = {"width": 320, "height": 240} if suffix == "mpg" else {}  # of several packs in a group of pictures
+        return write_video(tmp_path / f"a.{suffix}", num_frames=num_frames, gop=50, codec=codec, **size)
+
+    return write
+
+
+@pytest.mark.parametrize(("suffix", "codec"), LEAD_IN)
+def test_a_span_of_an_intact_video_has_no_lost_frames(write_intact, suffix, codec):
+    """A seek lands between two keyframes, and what comes before the next one does not decode."""
+    path, num_decoded = write_intact(suffix, codec, num_frames=225), []
+    for start in (5, 5.96, 6.6, 7.92, 8.6):
+        with VideoReader(str(path), start_seconds=start, end_seconds=start + 0.2) as reader:
+            assert indices(list(reader)) == [round(start * 25) + i for i in range(5)]
+            assert reader.num_lost_frames == 0
+            num_decoded.append(reader.num_frames_decoded)
+    assert min(num_decoded) < 100
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [*LEAD_IN, ("h264", "libx264")])
+def test_a_recording_that_begins_between_two_keyframes_has_no_lost_frames(write_intact, suffix, codec):
+    path = write_intact(suffix, codec, num_frames=125)
+    with av.open(str(path)) as container:
+        position = [packet.pos for packet in container.demux(video=0)][10]
+    data = path.read_bytes()
+    position = data.rfind(b"\0\0\1\xba", 0, position) if suffix == "mpg" else position
+    path.write_bytes(data[position:])
+    with VideoReader(str(path)) as reader:
+        frames = list(reader)
+        assert reader.num_lost_frames == 0
+    assert indices(frames)[0] in (50, 100)
+    assert indices(frames) == list(range(indices(frames)[0], indices(frames)[0] + len(frames)))
+    assert indices(frames)[-1] == 124
+    assert times(frames) == pytest.approx([i / 25 for i in range(len(frames))])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -512,10 +565,13 @@ def test_a_video_that_loses_most_of_its_frames_fails(way, tmp_path, suffix):
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one file on 127.0.0.1; after `num_bytes` of it, counted from its start, it closes or stalls."""
+    """Serves one file on 127.0.0.1; after `num_bytes` of it, counted from its start, it closes or stalls.
 
-    def __init__(self, data: bytes, num_bytes: int, *, stalls: bool = False) -> None:
-        self.data, self.num_bytes, self.stalls = data, num_bytes, stalls
+    Without `has_ranges`, it sends the whole file at every request and does not say how long it is.
+    """
+
+    def __init__(self, data: bytes, num_bytes: int, *, stalls: bool = False, has_ranges: bool = True) -> None:
+        self.data, self.num_bytes, self.stalls, self.has_ranges = data, num_bytes, stalls, has_ranges
         self.is_over = threading.Event()
         super().__init__(("127.0.0.1", 0), _Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -534,10 +590,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        data, start = self.server.data, int(self.headers.get("Range", "bytes=0-")[6:].split("-")[0])
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
+        data, start = self.server.data, 0
+        self.send_response(206 if self.server.has_ranges else 200)
+        if self.server.has_ranges:
+            start = int(self.headers.get("Range", "bytes=0-")[6:].split("-")[0])
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Length", str(len(data) - start))
         self.send_header("Connection", "close")  # else FFmpeg may ask again on a connection that is closed
         self.end_headers()
         with contextlib.suppress(ConnectionError):
@@ -582,9 +640,46 @@ def test_a_cut_file_on_a_server_fails_only_if_the_server_cut_it(tmp_path, suffix
             assert len(list(reader)) > 80
 
 
+@pytest.mark.parametrize("suffix", ["ts", "mpg", "avi", "h264", "mkv"])
+def test_a_server_may_not_say_how_long_a_video_is(tmp_path, suffix):
+    codec = {"mpg": "mpeg2video", "h264": "libx264"}.get(suffix)
+    data = write_video(tmp_path / f"a.{suffix}", num_frames=40, codec=codec).read_bytes()
+    with Server(data, len(data), has_ranges=False) as server, VideoReader(server.url(f"a.{suffix}")) as reader:
+        assert len(list(reader)) == 40
+        assert reader.num_lost_frames == 0
+
+
+@pytest.mark.parametrize("says_size", [True, False])
+def test_an_index_at_the_end_needs_a_server_with_ranges(tmp_path, monkeypatch, says_size):
+    path = write_video(tmp_path / "a.mp4", num_frames=100, codec="mjpeg", width=640, height=480)
+    data = path.read_bytes()
+    send_response = _Handler.send_response
+
+    def send_response_and_size(handler: _Handler, code: int) -> None:
+        send_response(handler, code)
+        if says_size:
+            handler.send_header("Content-Length", str(len(data)))
+
+    monkeypatch.setattr(_Handler, "send_response", send_response_and_size)
+    with Server(data, len(data), has_ranges=False) as server, pytest.raises(NoFrames, match="index is at the end"):
+        VideoReader(server.url("a.mp4"))
+
+
 def test_a_jump_of_a_day_does_not_make_a_video_a_day_long(way, tmp_path):
     path = write_video(tmp_path / "a.mkv", times_seconds=[0, 0.04, 0.08, 0.12, 100_000])
     assert len(way.read(path, fps=Fraction(25))) == 5
+
+
+@pytest.mark.parametrize(
+    ("suffix", "gap_seconds", "options"),
+    [("mp4", 4000, {}), ("mkv", 4000, {}), ("ts", 4000, {}), ("webm", 90, {"live": "1"}), ("mkv", 90, {"live": "1"})],
+)
+def test_gaps_that_frames_follow_are_kept(way, tmp_path, suffix, gap_seconds, options):
+    """Also in a recording of a browser, or of a program that crashed, whose header has no duration ("live")."""
+    expected = [i / 25 + gap_seconds * (i // 20) for i in range(60)]
+    path = write_video(tmp_path / f"a.{suffix}", times_seconds=expected, options=options)
+    assert (VideoReader(str(path)).info.duration_seconds is None) == bool(options)
+    assert times(way.read(path)) == pytest.approx(expected, abs=0.001)
 
 
 def test_raw_h264_is_timed_by_its_codec(way, tmp_path):

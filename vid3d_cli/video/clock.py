@@ -24,16 +24,18 @@ MAX_TICK_TOLERANCE_SECONDS = Fraction(1, 1000)
 """Upper bound of the rounding by a container's clock that `at_ticks` allows for."""
 
 MAX_JUMP_SECONDS = Fraction(60)
-"""A frame may start this long after the previous one; see `MAX_DECLARED_JUMP_SECONDS`."""
+"""A frame may start this long after the previous one; see `FrameClock` for longer gaps."""
 
-MAX_DECLARED_JUMP_SECONDS = Fraction(3600)
-"""A frame may start this long after the previous one within the duration that the header declares."""
+MAX_GAP_SECONDS = Fraction(3600)
+"""A longer gap needs two confirmations, see `FrameClock`."""
 
 LOOK_AHEAD = 8
-"""Frames that `FrameClock` holds where a time is not the one expected next."""
+"""Frames that `FrameClock` holds where a time is not the one expected next; at a variable frame rate, almost always.
+They are decoded frames, so this is memory: 8 frames of 4K take 100 MB."""
 
-MAX_DAMAGED = 2
-"""If more of these are out of order, the file's clock may have started again."""
+NUM_WITNESSES = 2
+"""So many frames must follow a jump to confirm it. If more frames than this are out of order, the file's clock may have
+started again."""
 
 _CLOCK_TIME = re.compile(r"(?:(\d+):(?=[0-5]?\d:))?(\d+):([0-5]?\d(?:\.\d*)?)")
 
@@ -106,17 +108,6 @@ class Timed(Generic[T]):
     item: T
 
 
-@dataclass(frozen=True)
-class FileTimed(Generic[T]):
-    """An item, usually a frame, with its times as the file gives them."""
-
-    item: T
-    units: int | None
-    """When it is shown, in units of the file; None if the file gives no time."""
-    duration_units: int
-    """For how long, in units of the file; 0 if unknown."""
-
-
 def until_next(frames: Iterable[Timed[T]]) -> Iterator[Timed[T]]:
     """Yield each frame with the start of the next one as its end; the last frame keeps its own end."""
     held: Timed[T] | None = None
@@ -163,7 +154,8 @@ def at_ticks(frames: Iterable[Timed[T]], *, fps: Fraction, clock_unit: Fraction)
         held = frame
     if held is None:
         return
-    num_ticks = count_ticks(held.start, held.end, fps=fps, clock_unit=clock_unit)
+    # The last frame gets at least the tick at its start, however short it is.
+    num_ticks = max(math.floor(held.start * fps) + 1, math.ceil((held.end - 2 * tolerance) * fps))
     while tick < num_ticks:
         if shown is not None:
             yield Timed((tick - 1) / fps, tick / fps, shown)
@@ -171,15 +163,6 @@ def at_ticks(frames: Iterable[Timed[T]], *, fps: Fraction, clock_unit: Fraction)
         tick += 1
     if shown is not None:
         yield Timed((tick - 1) / fps, min(tick / fps, held.end), shown)
-
-
-def count_ticks(last_start: Fraction, last_end: Fraction, *, fps: Fraction, clock_unit: Fraction) -> int:
-    """Return how many ticks from 0 on `at_ticks` yields for a video whose last frame has this start and end.
-
-    The last frame gets at least the tick at its start, however short it is.
-    """
-    tolerance = min(clock_unit / 2, MAX_TICK_TOLERANCE_SECONDS)
-    return max(math.floor(last_start * fps) + 1, math.ceil((last_end - 2 * tolerance) * fps))
 
 
 class FrameClock(Generic[T]):
@@ -192,8 +175,11 @@ class FrameClock(Generic[T]):
     A decoder returns frames in the order in which they are shown, so a time that breaks this order is damaged. At the
     first frame, and where a time is not the one expected next, the clock reads a few frames ahead to find out which
     times are damaged: those without which the others increase in the most regular way. A damaged frame is placed
-    between its neighbours. If most of what follows does not fit what came before, or comes later than a video may
-    pause, the file's clock has jumped: the next frame follows the previous one, and the others follow it.
+    between its neighbours.
+
+    A gap of up to a minute is believed. A longer one is believed if the header's duration confirms it or, where the
+    header says none, if frames follow it; a gap of more than an hour only if both do. If most of what follows does not
+    fit what came before, the file's clock has started again: the next frame follows the previous one, and so on.
 
     Args:
         time_base: seconds per unit of the file's times.
@@ -204,94 +190,101 @@ class FrameClock(Generic[T]):
     def __init__(self, time_base: Fraction, nominal_duration: Fraction, declared_duration: Fraction | None) -> None:
         self.time_base = time_base
         self._nominal = nominal_duration
-        self._declared_duration = declared_duration or Fraction(0)
+        self._declared_duration = declared_duration
         self._zero: Fraction | None = None  # the file's own time of its first frame
         self._last: Fraction | None = None  # start of the previous frame
         self._step = nominal_duration  # from the frame before the previous one to the previous one
 
-    def place(self, frames: Iterable[FileTimed[T]], *, first_units: int | None = None) -> Iterator[Timed[T]]:
+    def place(
+        self, frames: Iterable[tuple[T, int | None, int]], *, first_units: int | None = None
+    ) -> Iterator[Timed[T]]:
         """Yield the frames with their starts and ends; at most `LOOK_AHEAD` of them are held.
 
         Args:
-            frames: in the order in which they are shown.
+            frames: each with its time and its duration in units of the file: None and 0 if unknown. They come in the
+                order in which they are shown.
             first_units: time in the file of the stream's first frame, which may be lost; None: the first of `frames`.
         """
         source = iter(frames)
-        held: deque[FileTimed[T]] = deque()
+        held: deque[tuple[T, int | None, int]] = deque()
         while held or (held := deque(itertools.islice(source, 1))):
-            start = self._seconds(held[0])
-            if not self._is_expected(start):
+            start = self._seconds(held[0][1])
+            if start is None or not self._is_expected(start):
                 held.extend(itertools.islice(source, LOOK_AHEAD - len(held)))
-                start = self._find_start(held, first_units)
-            assert start is not None
+                times = {n: seconds for n, frame in enumerate(held) if (seconds := self._seconds(frame[1])) is not None}
+                start = self._find_start(times, first_units)
             if self._last is not None:
                 self._step = start - self._last
             self._last = start
-            frame = held.popleft()
-            end = start + frame.duration_units * self.time_base
-            yield Timed(start, end if self._may_follow(start, end) else start + self._nominal, frame.item)
+            item, _, duration_units = held.popleft()
+            end = start + duration_units * self.time_base
+            yield Timed(start, end if self._may_follow(start, end) else start + self._nominal, item)
 
-    def _seconds(self, frame: FileTimed[T]) -> Fraction | None:
-        return None if frame.units is None else frame.units * self.time_base - (self._zero or 0)
+    def _seconds(self, units: int | None) -> Fraction | None:
+        return None if units is None else units * self.time_base - (self._zero or 0)
 
-    def _is_expected(self, start: Fraction | None) -> bool:
-        if start is None or self._last is None:
-            return False
-        return self._last < start <= self._last + Fraction(3, 2) * min(self._nominal, self._step)
+    def _is_expected(self, start: Fraction) -> bool:
+        return self._last is not None and 0 < start - self._last <= Fraction(3, 2) * min(self._nominal, self._step)
 
-    def _find_start(self, held: Sequence[FileTimed[T]], first_units: int | None) -> Fraction:
-        """Return the start of the first of these frames."""
-        times = {n: seconds for n, frame in enumerate(held) if (seconds := self._seconds(frame)) is not None}
-        fitting = self._fit(times, self._last)
-        if self._last is None:
-            start = times[fitting[0]] - fitting[0] * self._nominal if fitting else Fraction(0)
-            if self._zero is None and fitting:
-                first = start if first_units is None else first_units * self.time_base
-                self._zero = first if start - MAX_JUMP_SECONDS < first < start else start
-                start -= self._zero
-            return start
-        alone = self._fit(times, None) if len(fitting) < len(times) - MAX_DAMAGED or self._zero is None else []
-        if 2 * len(fitting) < len(alone) or (alone and self._zero is None):
-            fitting = alone
-            shift = times[fitting[0]] - self._last - (fitting[0] + 1) * self._nominal
-            self._zero = (self._zero or 0) + shift
-            times = {n: seconds - shift for n, seconds in times.items()}
+    def _find_start(self, times: Mapping[int, Fraction], first_units: int | None) -> Fraction:
+        """Return the start of frame 0, given the times in the file of this frame and the next ones."""
+        expected = Fraction(0) if self._last is None else self._last + self._nominal
+        starts_again = self._zero is None
+        fitting = self._fit(times, None if starts_again else self._last)
+        if not starts_again and len(fitting) < len(times) - NUM_WITNESSES:
+            alone = self._fit(times, None)
+            if starts_again := 2 * len(fitting) < len(alone):
+                fitting = alone
         if not fitting:
-            return self._last + self._nominal
-        if fitting[0] == 0:
-            return times[0]
-        return self._last + min(self._nominal, (times[fitting[0]] - self._last) / (fitting[0] + 1))
+            return expected
+        n, start = fitting[0]
+        if starts_again or self._last is None:
+            start -= n * self._nominal
+        elif n > 0:
+            start = self._last + min(self._nominal, (start - self._last) / (n + 1))
+        if not starts_again:
+            return start
+        shift = start - expected
+        if self._last is None and first_units is not None:
+            first = first_units * self.time_base
+            shift = first if start - MAX_JUMP_SECONDS < first < start else start
+        self._zero = (self._zero or 0) + shift
+        return start - shift
 
-    def _fit(self, times: Mapping[int, Fraction], last: Fraction | None) -> list[int]:
-        """Return the positions of the times to keep: as many as increase, and of several choices the most regular one.
+    def _fit(self, times: Mapping[int, Fraction], last: Fraction | None) -> Sequence[tuple[int, Fraction]]:
+        """Return the times to keep: as many as can be believed, and of several choices the most regular one.
 
         Args:
             times: of frames, by their position.
             last: time of the frame before position 0; None if there is none.
         """
-        chain = [*([] if last is None else [last]), *times.values()]
-        if all(itertools.starmap(self._may_follow, itertools.pairwise(chain))):
-            return list(times)
-        # For every time, the best choice that ends with it: (-number of times, how irregular they are, positions).
-        best: list[tuple[int, Fraction, list[int]]] = [(0, Fraction(0), [])]
-        for n, seconds in times.items():
-            ways = []
-            for minus_count, irregularity, kept in best:
-                before = times[kept[-1]] if kept else last
-                if before is not None and self._may_follow(before, seconds):
-                    usual = (n - (kept[-1] if kept else -1)) * self._nominal
-                    ways.append((minus_count - 1, irregularity + abs(seconds - before - usual), [*kept, n]))
-                elif before is None:
-                    ways.append((-1, Fraction(0), [n]))
-            best += [min(ways)] if ways else []
-        return min(best)[2]
 
-    def _may_follow(self, last: Fraction, start: Fraction) -> bool:
-        if not last < start:
-            return False
-        return start <= last + MAX_JUMP_SECONDS or (
-            start <= min(self._declared_duration, last + MAX_DECLARED_JUMP_SECONDS)
+        def irregularity(chain: Sequence[tuple[int, Fraction]]) -> Fraction:
+            pairs = itertools.pairwise(chain)
+            return sum((abs(later - time - (m - n) * self._nominal) for (n, time), (m, later) in pairs), Fraction(0))
+
+        before = [] if last is None else [(-1, last)]
+        for num_kept in range(len(times), 0, -1):
+            chains = ([*before, *kept] for kept in itertools.combinations(times.items(), num_kept))
+            if believed := [chain for chain in chains if self._is_believed([time for _, time in chain])]:
+                return min(believed, key=irregularity)[len(before) :]
+        return []
+
+    def _is_believed(self, times: Sequence[Fraction]) -> bool:
+        zero = times[0] if self._zero is None else Fraction(0)
+        # A jump after the very first frame may be damage of that frame, if no header says otherwise.
+        is_first_sure = self._zero is not None or self._declared_duration is not None
+        return all(
+            self._may_follow(
+                last - zero, start - zero, is_followed=n + NUM_WITNESSES < len(times) and (n > 1 or is_first_sure)
+            )
+            for n, (last, start) in enumerate(itertools.pairwise(times), start=1)
         )
+
+    def _may_follow(self, last: Fraction, start: Fraction, *, is_followed: bool = False) -> bool:
+        is_short, declared = start - last <= MAX_GAP_SECONDS, self._declared_duration
+        is_confirmed = is_short and is_followed if declared is None else start <= declared and (is_short or is_followed)
+        return last < start and (start - last <= MAX_JUMP_SECONDS or is_confirmed)
 
     def restart(self) -> None:
         """Forget the previous frame, after a seek; times stay relative to the first frame of the file."""

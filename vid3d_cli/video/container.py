@@ -186,6 +186,11 @@ def is_rereadable(video: str) -> bool:
     return not is_url(video) and Path(video).is_file()
 
 
+def may_begin_anywhere(container: av.container.InputContainer) -> bool:
+    """Whether a file of this format may begin between two keyframes, as a capture of a broadcast does."""
+    return container.format.name in ("mpegts", "mpeg") or bool(container.format.flags & _NO_TIMESTAMPS)
+
+
 def choose_stream(container: av.container.InputContainer, video: str, *, has_threads: bool) -> av.VideoStream:
     """Return the stream to read, ready to decode: FFmpeg's choice, but never a cover image.
 

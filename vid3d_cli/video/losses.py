@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 
 import numpy as np
@@ -17,10 +18,14 @@ class LostFrames:
     Args:
         max_gap: in a transport stream, damage removes packets without a trace. There a gap near damage counts as the
             frames that fit into it, if it is at most this long. 0 for other containers.
+        has_lead_in: what is shown before the first keyframe does not count, as after a seek and in a broadcast.
     """
 
-    def __init__(self, *, max_gap: int) -> None:
+    def __init__(self, *, max_gap: int, has_lead_in: bool) -> None:
         self._max_gap = max_gap
+        self.has_begun = not has_lead_in
+        """Whether what follows should decode."""
+        self._begin = math.inf if has_lead_in else -math.inf  # what is earlier does not count
         self._packets, self._failed, self._torn, self._shown = (array("q") for _ in range(4))  # their times
         self._num_failed_without_time = 0
         self.num_damaged = 0
@@ -29,8 +34,8 @@ class LostFrames:
 
     @property
     def first(self) -> int | None:
-        """Time of the first packet of the stream; None if it has none."""
-        return self._packets[0] if self._packets else None
+        """Time of the first packet that should become a frame; None if there is none."""
+        return self._packets[0] if self._packets and self._packets[0] >= self._begin else None
 
     @property
     def num_lost(self) -> int:
@@ -38,15 +43,29 @@ class LostFrames:
         num_missing = len(self._failed) if self._num_missing is None else self._num_missing
         return self._num_failed_without_time + num_missing + self.num_damaged
 
-    def add_packet(self, units: int | None, *, is_torn: bool) -> None:
-        """Note a packet that should become a frame; `is_torn` if the container says that a part of it is missing."""
-        if units is not None:
+    def add_packet(self, units: int | None, *, is_key: bool, is_shown: bool, is_torn: bool) -> None:
+        """Note a packet.
+
+        Args:
+            units: its time.
+            is_key: it holds a keyframe.
+            is_shown: it should become a frame.
+            is_torn: the container says that a part of it is missing.
+        """
+        self.has_begun |= is_key
+        if units is None:
+            return
+        if is_key:
+            self._begin = min(self._begin, units)  # the time of the first one may be damaged
+        if is_shown and self.has_begun:
             self._packets.append(units)
             if is_torn:
                 self._torn.append(units)
 
     def add_failure(self, units: int | None) -> None:
         """Note a packet that does not decode."""
+        if not self._counts(units):
+            return
         if units is None:
             self._num_failed_without_time += 1
         else:
@@ -54,21 +73,23 @@ class LostFrames:
 
     def add_frame(self, units: int | None, *, is_damaged: bool) -> None:
         """Note a frame that was decoded."""
-        self.num_damaged += is_damaged
+        self.num_damaged += is_damaged and self._counts(units)
         if units is not None:
+            if self.has_begun and self._begin == math.inf:  # the keyframe has no time
+                self._begin = units
             self._shown.append(units)
+
+    def _counts(self, units: int | None) -> bool:
+        return self.has_begun if units is None else units >= self._begin
 
     def count_missing(self, *, at_end: bool) -> None:
         """Count the gaps between the frames shown so far and, at the end of the stream, after them."""
-        packets, shown = _sorted(self._packets), _sorted(self._shown)
+        packets, shown = (times[times >= self._begin] for times in map(_sorted, (self._packets, self._shown)))
         if not len(packets) or not len(shown):
             return
         unseen = np.setdiff1d(packets, shown)
         step = _usual_step(packets, shown)
-        edges = [min(self._packets[0], shown[0]) - step, *shown, *([packets[-1] + step] if at_end else [])]
-        if self._packets[0] >= shown[0]:
-            edges = edges[1:]  # frames before the first keyframe belong to none
-        gaps = np.asarray(edges)
+        gaps = np.asarray([min(self._packets[0], shown[0]) - step, *shown, *([packets[-1] + step] if at_end else [])])
         num_room = np.floor(np.diff(gaps) / step + 0.25).astype(int) - 1
 
         def count(units: NDArray[np.int64]) -> NDArray[np.int64]:

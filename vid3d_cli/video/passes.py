@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import math
 from collections.abc import Generator, Iterator
@@ -14,7 +15,7 @@ import av.error
 import av.video
 
 from ..errors import ConnectionLost, DamagedVideo, NoFrames, VideoError
-from .clock import MAX_JUMP_SECONDS, FileTimed, FrameClock, Timed
+from .clock import MAX_JUMP_SECONDS, FrameClock, Timed
 from .container import (
     AV_TIME_BASE,
     MAX_PIXELS,
@@ -23,6 +24,7 @@ from .container import (
     choose_stream,
     declared_duration,
     is_rereadable,
+    may_begin_anywhere,
     open_container,
     time_base,
 )
@@ -31,9 +33,6 @@ from .sources import is_url
 
 SEEK_MARGIN_SECONDS = 1.0
 """Seek this much further back: some containers index decoding times, which are earlier than those shown."""
-
-MAX_LAST_PACKETS = 2000
-"""Packets to read from the last keyframe on, to find the last frame."""
 
 MAX_DEMUX_ERRORS = 100
 """Stop reading after this many read errors without a packet in between."""
@@ -68,12 +67,14 @@ class Pass:
             self.clock: FrameClock[av.VideoFrame] = FrameClock(
                 time_base(self.stream), 1 / self.rate, self.declared_duration
             )
-            self._lost = self._count_from_here()
+            self._lost = self._count_from(None)
             self._decoded = self._decode(None)
-            first = next(self._decoded, None)
+            first: av.VideoFrame | None = None
+            with contextlib.suppress(ConnectionLost):  # so ends a video whose index the server cannot seek to
+                first = next(self._decoded, None)
             if first is None:
                 raise NoFrames(video, self._why_nothing_decodes())
-            self.first: av.VideoFrame = first
+            self.first = first
         except VideoError as error:
             self.container.close()
             check_index(video, error)  # FFmpeg opens what is left of a cut moov box
@@ -98,28 +99,6 @@ class Pass:
             "no frame of it decodes: the file is damaged or cut off, or its frames are larger than "
             f"{MAX_PIXELS // 10**6} million pixels; fetch it again, or re-encode it smaller"
         )
-
-    def find_last_frame(self) -> Timed[None] | None:
-        """Return when the last frame of a file starts and ends, from its last packets; None if they do not say."""
-        first = self._units(self.first)
-        if first is None or self.declared_duration is None or not is_rereadable(self.video):
-            return None
-        if self.container.format.name == "avi":  # its header counts frames
-            return None
-        unit = self.clock.time_base
-        last: tuple[int, int] | None = None
-        with contextlib.suppress(VideoError, av.error.FFmpegError), open_container(self.video) as container:
-            stream = choose_stream(container, self.video, has_threads=False)
-            container.seek(first + int(self.declared_duration / unit), stream=stream)
-            for packet in itertools.islice(container.demux(stream), MAX_LAST_PACKETS):
-                if packet.size and packet.pts is not None and not packet.is_discard:
-                    here = (packet.pts, packet.duration or 0)
-                    last = here if last is None else max(last, here)
-                elif not packet.size and last is not None:  # the end
-                    zero = first if self._lost.first is None else min(first, self._lost.first)
-                    start = (last[0] - zero) * unit
-                    return Timed(start, start + (last[1] * unit or 1 / self.rate), None)
-        return None
 
     def close(self) -> None:
         """Close the container and end the generators of this pass."""
@@ -146,7 +125,7 @@ class Pass:
 
     def timed_frames(self) -> Iterator[Timed[av.VideoFrame]]:
         """Return all frames with their times."""
-        frames = (FileTimed(frame, self._units(frame), frame.duration) for frame in self._frames())
+        frames = ((frame, self._units(frame), frame.duration) for frame in self._frames())
         return self.clock.place(frames, first_units=self._lost.first)
 
     def timed_frames_from(self, start_seconds: float) -> Iterator[Timed[av.VideoFrame]] | None:
@@ -218,7 +197,7 @@ class Pass:
         self._seek(start)
         num_missing = 0
         for packet in self._demux():
-            num_missing += bool(packet.size) and not packet.is_discard
+            num_missing += bool(packet.size) and not packet.is_discard and self._lost.has_begun
             for frame in packet.decode():
                 if frame.is_corrupt:
                     raise _DamageError
@@ -246,7 +225,7 @@ class Pass:
                 yield frame
 
     def _seek(self, start: int | None) -> None:
-        self._lost, self._num_lost_unread = self._count_from_here(), 0
+        self._lost, self._num_lost_unread = self._count_from(start), 0
         if start is not None:
             # A container that cannot seek stays at its beginning; the caller checks the time of the first frame.
             with contextlib.suppress(av.error.FFmpegError):
@@ -264,6 +243,8 @@ class Pass:
                         yield packet
                 break
             except av.error.FFmpegError as error:
+                if error.errno == errno.EIO and self.container.size <= 0:
+                    break  # so ends a video whose size the server does not say
                 if is_url(self.video) and not isinstance(error, av.error.InvalidDataError):
                     raise ConnectionLost(self.video, _CONNECTION_LOST.format(error.strerror or error)) from error
                 num_errors += 1
@@ -284,8 +265,11 @@ class Pass:
                 if packet.stream_index != self.stream.index:
                     continue
             self._last_dts = self._last_dts if packet.dts is None else packet.dts
-            if packet.size and not packet.is_discard and not self._is_hidden(packet):
-                self._lost.add_packet(self._time_of(packet), is_torn=packet.is_corrupt)
+            if packet.size:
+                is_shown = not packet.is_discard and not self._is_hidden(packet)
+                self._lost.add_packet(
+                    self._time_of(packet), is_key=packet.is_keyframe, is_shown=is_shown, is_torn=packet.is_corrupt
+                )
             yield packet
 
     def _time_of(self, shown: av.Packet[Any] | av.VideoFrame) -> int | None:
@@ -300,9 +284,12 @@ class Pass:
         codec = self.stream.codec_context.name
         return (codec == "vp8" and not memoryview(packet)[0] & 0x10) or (codec == "mpeg4" and packet.size < 20)
 
-    def _count_from_here(self) -> LostFrames:
+    def _count_from(self, start: int | None) -> LostFrames:
         is_transport_stream = self.container.format.name == "mpegts"
-        return LostFrames(max_gap=int(MAX_JUMP_SECONDS / self.clock.time_base) if is_transport_stream else 0)
+        return LostFrames(
+            max_gap=int(MAX_JUMP_SECONDS / self.clock.time_base) if is_transport_stream else 0,
+            has_lead_in=start is not None or may_begin_anywhere(self.container),
+        )
 
     def _note_reached(self, packet: av.Packet[Any]) -> None:
         if packet.pos is not None:

@@ -25,7 +25,7 @@ from av.video.reformatter import ColorTrc
 from ..arguments import checked
 from ..errors import DamagedVideo, NoFrames
 from ..records import Frame
-from .clock import Timed, at_ticks, check_span, count_ticks, describe_end, until_next
+from .clock import Timed, at_ticks, check_span, describe_end, until_next
 from .container import AV_TIME_BASE, pixel_aspect
 from .interlacing import deinterlace
 from .passes import Pass
@@ -166,10 +166,7 @@ class VideoReader:
 
     @property
     def num_expected_frames(self) -> int | None:
-        """The frames of an iteration, from the header and the last packets; None if they say too little.
-
-        For an intact MP4, Matroska, WebM or transport stream that is resampled, the number is exact.
-        """
+        """About how many frames an iteration yields, from the header; None if it says too little."""
         info = self._info
         if (
             self._start_seconds <= 0
@@ -178,11 +175,6 @@ class VideoReader:
             and info.num_frames_declared
         ):
             return info.num_frames_declared
-        if self._fps is not None and (last := self._pass.find_last_frame()) is not None:
-            num_ticks = count_ticks(last.start, last.end, fps=self._fps, clock_unit=self._pass.clock.time_base)
-            bounds = (self._start_seconds, min(self._end_seconds, float(last.end) + 1))
-            first, end = (math.ceil(seconds * float(self._fps) - 1e-6) for seconds in bounds)
-            return max(1, min(num_ticks, end) - first)
         seconds = info.duration_seconds
         if seconds is None and info.num_frames_declared:
             seconds = info.num_frames_declared / info.fps
@@ -190,7 +182,8 @@ class VideoReader:
         if end_seconds == math.inf:
             return None
         fps = info.fps if self._fps is None else float(self._fps)
-        return max(1, math.ceil((end_seconds - self._start_seconds) * fps - 0.01))  # 0.01: header times are rounded
+        first, end = (math.ceil(seconds * fps - 0.01) for seconds in (self._start_seconds, end_seconds))
+        return max(1, end - first)  # 0.01: header times are rounded
 
     def count_frames(self) -> VideoInfo:
         """Decode the video to its end, whatever the span, and return `info` with the counts."""
