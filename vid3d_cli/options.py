@@ -163,14 +163,18 @@ class Options:
         metavar="auto|torch|openvino",
     )
     compile: bool = option(False, "Compile the networks with torch; pays off in long jobs.", MACHINE)
-    threads: int | None = option(None, "CPU threads for the networks.", MACHINE, min=1, shown="one per core")
+    threads: int | None = option(
+        None, "CPU threads for the networks.", MACHINE, metavar="N", min=1, shown="one per core"
+    )
     precision: str = option(
         "auto",
         "Precision of the networks; auto: bf16 on a GPU that has it, else fp32.",
         MACHINE,
         metavar="fp32|bf16|fp16|auto",
     )
-    batch_size: int | None = option(None, "Clips in a batch.", MACHINE, min=1, shown="1 on a CPU, 8 on a GPU")
+    batch_size: int | None = option(
+        None, "Clips in a batch.", MACHINE, metavar="N", min=1, shown="1 on a CPU, 8 on a GPU"
+    )
     allow_playlists: bool = option(
         False, "Let playlists (HLS, ffconcat) open the files and addresses that they name.", MACHINE
     )

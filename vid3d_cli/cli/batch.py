@@ -40,6 +40,7 @@ Jobs = Annotated[
     int | None,
     typer.Option(
         min=1,
+        metavar="N",
         help="Videos read at the same time.",
         show_default="2 to 8, depending on the cores",
         rich_help_panel="Machine",

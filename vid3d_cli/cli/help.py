@@ -82,7 +82,7 @@ def describe_names(param: Any) -> str:
 
 def describe_metavar(param: Any) -> str:
     """Return the word that stands for a value: "FILE", "N"; "[FILE]" for an argument that may be left out."""
-    is_number = isinstance(param.default, int | float) or getattr(param, "min", None) is not None
+    is_number = isinstance(param.default, int | float)
     metavar = str(param.metavar or ("N" if is_number else "TEXT"))
     is_optional = param.param_type_name == "argument" and not param.required
     return f"[{metavar.strip('[]')}]" if is_optional else metavar

@@ -25,7 +25,9 @@ def inflate(
     ] = "rgb",
     num_classes: Annotated[
         int | None,
-        typer.Option("--classes", min=1, help="Classes of a new classifier.", show_default="ImageNet's 1000"),
+        typer.Option(
+            "--classes", min=1, metavar="N", help="Classes of a new classifier.", show_default="ImageNet's 1000"
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
