@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -271,6 +272,8 @@ class FrameClock(Generic[T]):
         return []
 
     def _is_believed(self, times: Sequence[Fraction]) -> bool:
+        if not all(itertools.starmap(operator.lt, itertools.pairwise(times))):
+            return False
         zero = times[0] if self._zero is None else Fraction(0)
         # A jump after the very first frame may be damage of that frame, if no header says otherwise.
         is_first_sure = self._zero is not None or self._declared_duration is not None
