@@ -46,6 +46,7 @@ from .entries import (
     video_key,
 )
 from .journals import WORKERS, paths_of_all
+from .npy import RESUMES
 from .npz import open_npz
 from .recipes import RESTORE, read_recipe, write_recipe
 from .store import Store, read_verified, refuse_damaged
@@ -205,17 +206,23 @@ class TreeStore(Store):
                 f"{self.recipe_path}: missing, and without it the rows of {path} cannot be used; {RESTORE}"
             )
 
+    def describe_unfinished(self) -> str | None:
+        if self.recipe() is None or not (lines := self._unlisted_lines()):
+            return None
+        return f"it has {len(lines)} more videos, which its videos.jsonl does not list: {RESUMES}"
+
     def _list_unlisted(self) -> None:
         """Add the whole files that no journal lists: of a killed job, or of a journal that was removed or cut off."""
         assert self._journal is not None
         if self.recipe() is None or self._worker:  # other workers may be about to list theirs
             return
-        listed = {entry.stem for entry in self._journalled()}
-        lines = [
-            line for path in sorted(self.path.rglob(f"*{self.endings[0]}")) if (line := self._unlisted(path, listed))
-        ]
-        self._journal.append(b"".join(lines))
+        self._journal.append(b"".join(self._unlisted_lines()))
         self._journal.sync()
+
+    def _unlisted_lines(self) -> list[bytes]:
+        listed = {entry.stem for entry in self._journalled()}
+        paths = sorted(self.path.rglob(f"*{self.endings[0]}"))
+        return [line for path in paths if (line := self._unlisted(path, listed))]
 
     def _unlisted(self, path: Path, listed: Collection[str]) -> bytes | None:
         """Return the journal line of a file, if it is a whole one of this output and not listed."""
