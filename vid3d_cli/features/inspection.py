@@ -23,7 +23,7 @@ MAX_NAMED = 5
 """Videos that a message names."""
 
 REPAIR = "run the same vid3d extract command to extract it again"
-REPAIR_LIST = "run the same vid3d extract command, which lists the files again"
+RESUME = "run the same vid3d extract command to resume it"
 
 
 # Summary -------------------------------------------------------------------------------------------------------------
@@ -59,9 +59,9 @@ def describe_damage(store: Store) -> str | None:
     if damage := _describe_damaged_files(store):
         return damage
     lost = _lost_videos(store)
-    if lost and not store.has_files_per_video:  # the only way past the check of all files
-        return f"{store.path}: {store.describe_unfinished()}"
-    where = f"{store.path}: the files of some videos are missing or damaged ({len(lost)}: {_some(lost)})"
+    if lost and not store.has_files_per_video:  # only while all its files are being replaced
+        return f"{store.path}: a job is replacing its files, or was interrupted: {RESUME}"
+    where = f"{store.path}: the files of {len(lost)} listed videos are missing or damaged: {_some(lost)}"
     return f"{where}; restore them, or {REPAIR}" if lost else None
 
 
@@ -73,7 +73,7 @@ def _describe_damaged_files(store: Store) -> str | None:
     except OutputError as error:
         return str(error)
     if store.has_files_per_video and not store.journal_paths() and store.describe_unfinished():
-        return f"{store.path / 'videos.jsonl'}: missing; restore it, or {REPAIR_LIST}"
+        return f"{store.path / 'videos.jsonl'}: missing; restore it, or {RESUME}"
     return None
 
 
