@@ -207,22 +207,22 @@ class TreeStore(Store):
             )
 
     def describe_unfinished(self) -> str | None:
-        if self.recipe() is None or not (lines := self._unlisted_lines()):
-            return None
-        return f"it has {len(lines)} more videos, which its videos.jsonl does not list: {RESUMES}"
+        listed = {entry.stem for entry in self._journalled()}
+        unlisted = [path for path in self.path.rglob(f"*{self.endings[0]}") if self._unlisted(path, listed)]
+        what = f"it has {len(unlisted)} more videos, which its videos.jsonl does not list"
+        return f"{what}: {RESUMES}" if unlisted else None
 
     def _list_unlisted(self) -> None:
         """Add the whole files that no journal lists: of a killed job, or of a journal that was removed or cut off."""
         assert self._journal is not None
         if self.recipe() is None or self._worker:  # other workers may be about to list theirs
             return
-        self._journal.append(b"".join(self._unlisted_lines()))
-        self._journal.sync()
-
-    def _unlisted_lines(self) -> list[bytes]:
         listed = {entry.stem for entry in self._journalled()}
-        paths = sorted(self.path.rglob(f"*{self.endings[0]}"))
-        return [line for path in paths if (line := self._unlisted(path, listed))]
+        lines = [
+            line for path in sorted(self.path.rglob(f"*{self.endings[0]}")) if (line := self._unlisted(path, listed))
+        ]
+        self._journal.append(b"".join(lines))
+        self._journal.sync()
 
     def _unlisted(self, path: Path, listed: Collection[str]) -> bytes | None:
         """Return the journal line of a file, if it is a whole one of this output and not listed."""

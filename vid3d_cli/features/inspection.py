@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..durable import read_records
+from ..durable import damaged_lines, read_records
 from ..errors import OutputError, UsageError
 from ..records import ClipSpan
 from ..suggest import did_you_mean
 from .entries import VideoEntry, VideoFeatures, parse_entries, video_key
-from .store import Store, read_verified, refuse_damaged
+from .recipes import RESTORE
+from .store import Store, read_verified
 
 MAX_NAMED = 5
 """Videos that a message names."""
@@ -66,9 +67,11 @@ def describe_damage(store: Store) -> str | None:
 
 
 def _describe_damaged_files(store: Store) -> str | None:
+    for journal in store.journal_paths():
+        num_good, damaged = damaged_lines(journal)
+        if damaged and (damaged[0].endswith(b"\n") or damaged[0][:1] != b"{"):  # else a job writes it, or was killed
+            return f"{journal}: damaged after line {num_good}, so that later videos cannot be read; {RESTORE}"
     try:
-        for journal in store.journal_paths():
-            refuse_damaged(journal)
         store.refuse_incomplete()
     except OutputError as error:
         return str(error)

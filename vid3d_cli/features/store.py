@@ -189,8 +189,8 @@ class Store(ABC):
             else:
                 self.refuse_incomplete()
                 raise OutputExists(
-                    f"{conflicts[0]}: already exists, and is damaged, cut off, or not from vid3d extract; restore it, "
-                    "choose another name, or add --overwrite"
+                    f"{conflicts[0]}: already exists, and vid3d extract did not write it, or it is damaged; choose "
+                    "another name, or add --overwrite"
                 )
         with output_errors(self.path):
             self.lock(anew=overwrite)
@@ -338,7 +338,10 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def refuse_damaged(journal: Path) -> None:
-    """Raise OutputError if a list of videos has a damaged line, except a last one that a killed job left."""
+    """Raise OutputError if a list of videos has a damaged line before its last one."""
     num_good, damaged = damaged_lines(journal)
-    if damaged and (damaged[0].endswith(b"\n") or not damaged[0].startswith(b"{")):
-        raise OutputError(f"{journal}: damaged after line {num_good}, so that later videos cannot be read; {RESTORE}")
+    if len(damaged) > 1 or (damaged and not damaged[0].startswith(b"{")):
+        raise OutputError(
+            f"{journal}: damaged after line {num_good}; restore it, or save the videos before it with vid3d features "
+            "convert, and extract the others into the new output"
+        )
