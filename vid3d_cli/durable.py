@@ -37,7 +37,7 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def read_errors(path: Path) -> Iterator[None]:
+def read_errors(path: Path, advice: str = "") -> Iterator[None]:
     """Turn any error in the block into an OutputError: libraries raise various errors for damaged files."""
     try:
         yield
@@ -45,7 +45,7 @@ def read_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise OutputError(f"{path}: cannot be read: {reason}") from None
+        raise OutputError(f"{path}: cannot be read: {reason.rstrip('.')}{advice}") from None
 
 
 # Complete or not at all ----------------------------------------------------------------------------------------------

@@ -109,6 +109,13 @@ def provenance_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> 
     return {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key]}
 
 
+def describe_value(key: str, value: Any) -> str:
+    """Return a value of a recipe in words, for a key as the functions above return it."""
+    if value is None:
+        return f"no {key.split('.')[1]} stream" if key.startswith("streams.") else "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
 def _deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
     flat = {"numerics": 1, **_flat(recipe)}
     flat["flow"] = _FLOW_FOLDER.sub("ready-made, images of bound ", flat["flow"]) if flat.get("flow") else None

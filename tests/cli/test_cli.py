@@ -526,6 +526,13 @@ def test_eval_measures_every_stream(vid3d, labelled):
     assert report["fusion_sweep"]["1.0:0.0"] == report["metrics"]["rgb"]
 
 
+def test_the_title_of_eval_is_one_line(vid3d, labelled, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = vid3d("eval", "--labels", "labels.csv", "in", "--format", "table").stdout.splitlines()
+    assert shown[0].endswith(" on 4 videos, percent")
+    assert "confusion of the fused scores" in shown
+
+
 def test_eval_reads_labels_from_standard_input(vid3d, labelled, tmp_path):
     arguments = ["eval", "in", "--streams", "rgb", "--labels"]
     piped = vid3d(*arguments, "-", stdin=(tmp_path / "labels.csv").read_bytes())
@@ -539,6 +546,11 @@ def test_eval_reports_labels_that_do_not_fit(vid3d, labelled, tmp_path):
     result = vid3d("eval", "--labels", "some.csv", "in")
     assert json.loads(result.stdout)["num_videos"] == 1
     assert "skipping 3 videos without a label" in result.stderr
+    (tmp_path / "more.csv").write_text(f'video,label\n0,"{labelled[0]}"\n8,zumba\n9,zumba\n')
+    assert "skipping 2 labels of more.csv without a video" in vid3d("eval", "--labels", "more.csv", "in").stderr
+    (tmp_path / "no.csv").write_bytes(b"\x93NUMPY")
+    result = vid3d("eval", "--labels", "no.csv", "in")
+    assert (result.exit_code, "not a text file: give a CSV file with" in result.stderr) == (2, True)
     (tmp_path / "none.csv").write_text("video,label\nother.mp4,zumba\n")
     result = vid3d("eval", "--labels", "none.csv", "in")
     assert (result.exit_code, "has no label for the 4 videos given" in result.stderr) == (2, True)

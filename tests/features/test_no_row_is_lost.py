@@ -17,7 +17,7 @@ from vid3d_cli.errors import Vid3dError
 from vid3d_cli.features.entries import FailedVideo, VideoFeatures, span_arrays
 from vid3d_cli.features.inspection import find_problems, summarise
 from vid3d_cli.features.store import read_verified
-from vid3d_cli.features.stores import create_store, open_store
+from vid3d_cli.features.stores import create_store, open_store, open_unchecked
 from vid3d_cli.jobs.extraction import Extraction
 from vid3d_cli.records import VideoFailure
 from vid3d_cli.video.sources import Source
@@ -76,7 +76,7 @@ def restore(directory, files):
 
 def rows_of(out):
     """Return the rows and times of each video, whole ones only."""
-    with open_store(str(out)) as store:
+    with open_unchecked(str(out)) as store:
         return {str(e.stem): rows_and_times(read_verified(store, e)) for e in store.entries()}
 
 
@@ -145,6 +145,8 @@ def check_harm(outputs, harmed, what, stems):
     """Run a job on a harmed output; return whether it refused."""
     directory, out = outputs.directory, outputs.path("f")
     restore(directory, harmed)
+    if not what.startswith("swapped"):
+        check_readers(outputs, harmed, what)
     hint = f"{outputs.name}, {outputs.state}, concat {outputs.form.concat}, {what}, job of {stems}"
     try:
         run_job(outputs.store("f"), outputs.form, stems)
@@ -166,6 +168,14 @@ def check_harm(outputs, harmed, what, stems):
     return False
 
 
+def check_readers(outputs, harmed, what):
+    """An output that opens has all its videos, or says that its job has not ended."""
+    with suppress(Vid3dError), open_store(str(outputs.path("f"))) as store:
+        stems = {entry.stem for entry in store.entries()}
+        lost = {*list(CLIPS["f"])[: 3 if outputs.state == "finished" else 2]} - stems
+        assert lost <= gone_with_their_files(outputs, harmed) or store.describe_unfinished(), (what, lost)
+
+
 def gone_with_their_files(outputs, harmed):
     """Return the videos whose rows no file holds any longer, or whose own file was harmed."""
     own = [name for name in outputs.own("f") if outputs.holds_rows(name)]
@@ -181,7 +191,7 @@ def gone_with_their_files(outputs, harmed):
 
 def says_so(out):
     try:
-        with open_store(str(out)) as store:
+        with open_unchecked(str(out)) as store:
             summarise(store)
             return any(problem.is_damage for problem in find_problems(store))
     except Vid3dError:

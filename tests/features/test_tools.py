@@ -355,7 +355,7 @@ def test_check_reports_a_damaged_journal_but_no_incomplete_last_line(vid3d, tmp_
         Path(out).write_bytes(Path(out).read_bytes().replace(b"'shape': (6, 12)", b"'shape': (3, 12)"))
     result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == 0  # a job was killed there; its rows do not count, and are made again
-    assert ("interrupted" in result.stderr) == (name == "feats.npy")
+    assert "interrupted" in result.stderr
     assert "of 2 videos: no damage" in result.stdout
 
 
@@ -576,7 +576,7 @@ def test_an_output_is_not_merged_into_itself(vid3d, tmp_path, name, overwrite):
 def test_videos_that_would_share_a_file_are_refused_for_a_directory_only(tmp_path):
     a, b = write(tmp_path / "a.npy", ["in/a.mp4"]), write(tmp_path / "b.npy", ["in/a.mov"])
     parts = [open_store(a), open_store(b)]
-    with pytest.raises(UsageError, match=r"in/a.mp4 and in/a.mov would share .*: merge into one file"):
+    with pytest.raises(UsageError, match=r"in/a.mp4 and in/a.mov would share .*: write one file"):
         merge(parts, create_store(f"{tmp_path}/all/"))
     assert merge(parts, create_store(str(tmp_path / "all.npy"))).num_videos == 2
 

@@ -59,13 +59,17 @@ def evaluate(
         raise UsageError("standard input gives the labels or the list of videos, not both: name a file for one of them")
     table = read_label_table(labels)
     sources = find_videos(videos, nul_separated)
-    label_of = {s.video: label for s in sources if (label := find_label(table, s.video, s.output_stem)) is not None}
+    names = {name: name for name in table}
+    name_of = {s.video: name for s in sources if (name := find_label(names, s.video, s.output_stem)) is not None}
+    label_of = {video: table[name] for video, name in name_of.items()}
     if not label_of:
         raise UsageError(
             f"{labels} has no label for the {plural(len(sources), 'video')} given: its video column must name them"
         )
     if unlabelled := len(sources) - len(label_of):
         log.warning("skipping %s without a label", plural(unlabelled, "video"))
+    if unused := len({*table} - {*name_of.values()}):
+        log.warning("skipping %s of %s without a video", plural(unused, "label"), labels)
     plan = make_plan(replace(options, labels=class_names))
     plan.check_classes()
     if plan.labels is not None:  # else the checkpoint may have classes of its own, which are checked at the end
@@ -116,18 +120,21 @@ def _print_report(report: Record) -> None:
     from .tables import make_console
 
     console = make_console()
-    title = f"{report['model']} on {plural(report['num_videos'], 'video')}, percent"
-    console.print(_metrics_table("stream", report["metrics"], title))
+    # A title of a table would be as narrow as the table.
+    console.print(f"{report['model']} on {plural(report['num_videos'], 'video')}, percent", style="bold")
+    console.print(_metrics_table("stream", report["metrics"]))
     if "fusion_sweep" in report:
-        console.print(_metrics_table("rgb:flow", report["fusion_sweep"], "fusion"))
+        console.print("fusion", style="bold")
+        console.print(_metrics_table("rgb:flow", report["fusion_sweep"]))
+    console.print("confusion of the fused scores", style="bold")
     console.print(_confusion_table(report["confusion"]))
 
 
-def _metrics_table(first: str, rows: dict[str, dict[str, float]], title: str) -> Any:
+def _metrics_table(first: str, rows: dict[str, dict[str, float]]) -> Any:
     from .tables import make_table
 
     names = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class", "mean_average_precision": "mAP"}
-    table = make_table(first, *names.values(), title=title, narrow=list(names.values()))
+    table = make_table(first, *names.values(), narrow=list(names.values()))
     for name, metrics in rows.items():
         table.add_row(name, *[f"{metrics[key]:.1%}".rstrip("%") for key in names])
     return table
@@ -140,7 +147,7 @@ def _confusion_table(confusion: dict[str, dict[str, int]]) -> Any:
     classes = list(dict.fromkeys([*confusion, *(found for row in confusion.values() for found in row)]))
     if len(classes) <= _MAX_CONFUSION_COLUMNS:
         numbers = [str(i) for i in range(len(classes))]
-        table = make_table("true ↓  recognised →", *numbers, title="confusion of the fused scores", narrow=numbers)
+        table = make_table("true ↓  recognised →", *numbers, narrow=numbers)
         for i, true in enumerate(classes):
             row = confusion.get(true, {})
             table.add_row(f"{i} {true}", *[str(row[found]) if found in row else "·" for found in classes])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError, Vid3dError
+from ..recipe import describe_value
 from ..text import printable
 from .command import App
 from .console import duration, log, plural, shows_bars
@@ -53,11 +54,11 @@ def info(file: File, form: ObjectFormat = None) -> None:
     Example: vid3d features info feats.npy
     """
     from ..features.inspection import summarise
-    from ..features.stores import open_store
+    from ..features.stores import open_unchecked
 
-    with open_store(file) as store:
+    with open_unchecked(file) as store:
         summary = {"file": file, **summarise(store)}
-    print_record(summary, form, lambda _: _print_table(["features", file], _summary_lines(summary)))
+    print_record(summary, form, lambda _: _print_table(["output", file], _summary_lines(summary)))
     if summary["damage"]:
         log.error("%s", summary["damage"])
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -76,7 +77,7 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (label, text) in reading order."""
     yield "videos", f"{summary['videos']:,}, {duration(summary['seconds'])} of video"
     for name, matrix in summary["matrices"].items():
-        yield name, f"{' × '.join(f'{n:,}' for n in matrix['shape'])} {matrix['dtype']}"
+        yield f"{name} matrix", f"{' × '.join(f'{n:,}' for n in matrix['shape'])} {matrix['dtype']}"
     yield from _recipe_lines(summary["recipe"])
     failures = ", ".join(f"{number} {name}" for name, number in summary["failures"].items())
     yield "failed", failures or "none"
@@ -95,7 +96,7 @@ def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", f"{recipe['model']}{variant}; features: {recipe['features']}"
     for name, stream in recipe["streams"].items():
         digest = stream["weights_sha256"][:_SHOWN_DIGITS]
-        yield name, f"{stream['weights']}, sha256 {digest}…; {stream['normalisation']}"
+        yield f"{name} stream", f"{stream['weights']}, sha256 {digest}…; {stream['normalisation']}"
     rate = parse_fps(recipe["fps"])
     fps = "native" if rate is None else f"{describe_fps(rate)} per second"
     pixels = f"; {recipe['pixels']}" if recipe.get("pixels") else ""
@@ -106,7 +107,7 @@ def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     dense = f"; dense: {recipe['dense']}" if recipe["dense"] else ""
     yield "clips", f"{recipe['window']} frames every {recipe['stride']}, tail {recipe['tail']}{dense}"
     if recipe["flow"]:
-        yield "flow", recipe["flow"]
+        yield "flow method", recipe["flow"]
     yield "computed", f"{recipe['runtime']}, {recipe['precision']}"
     yield "versions", ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
 
@@ -199,10 +200,10 @@ def check(
 
 def _check(file: str) -> Record:
     from ..features.inspection import find_problems
-    from ..features.stores import open_store
+    from ..features.stores import open_unchecked
 
     num_damaged = 0
-    with open_store(file) as store:
+    with open_unchecked(file) as store:
         entries = store.entries()
         with _bar(len(entries)) as on_video:
             for problem in find_problems(store, on_video):
@@ -286,6 +287,9 @@ def _merge(files: list[str], out: str, layout: str, concat: bool | None, overwri
     form = FeatureFormat(layout=layout)
     parts = [open_store(file) for file in files]
     target = create_store(out, layout=form.layout)
+    for part in parts:
+        if unfinished := part.describe_unfinished():
+            log.warning("%s: %s", part.path, unfinished)
     with _bar(sum(len(part.entries()) for part in parts)) as on_video:
         merged = merge(parts, target, concat=concat, overwrite=overwrite, on_video=on_video)
     for problem in merged.damaged.values():
@@ -299,11 +303,13 @@ def _merge(files: list[str], out: str, layout: str, concat: bool | None, overwri
 
 def _describe_merged(merged: Merged, out: str) -> str:
     more = [
-        f"{merged.num_there} already in the output" if merged.num_there else "",
+        f"{plural(merged.num_there, 'video')} already there" if merged.num_there and merged.num_videos else "",
         f"{merged.num_repeated} in several files, written once" if merged.num_repeated else "",
         f"{merged.num_failures} failed" if merged.num_failures else "",
     ]
     rows = f"{plural(merged.num_rows, 'row')} of {plural(merged.num_videos, 'video')} → {out}"
+    if not merged.num_videos and merged.num_there:
+        rows = f"nothing to add: {out} already has {plural(merged.num_there, 'video')} of the input"
     return "; ".join([rows, *filter(None, more)])
 
 
@@ -399,4 +405,5 @@ def _print_compared(records: list[Record]) -> None:
             rows = plural(num_rows, "row")
             typer.echo(printable(f"only in {summary[side]}: {rows}, among them all rows of {videos}"))
     for name, values in summary["recipe"].items():
-        typer.echo(printable(f"{name}: {values['a']} in {summary['a']}, {values['b']} in {summary['b']}"))
+        of_a, of_b = (describe_value(name, values[side]) for side in ("a", "b"))
+        typer.echo(printable(f"{name}: {of_a} in {summary['a']}, {of_b} in {summary['b']}"))

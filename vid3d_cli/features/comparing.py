@@ -73,12 +73,13 @@ def open_rows(path: str) -> Rows:
 
     Raises:
         UsageError: nothing is there.
-        OutputError: it is no matrix of rows.
+        OutputError: it is no matrix of rows, or a damaged output.
     """
     plain = Path(path)
     if plain.suffix.lower() != ".npy" or not plain.is_file() or NpyStore(plain).recipe() is not None:
         store = open_store(path)
         return Rows(store, None, store.recipe() or {})
+    NpyStore(plain).refuse_incomplete()  # an output without its recipe is no plain matrix
     try:
         matrix: NDArray[Any] = np.load(plain, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -46,6 +46,7 @@ from .entries import (
     video_key,
 )
 from .journals import WORKERS, paths_of_all
+from .npy import RESUMES
 from .npz import open_npz
 from .recipes import RESTORE, read_recipe, write_recipe
 from .store import Store, read_verified, refuse_damaged
@@ -204,6 +205,12 @@ class TreeStore(Store):
             raise OutputError(
                 f"{self.recipe_path}: missing, and without it the rows of {path} cannot be used; {RESTORE}"
             )
+
+    def describe_unfinished(self) -> str | None:
+        listed = {entry.stem for entry in self._journalled()}
+        unlisted = [path for path in self.path.rglob(f"*{self.endings[0]}") if self._unlisted(path, listed)]
+        what = f"it has {len(unlisted)} more videos, which its videos.jsonl does not list"
+        return f"{what}: {RESUMES}" if unlisted else None
 
     def _list_unlisted(self) -> None:
         """Add the whole files that no journal lists: of a killed job, or of a journal that was removed or cut off."""

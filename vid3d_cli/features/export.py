@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..durable import AtomicFile, read_errors, remove_abandoned, remove_files
 from .entries import SPAN_COLUMNS, Recipe, VideoEntry, VideoFeatures, parse_entries, readable, spans_of
 from .npy import RESUMES, NpyStore
-from .recipes import parse_recipe, refuse_other_recipe
+from .recipes import RESTORE, parse_recipe, refuse_other_recipe
 from .store import Store, read_verified
 from .table import ExportFormat, Table
 
@@ -95,7 +95,7 @@ class ExportStore(Store):
 
     def _exported(self) -> _Exported:
         if self._opened is None and self.path.exists():
-            with read_errors(self.path):
+            with read_errors(self.path, f"; it is damaged, cut off, or not from vid3d extract: {RESTORE}"):
                 table = self._format.read(self.path)
                 if (recipe := parse_recipe(table.recipe)) is None:
                     raise ValueError("its recipe is not one of vid3d extract")

@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 from ..durable import damaged_lines, read_records
 from ..errors import OutputError, UsageError
 from ..records import ClipSpan
+from ..suggest import did_you_mean
 from .entries import VideoEntry, VideoFeatures, parse_entries, video_key
+from .recipes import RESTORE
 from .store import Store, read_verified
 
 MAX_NAMED = 5
 """Videos that a message names."""
+
+REPAIR = "run the same vid3d extract command to extract it again"
+RESUME = "run the same vid3d extract command to resume it"
 
 
 # Summary -------------------------------------------------------------------------------------------------------------
@@ -30,7 +35,7 @@ def summarise(store: Store) -> dict[str, Any]:
 
     "videos", "rows" and "seconds" of video are totals; "matrices" has shape and dtype by name; "failures" counts videos
     by the class of their error; "lost_frames" has the damaged videos; "elsewhere" has the provenance of rows that
-    differs from the recipe's; "unfinished": see `Store.describe_unfinished`; "damage": see `Store.refuse_incomplete`.
+    differs from the recipe's; "unfinished": see `Store.describe_unfinished`; "damage": see `describe_damage`.
     Of the rows, only those of the first video are read; a directory is assumed to have one shape.
     """
     entries, damage = store.entries(), describe_damage(store)
@@ -51,12 +56,35 @@ def summarise(store: Store) -> dict[str, Any]:
 
 
 def describe_damage(store: Store) -> str | None:
-    """Return which file of an output is missing or cut off, and what to do; None for a whole output."""
+    """Return what of an output is missing, cut off or damaged, and what to do; None for a whole one. No row is read."""
+    if damage := _describe_damaged_files(store):
+        return damage
+    lost = _lost_videos(store)
+    if lost and not store.has_files_per_video:  # only while all its files are being replaced
+        return f"{store.path}: a job is replacing its files, or was interrupted: {RESUME}"
+    where = f"{store.path}: the files of {len(lost)} listed videos are missing or damaged: {_some(lost)}"
+    return f"{where}; restore them, or {REPAIR}" if lost else None
+
+
+def _describe_damaged_files(store: Store) -> str | None:
+    for journal in store.journal_paths():
+        num_good, damaged = damaged_lines(journal)
+        if damaged and (damaged[0].endswith(b"\n") or damaged[0][:1] != b"{"):  # else a job writes it, or was killed
+            return f"{journal}: damaged after line {num_good}, so that later videos cannot be read; {RESTORE}"
     try:
         store.refuse_incomplete()
     except OutputError as error:
         return str(error)
+    if store.has_files_per_video and not store.journal_paths() and store.describe_unfinished():
+        return f"{store.path / 'videos.jsonl'}: missing; restore it, or {RESUME}"
     return None
+
+
+def _lost_videos(store: Store) -> list[VideoEntry]:
+    """Return the videos that a journal lists and whose rows are missing or cut off."""
+    listed = {e.key: e for path in store.journal_paths() for e in parse_entries(read_records(path)[0], path)}
+    there = {entry.key for entry in store.entries()} if listed else set()  # read last: a running job adds to both
+    return [entry for key, entry in listed.items() if key not in there]
 
 
 def _first_rows(store: Store, entries: Sequence[VideoEntry]) -> Mapping[str, NDArray[Any]]:
@@ -94,6 +122,10 @@ def find_video(entries: Sequence[VideoEntry], name: str) -> VideoEntry:
         return found[0]
     if found:
         raise UsageError(f"'{name}' matches {len(found)} videos: {_some(found)}; give more of the path")
+    if not entries:
+        raise UsageError(f"there is no '{name}': no video has rows yet")
+    if hint := did_you_mean(name, [known for entry in entries for known in (entry.video, entry.stem)]):
+        raise UsageError(f"none of the {len(entries)} videos is '{name}': {hint}")
     likely = [entry for entry in entries if PurePosixPath(name).stem.lower() in entry.key.lower()]
     raise UsageError(f"none of the {len(entries)} videos is '{name}'; there is {_some(likely or entries)}")
 
@@ -121,8 +153,6 @@ def rows_at(features: VideoFeatures, seconds: float) -> list[int]:
 
 # Check ---------------------------------------------------------------------------------------------------------------
 
-REPAIR = "run the same vid3d extract command to extract it again"
-
 
 class Problem(NamedTuple):
     """A difference between an output and what was written."""
@@ -141,30 +171,18 @@ def find_problems(store: Store, on_video: Callable[[], None] = lambda: None) -> 
         on_video: called after each video.
     """
     entries, recipe = store.entries(), store.recipe() or {}
-    damage = describe_damage(store)
+    damage = _describe_damaged_files(store)
     if damage:
         yield Problem(damage)
-    yield from _journal_problems(store, entries, is_known=damage is not None)
+    lost = _lost_videos(store)
+    for entry in lost:
+        yield Problem(f"{entry.video}: its rows are missing or cut off" + ("" if damage else f"; {REPAIR}"))
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in entries:
         yield from _video_problems(store, entry, recipe, shapes)
         on_video()
-    if not damage and (unfinished := store.describe_unfinished()):
+    if not damage and not lost and (unfinished := store.describe_unfinished()):
         yield Problem(unfinished, is_damage=False)
-
-
-def _journal_problems(store: Store, entries: Sequence[VideoEntry], *, is_known: bool) -> Iterator[Problem]:
-    """Yield damaged lines, except an incomplete last one of a killed job, and journalled videos without rows."""
-    missing: dict[str, VideoEntry] = {}
-    for path in store.journal_paths():
-        num_good, damaged = damaged_lines(path)
-        if damaged and damaged[0].endswith(b"\n"):
-            yield Problem(f"{path}: damaged after line {num_good}: the videos of later lines do not count; {REPAIR}")
-        missing |= {entry.key: entry for entry in parse_entries(read_records(path)[0], path)}
-    for entry in entries:
-        missing.pop(entry.key, None)
-    for entry in missing.values():
-        yield Problem(f"{entry.video}: its rows are missing or cut off" + ("" if is_known else f"; {REPAIR}"))
 
 
 def _video_problems(

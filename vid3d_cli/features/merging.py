@@ -14,7 +14,7 @@ from ..recipe import deciding_differences, provenance_differences
 from ..records import STREAMS
 from .entries import Recipe, VideoEntry, VideoFeatures, checksum
 from .format import FEATURES
-from .recipes import refuse_other_recipe
+from .recipes import list_differences, refuse_other_recipe
 from .store import Store, read_verified
 
 COMMIT_VIDEOS = 64
@@ -68,7 +68,7 @@ def merge(
         OutputError: the target cannot be written.
     """
     if any(part.path.resolve() == target.path.resolve() for part in parts):
-        raise UsageError(f"{target.path} is an input too: choose another --out")
+        raise UsageError(f"{target.path} is an input too: choose another name for the output")
     entries = [part.entries() for part in parts]
     if not any(entries):
         raise UsageError(f"{', '.join(str(part.path) for part in parts)}: no rows of any video")
@@ -108,7 +108,7 @@ def _common_recipe(
     provenance: dict[str, tuple[Any, Any]] = {}
     for part, recipe in zip(parts, recipes, strict=True):
         if differences := deciding_differences(first, {**recipe, **form}):
-            lines = "".join(f"\n  {name}: {a} there, {b} here" for name, (a, b) in differences.items())
+            lines = list_differences(differences, "here")
             raise RecipeDiffers(f"{part.path}: made with another recipe than {parts[0].path}:{lines}\nLeave one out")
         provenance = {**provenance_differences(first, recipe), **provenance}
     return first, provenance
@@ -119,8 +119,8 @@ def _keys_by_stem(entries: Sequence[Sequence[VideoEntry]], target: Store) -> dic
     for entry in (entry for of_part in entries for entry in of_part):
         if keys.setdefault(entry.stem, entry.key) != entry.key and target.has_files_per_video:
             raise UsageError(
-                f"{keys[entry.stem]} and {entry.key} would share {target.path / entry.stem}: merge into one file, as "
-                "with --out feats.npy"
+                f"{keys[entry.stem]} and {entry.key} would share {target.path / entry.stem}: write one file, "
+                "such as feats.npy"
             )
     return keys
 

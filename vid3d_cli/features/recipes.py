@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..durable import write_once
-from ..errors import OutputError, RecipeDiffers, UsageError
-from ..recipe import deciding_differences
+from ..errors import OutputError, RecipeDiffers
+from ..recipe import deciding_differences, describe_value
 from ..records import STREAMS
 from .entries import Recipe
 from .format import DTYPES, LAYOUTS
@@ -37,7 +38,7 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
     """Return the recipe of a file; None if there is no file.
 
     Raises:
-        UsageError: the file is not a recipe.
+        OutputError: the file is not a recipe, or damaged.
     """
     try:
         text = path.read_bytes()
@@ -47,7 +48,7 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
         raise OutputError(f"{path}: cannot be read: {error.strerror}") from None
     recipe = parse_recipe(text)
     if recipe is None:
-        raise UsageError(f"{path}: not a recipe that vid3d extract wrote; {RESTORE}")
+        raise OutputError(f"{path}: damaged, cut off, or not a recipe of vid3d extract; {RESTORE}")
     return recipe
 
 
@@ -67,5 +68,11 @@ def write_recipe(path: Path, recipe: Recipe, out: Path) -> None:
 def refuse_other_recipe(out: Path, there: Recipe, now: Recipe) -> None:
     """Raise RecipeDiffers if two recipes give different numbers; the message lists the differences."""
     if differences := deciding_differences(there, now):
-        lines = "".join(f"\n  {name}: {old} there, {new} now" for name, (old, new) in differences.items())
+        lines = list_differences(differences, "now")
         raise RecipeDiffers(f"{out}: made with another recipe:{lines}\nChoose another name, or add --overwrite")
+
+
+def list_differences(differences: Mapping[str, tuple[Any, Any]], here: str) -> str:
+    """Return a line for each difference between a recipe "there" and another one, which `here` names."""
+    values = {name: [describe_value(name, value) for value in pair] for name, pair in differences.items()}
+    return "".join(f"\n  {name}: {old} there, {new} {here}" for name, (old, new) in values.items())

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 
 from ..arguments import checked
-from ..errors import UsageError
+from ..errors import OutputError, UsageError
 from ..suggest import did_you_mean
 from . import hdf5, npz, parquet
 from .directory import TREES
 from .export import ExportStore
 from .format import LAYOUTS
+from .inspection import describe_damage
 from .npy import NpyStore
 from .recipes import read_recipe
 from .store import Store
@@ -48,7 +49,7 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
     if is_directory(out):
         return TREES[layout](path, worker)
     if layout != LAYOUTS[0]:
-        raise UsageError(f"--layout {layout} writes several files for each video: --out {out} must be a directory")
+        raise UsageError(f"--layout {layout} writes several files for each video: the output {out} must be a directory")
     if worker:
         path = path.with_name(f"{path.stem}.{worker}{path.suffix}")
     if suffix == ".npy":
@@ -74,7 +75,17 @@ def open_store(path: str | os.PathLike[str]) -> Store:
 
     Raises:
         UsageError: nothing is there, or vid3d extract did not write it.
+        OutputError: files are missing, cut off or damaged, so that rows would be left out; the text names them.
     """
+    store = open_unchecked(path)
+    if damage := describe_damage(store):
+        store.close()
+        raise OutputError(damage)
+    return store
+
+
+def open_unchecked(path: str | os.PathLike[str]) -> Store:
+    """Return the store of an existing output that may be damaged, to describe it; otherwise see `open_store`."""
     path = _without_stream(os.fspath(path))
     if not is_directory(path) and Path(path).suffix.lower() not in (suffixes := (".npy", *EXPORTS)):
         raise UsageError(f"{path}: not features: give an output of vid3d extract, {', '.join(suffixes)} or a directory")

@@ -117,8 +117,10 @@ def read_label_table(path: Path) -> dict[str, str]:
         is_stdin = str(path) == "-"
         with nullcontext(sys.stdin) if is_stdin else path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"cannot read --labels {path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read --labels {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise UsageError(f"--labels {path}: not a text file: give a CSV file with the columns video,label") from None
     columns = set(rows[0]) if rows else set()
     if {"video", "label"} <= columns:
         return {row["video"]: row["label"] for row in rows}
