@@ -51,6 +51,7 @@ def bench(
 
     Example: vid3d bench
     """
+    log.info("measuring the machine and %s; this takes about half a minute", options.model)
     with tempfile.TemporaryDirectory() as directory:
         options, random_streams = _with_random_weights(options, Path(directory))
         plan = make_plan(options)
@@ -101,7 +102,6 @@ def measure(plan: Plan, video: str) -> dict[str, Any]:
     from ..run.threads import count_cores
     from ..runtimes import has_openvino
 
-    log.info("measuring the machine and %s; this takes about half a minute", plan.model)
     networks = load(plan, fetch_weights)
     runtime, dense = networks.runtime, plan.dense_plan
     reading = _read(plan, video, runtime.batch_size)

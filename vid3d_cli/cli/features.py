@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +13,7 @@ import typer
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError, Vid3dError
 from ..text import printable
 from .command import App
-from .console import duration, log, plural, shows_bars
+from .console import duration, log, plural
 from .formats import ListFormat, ObjectFormat, Record, or_dash, print_record, print_records
 
 if TYPE_CHECKING:
@@ -223,9 +222,9 @@ def _print_checked(records: list[Record]) -> None:
 @contextmanager
 def _bar(num_videos: int) -> Iterator[Any]:
     """Show a progress bar; yield the function to call after each video."""
-    from tqdm import tqdm
+    from .bars import Bar
 
-    with tqdm(total=num_videos, unit="video", disable=not shows_bars(), file=sys.stderr, leave=False) as bar:
+    with Bar(total=num_videos, unit="videos") as bar:
         yield bar.update
 
 
