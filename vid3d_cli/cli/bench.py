@@ -255,8 +255,8 @@ def _print_report(report: Mapping[str, Any]) -> None:
     table.add_row("together", "", f"{rates['together']:.0f}")
     console.print(table)
     products = ", ".join(f"{name} {rate:.0f}" for name, rate in report["matrix_gflops"].items())
-    network = f"; the network: {report['network_gflops']:.0f}" if report["network_gflops"] else ""
-    console.print(f"GFLOP/s of matrix products: {products}{network}")
+    network = f"; of this network: {report['network_gflops']:.0f}" if report["network_gflops"] else ""
+    console.print(f"GFLOP/s of large matrix products, the most that a network can reach: {products}{network}")
     console.print(f"\n{_describe_bound(report)}")
     for tip in report["advice"]:
         console.print(f"  {tip}")

@@ -136,7 +136,7 @@ def get(
 
     with open_store(file) as store:
         features = read_verified(store, find_video(store.entries(), video))
-        rows = range(len(features.spans)) if at is None else rows_at(features, parse_seconds(at))
+        rows = range(len(features.spans)) if at is None else rows_at(features, parse_seconds(at, "--at"))
         print_records(_row_records(features, rows), form, lambda _: _print_rows(features, rows))
 
 
@@ -240,6 +240,7 @@ def merge(
         str,
         typer.Option(
             "--out",
+            "--output",
             "-o",
             metavar="PATH",
             help="Output, as for extract; an interrupted merge is resumed.",

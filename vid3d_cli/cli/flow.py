@@ -20,6 +20,7 @@ def flow(
         str,
         typer.Option(
             "--out",
+            "--output",
             "-o",
             metavar="PATH",
             help="x.npz, a video to watch (x.mp4), or a directory of images.",
@@ -68,7 +69,7 @@ def flow(
         raise UsageError(f"{method} runs on the CPU: leave out --device, or choose --flow tvl1")
     compute = create_flow(method, flow_device(method, device))
     rate = parse_fps(fps)
-    start_seconds, end_seconds = parse_seconds(start), None if end is None else parse_seconds(end)
+    start_seconds, end_seconds = parse_seconds(start, "--start"), None if end is None else parse_seconds(end, "--end")
     with (
         Decoders(timeout or None, allow_playlists=allow_playlists) as decoders,
         decoders.open(video, fps=rate, start_seconds=start_seconds, end_seconds=end_seconds) as frames,
