@@ -80,6 +80,15 @@ def test_tables_show_the_name_and_labels(vid3d, tiny_model, terminal, tmp_path, 
     assert is_safe(done.stdout), done.stdout
 
 
+def test_a_narrow_table_folds_the_shown_name(vid3d, terminal, tmp_path, video, monkeypatch):
+    """Before: a newline was printed, and what no longer fitted after "\\x1b" was cut off."""
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "\x1b[31mred\nnew" * 3 + ".mp4"
+    video.rename(tmp_path / name)
+    lines = vid3d("probe", name, "--format", "table").stdout.splitlines()
+    assert "".join(line.split("  ")[0].strip() for line in lines[2:]) == printable(name)
+
+
 def test_labels_are_shown(vid3d, tiny_model, terminal, tmp_path, video):
     (tmp_path / "labels.txt").write_text("\n".join(["\x1b[31m"] * 400))
     done = vid3d("classify", video, "--labels", "labels.txt", "--weights", f"rgb={tiny_model}", "--streams", "rgb")

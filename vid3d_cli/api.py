@@ -20,7 +20,7 @@ from .plan import Plan
 from .records import VideoResult
 from .run import local
 from .run.local import OnClips, OnFailure
-from .suggest import check_known
+from .suggest import did_you_mean
 from .video import TIMEOUT_SECONDS
 from .video.sources import Source, find_sources
 
@@ -183,7 +183,13 @@ def make_plan(**options: Any) -> Plan:
     if unknown := [name for name in options if name not in known]:
         if unknown[0] in {**_FORM_HINTS, **_JOB_HINTS}:
             raise UsageError(f"{unknown[0]} is an option of extract with out: give out, or leave {unknown[0]} out")
-        check_known(unknown[0], [*known, *_FORM_HINTS, *_JOB_HINTS], f"unknown option '{unknown[0]}'")
+        flags = {
+            f.metadata["flags"][0].strip("-"): f.name for f in dataclasses.fields(Options) if "flags" in f.metadata
+        }
+        meant = flags.get(unknown[0].replace("_", "-"))
+        names = [*known, *_FORM_HINTS, *_JOB_HINTS]
+        hint = f"did you mean '{meant}'?" if meant else did_you_mean(unknown[0], names)
+        raise UsageError(f"unknown option '{unknown[0]}': {hint or 'see help(vid3d_cli.Options)'}")
     return Plan.make(Options(**options))
 
 

@@ -38,6 +38,9 @@ Fetch = Callable[[WeightsFile], Path]
 MAX_LABELS_BYTES = 2**24
 """Maximum length of a file of class names."""
 
+MAX_WINDOW = 10_000
+"""Frames of the longest window: at 224 px, rgb clips of so many take 6 GB each."""
+
 
 @dataclass(frozen=True)
 class StreamPlan:
@@ -120,8 +123,8 @@ class Plan(Options):
             "labels": _read_labels(options, entry),
             "labels_from": str(options.labels) if isinstance(options.labels, (str, Path)) else "labels",
             "fps": entry.fps if options.fps is None else parse_fps(str(options.fps)),
-            "start_seconds": parse_seconds(options.start_seconds),
-            "end_seconds": None if options.end_seconds is None else parse_seconds(options.end_seconds),
+            "start_seconds": parse_seconds(options.start_seconds, "--start"),
+            "end_seconds": None if options.end_seconds is None else parse_seconds(options.end_seconds, "--end"),
             "window": window,
             "stride": trained_stride if options.stride is None else options.stride,
             "backbone": entry.backbone,
@@ -146,6 +149,10 @@ class Plan(Options):
     def _check(self) -> None:
         """Raise UsageError for impossible clips, layers or machine options."""
         check_clip_options(self.window, self.stride, self.tail)
+        if self.window > MAX_WINDOW:
+            gigabytes = self.window * self.crop_px**2 * 12 / 1e9
+            needs = f"a window of {self.window} frames needs more than {gigabytes:,.0f} GB of memory"
+            raise UsageError(f"--window: {needs}; give at most {MAX_WINDOW}")
         check_span(self.fps, self.start_seconds, self.end_seconds)
         if self.end_seconds == math.inf:  # JSON, and so the recipe, has no infinity
             raise UsageError("cannot end at inf s: leave the end out to read the whole video")
@@ -377,7 +384,7 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
     """Raise UsageError for options that exclude each other."""
     if "flow" in streams and not options.flow_files:
         find_flow_method(options.flow)
-    if options.flow_files and parse_seconds(options.start_seconds):
+    if options.flow_files and parse_seconds(options.start_seconds, "--start"):
         raise UsageError("ready-made flow starts at the first frame: it cannot be used with --start")
     if options.resize_only and options.crops != 1:
         raise UsageError("--resize-only runs whole frames, without a crop: leave out --resize-only or --crops")
@@ -420,6 +427,8 @@ def _read_lines(path: Path) -> tuple[str, ...]:
         if len(text) > MAX_LABELS_BYTES:
             raise UsageError(f"{path}: more than {MAX_LABELS_BYTES} bytes, too long for a file of class names")
         return tuple(line.strip() for line in text.decode("utf-8-sig").rstrip().splitlines())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
     except OSError as error:
         raise UsageError(f"{path}: class names cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -169,7 +169,12 @@ class VideoResult(HoldsArrays):
             The records of `vid3d classify`: that of the video, and under "clips" a list of those of its clips. Each has
             video, clip (None for the video), start_seconds, end_seconds and, for each stream and "fused", a list of
             {"label", "score", "logit"}, best first.
+
+        Raises:
+            UsageError: k is negative.
         """
+        if k < 0:
+            raise UsageError(f"k={k}: give 0 or more")
         clips = [prediction_record(self.video, c.span.index, c.span, c.logits, self.labels, k) for c in self.clips]
         return {**prediction_record(self.video, None, self, self.logits, self.labels, k), "clips": clips}
 

@@ -29,6 +29,24 @@ def test_demo_shows_the_main_job(vid3d, monkeypatch, tmp_path):
     assert vid3d("demo").exit_code == 0  # again into the same directory
 
 
+@pytest.mark.parametrize("name", ["camera.mp4", "predictions.jsonl", "feats.npy"])
+def test_the_demo_replaces_only_its_own_files(vid3d, monkeypatch, tmp_path, name):
+    """Before: `vid3d demo -o mine` replaced mine/camera.mp4 without a word."""
+    monkeypatch.setattr("vid3d_cli.video.demo.MOTIONS", ("static",))
+    runs = []
+    monkeypatch.setattr("vid3d_cli.cli.demo._run", lambda *words: runs.append(words[0]) or (tmp_path / "x").open())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    result = vid3d("demo", "-o", "mine")
+    assert (result.exit_code, runs) == (2, [])
+    assert f"mine/{name}: already exists" in result.stderr
+    assert "--overwrite" in result.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
+    vid3d("demo", "-o", "mine", "--overwrite")
+    vid3d("demo", "-o", "mine")  # its own files
+    assert runs == ["classify", "classify"]
+
+
 def test_a_place_that_cannot_be_written_is_a_usage_error(vid3d, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "camera.mp4").mkdir(parents=True)

@@ -39,6 +39,7 @@ class _Root(Group):
         flags = [arg for arg in own if _ANYWHERE.fullmatch(arg)]
         rest = [arg for arg in own if not _ANYWHERE.fullmatch(arg)]
         set_verbosity(verbose=False, quiet=False, as_json="--log-json" in flags)
+        rest[:1] = ["--help"] if rest[:1] == ["help"] else rest[:1]
         try:
             return super().parse_args(ctx, flags + rest + args[len(own) :])
         except ParserError as error:
@@ -58,7 +59,8 @@ class _Root(Group):
             raise _end(error, error.exit_code) from None
         except KeyboardInterrupt as interrupt:
             is_terminated = isinstance(interrupt, _Terminated)
-            log.error("%s; finished results are kept", f"terminated ({interrupt})" if is_terminated else "interrupted")
+            kept = "; finished results are kept" if ctx.invoked_subcommand in ("classify", "features") else ""
+            log.error("%s%s", f"terminated ({interrupt})" if is_terminated else "interrupted", kept)
             raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             # The reader of stdout closed it. Without this, Python would fail again when it flushes at exit.

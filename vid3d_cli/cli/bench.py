@@ -51,6 +51,7 @@ def bench(
 
     Example: vid3d bench
     """
+    log.info("measuring the machine and %s; this takes about half a minute", options.model)
     with tempfile.TemporaryDirectory() as directory:
         options, random_streams = _with_random_weights(options, Path(directory))
         plan = make_plan(options)
@@ -101,7 +102,6 @@ def measure(plan: Plan, video: str) -> dict[str, Any]:
     from ..run.threads import count_cores
     from ..runtimes import has_openvino
 
-    log.info("measuring the machine and %s; this takes about half a minute", plan.model)
     networks = load(plan, fetch_weights)
     runtime, dense = networks.runtime, plan.dense_plan
     reading = _read(plan, video, runtime.batch_size)
@@ -255,8 +255,8 @@ def _print_report(report: Mapping[str, Any]) -> None:
     table.add_row("together", "", f"{rates['together']:.0f}")
     console.print(table)
     products = ", ".join(f"{name} {rate:.0f}" for name, rate in report["matrix_gflops"].items())
-    network = f"; the network: {report['network_gflops']:.0f}" if report["network_gflops"] else ""
-    console.print(f"GFLOP/s of matrix products: {products}{network}")
+    network = f"; of this network: {report['network_gflops']:.0f}" if report["network_gflops"] else ""
+    console.print(f"GFLOP/s of large matrix products, the most that a network can reach: {products}{network}")
     console.print(f"\n{_describe_bound(report)}")
     for tip in report["advice"]:
         console.print(f"  {tip}")

@@ -52,7 +52,9 @@ def classify(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write to this file; - is stdout.", show_default="stdout"),
+        typer.Option(
+            "--output", "--out", "-o", metavar="FILE", help="Write to this file; - is stdout.", show_default="stdout"
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
     nul_separated: NulSeparated = False,

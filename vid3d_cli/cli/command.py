@@ -147,6 +147,7 @@ def describe_parser_error(error: Any) -> str:
     if hasattr(error, "possibilities"):
         known = [name for p in error.ctx.command.get_params(error.ctx) for name in (*p.opts, *p.secondary_opts)]
         hint = did_you_mean(error.option_name, known)
+        see += "; for a file name that begins with a dash, write ./-…" if len(error.option_name) == 2 else ""
         return f"{path} has no option '{error.option_name}': {hint or see}"
     if param is not None and hasattr(error, "param_type"):
         name = param.opts[0] if param.param_type_name == "option" else ""

@@ -18,6 +18,9 @@ from ..text import printable
 
 log = logging.getLogger("vid3d_cli")
 
+MIN_SECONDS, MIN_DONE = 5.0, 3
+"""Work after which a rate is known: the first results include waiting for the first frames."""
+
 _COLOURS = {logging.ERROR: "red", logging.WARNING: "yellow"}
 
 
@@ -87,7 +90,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def download_bar(name: str) -> Iterator[Any]:
     """Yield the progress callback for `weights.pull`; its bar appears with the first bytes."""
-    from tqdm import tqdm
+    from .bars import Bar
 
     with ExitStack() as stack:
         bar: Any = None
@@ -95,7 +98,7 @@ def download_bar(name: str) -> Iterator[Any]:
         def on_bytes(num_received: int, num_total: int | None) -> None:
             nonlocal bar
             if bar is None:
-                bar = tqdm(desc=name, unit="B", unit_scale=True, disable=not shows_bars(), file=sys.stderr, leave=False)
+                bar = Bar(desc=f"{name}: ", unit="B", unit_scale=True)
                 stack.callback(bar.close)
             bar.total = num_total
             bar.update(num_received - bar.n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,8 +20,9 @@ MODEL = "s3d_mini.camera_motion"
 
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="Directory of the video and the results.")
+        Path, typer.Option("--out", "--output", "-o", metavar="DIR", help="Directory of the video and the results.")
     ] = Path("vid3d-demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that the demo did not make.")] = False,
 ) -> None:
     """Try vid3d offline: render a video of camera motions, classify it and extract its features.
 
@@ -30,12 +32,18 @@ def demo(
     """
     import numpy as np
 
+    from ..features.store import refuse_existing
     from ..video.demo import render
 
     video, predictions, features = out / "camera.mp4", out / "predictions.jsonl", out / "feats.npy"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        truth = render(video)
+        with TemporaryDirectory(dir=out) as place:
+            rendered = Path(place) / "camera.mp4"
+            truth = render(rendered)
+            if not video.exists() or video.read_bytes() != rendered.read_bytes():  # else the demo ran here before
+                refuse_existing([video, predictions, *out.glob("feats.*")], overwrite)
+            rendered.replace(video)
     except OSError as error:
         raise UsageError(f"the demo cannot write to {out} ({error.strerror}): name a directory with --out") from None
     typer.echo(f"rendered {video}: {truth[-1].end_seconds:.1f} s, a virtual camera moves over a random scene")

@@ -42,6 +42,7 @@ def extract(
         str,
         typer.Option(
             "--out",
+            "--output",
             "-o",
             metavar="PATH",
             help="feats.npy, .npz, .h5, .parquet, or a directory; an existing output is resumed.",

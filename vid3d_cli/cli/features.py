@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError, Vid3dError
 from ..recipe import describe_value
 from ..text import printable
 from .command import App
-from .console import duration, log, plural, shows_bars
+from .console import duration, log, plural
 from .formats import ListFormat, ObjectFormat, Record, or_dash, print_record, print_records
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def get(
 
     with open_store(file) as store:
         features = read_verified(store, find_video(store.entries(), video))
-        rows = range(len(features.spans)) if at is None else rows_at(features, parse_seconds(at))
+        rows = range(len(features.spans)) if at is None else rows_at(features, parse_seconds(at, "--at"))
         print_records(_row_records(features, rows), form, lambda _: _print_rows(features, rows))
 
 
@@ -224,9 +223,9 @@ def _print_checked(records: list[Record]) -> None:
 @contextmanager
 def _bar(num_videos: int) -> Iterator[Any]:
     """Show a progress bar; yield the function to call after each video."""
-    from tqdm import tqdm
+    from .bars import Bar
 
-    with tqdm(total=num_videos, unit="video", disable=not shows_bars(), file=sys.stderr, leave=False) as bar:
+    with Bar(total=num_videos, unit="videos") as bar:
         yield bar.update
 
 
@@ -242,6 +241,7 @@ def merge(
         str,
         typer.Option(
             "--out",
+            "--output",
             "-o",
             metavar="PATH",
             help="Output, as for extract; an interrupted merge is resumed.",

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..flow import METHODS
 from ..video import TIMEOUT_SECONDS
 from .batch import AllowPlaylists, Timeout
-from .console import log, plural, shows_bars
+from .console import log, plural
 
 
 def flow(
@@ -20,6 +20,7 @@ def flow(
         str,
         typer.Option(
             "--out",
+            "--output",
             "-o",
             metavar="PATH",
             help="x.npz, a video to watch (x.mp4), or a directory of images.",
@@ -53,8 +54,6 @@ def flow(
 
     Example: vid3d flow video.mp4 --out flow.mp4
     """
-    from tqdm import tqdm
-
     from ..clips.preprocess import describe_resize
     from ..flow.methods import create_flow, describe_flow, find_flow_method
     from ..flow.writers import FORMS, open_flow_output
@@ -62,6 +61,7 @@ def flow(
     from ..run.reader import flow_device
     from ..video.clock import parse_fps, parse_seconds
     from ..video.process import Decoders
+    from .bars import Bar
 
     if out == "-":
         raise UsageError(f"flow cannot go to standard output: name {FORMS}")
@@ -69,7 +69,7 @@ def flow(
         raise UsageError(f"{method} runs on the CPU: leave out --device, or choose --flow tvl1")
     compute = create_flow(method, flow_device(method, device))
     rate = parse_fps(fps)
-    start_seconds, end_seconds = parse_seconds(start), None if end is None else parse_seconds(end)
+    start_seconds, end_seconds = parse_seconds(start, "--start"), None if end is None else parse_seconds(end, "--end")
     with (
         Decoders(timeout or None, allow_playlists=allow_playlists) as decoders,
         decoders.open(video, fps=rate, start_seconds=start_seconds, end_seconds=end_seconds) as frames,
@@ -88,8 +88,8 @@ def flow(
             overwrite=overwrite,
             dtype=dtype,
         )
-        shown = tqdm(frames, total=frames.num_expected_frames, unit="frame", disable=not shows_bars(), leave=False)
-        num_pairs = write_flow(shown, output, compute, short_side_px=short_side)
+        with Bar(frames, total=frames.num_expected_frames, unit="frames") as shown:
+            num_pairs = write_flow(shown, output, compute, short_side_px=short_side)
         if frames.num_lost_frames:
             log.warning("%s: %s lost to damage", video, plural(frames.num_lost_frames, "frame"))
     log.info("%s → %s", plural(num_pairs, "flow field"), out)

@@ -18,7 +18,10 @@ def inflate(
         str, typer.Option("--to", metavar="BACKBONE", help="Backbone: i3d, s3d, r3d_18, mc3_18, p3d63, …")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="Output, a .safetensors file.", show_default=False)
+        Path,
+        typer.Option(
+            "--out", "--output", "-o", metavar="FILE", help="Output, a .safetensors file.", show_default=False
+        ),
     ],
     stream: Annotated[
         str, typer.Option(metavar="rgb|flow", help="flow averages the first kernels over the colours.")

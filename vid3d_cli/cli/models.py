@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from ..suggest import did_you_mean
+from ..suggest import check_known, did_you_mean
 from .command import App, Group
 from .console import stdout_is_terminal
 from .formats import ListFormat, ObjectFormat, Record, print_columns, print_record, print_records
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 class _Models(Group):
     default = "list"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if len(args) > 1 and not any(arg.startswith("-") for arg in args[:2]) and not ctx.resilient_parsing:
+            check_known(args[0], self.commands, f"{ctx.command_path} has no command '{args[0]}'")
+        return super().parse_args(ctx, args)
 
 
 app = App(
@@ -47,7 +52,7 @@ def list_(
     entries = model_entries().values()
     rows = [model_row(entry) for entry in entries if part.lower() in entry.name.lower()]
     if not rows:
-        hint = did_you_mean(part, ["show", *(e.backbone for e in entries), *(e.name for e in entries)])
+        hint = did_you_mean(part, ["show", "list", *(e.backbone for e in entries), *(e.name for e in entries)])
         raise UsageError(f"no model has '{part}' in its name: {hint or 'see vid3d models'}")
     print_records(rows, form, _print_table)
 
@@ -239,7 +244,7 @@ def _detail_lines(row: Record) -> list[tuple[str, str]]:
         if details["unpublished"]:
             lines.append(("weights", f"no public weights. {details['unpublished']}"))
     if row["stated"]:
-        lines += [gap, ("as stated", row["stated"])]
+        lines += [gap, ("paper states", row["stated"])]
     if row["published"]:
         lines += [gap, *((f"{metric['stream']} accuracy", _describe_metric(metric)) for metric in row["published"])]
     layers = " ".join(row["layers"])

@@ -24,7 +24,7 @@ def format_of(path: Path, formats: Collection[str]) -> str:
     if (form := path.suffix.lower().removeprefix(".")) in formats:
         return form
     suffixes = ", ".join(f".{name}" for name in formats)
-    raise UsageError(f"--output {path}: the suffix names no format; choose one of {suffixes}, or add --format")
+    raise UsageError(f"{path}: the suffix names no format; choose one of {suffixes}, or add --format")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import time
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from .console import duration, log, plural, shows_bars, writes_json
+from .console import MIN_DONE, MIN_SECONDS, duration, log, plural, writes_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 30.0
 """Seconds between two progress lines if no bar is drawn."""
-
-MIN_SECONDS, MIN_CLIPS = 5.0, 3
-"""Work after which a rate is known: the first clips include waiting for the first frames."""
-
-_STATUS_FORMAT = "{desc}"
-_COUNT_FORMAT = "{desc}{n_fmt}/{total_fmt} clips [{elapsed}]"
-_COUNT_FORMAT_WITHOUT_TOTAL = "{desc}{n_fmt} clips [{elapsed}]"
 
 
 class EventPrinter:
@@ -40,7 +33,7 @@ class EventPrinter:
     """
 
     def __init__(self, num_videos: int, model: str) -> None:
-        from tqdm import tqdm
+        from .bars import Bar
 
         self.summary: JobSummary | None = None
         self._num_videos = num_videos
@@ -50,36 +43,32 @@ class EventPrinter:
         self._model = model
         # torch makes 280,000 objects that stay: searching them again and again is a quarter of its import.
         gc.disable()
-        self._bar: Any = tqdm(
-            desc=f"loading {model} …",
-            bar_format=_STATUS_FORMAT,
-            unit="clip",
-            disable=not shows_bars(),
-            file=sys.stderr,
-            dynamic_ncols=True,
-            leave=False,
-        )
+        self._bar = Bar(desc=f"loading {model} …", bar_format="{desc}", unit="clips")
+        self._has_bar = not self._bar.disable
 
     def __call__(self, event: Any) -> None:
         """Print one event."""
+        progress = getattr(event, "progress", None)
+        if progress is not None and not progress.left:
+            self._bar.close()
         getattr(self, f"_on_{type(event).__name__}")(event)
 
     def fetch(self, file: WeightsFile) -> Path:
         """Return the path of a published checkpoint; download it if it is not on disk, and say so."""
-        from ..models.weights import is_on_disk, pull
+        from ..models.weights import is_on_disk, offline_variable, pull
 
         what = f"downloading {file.stream} weights"
         has_begun = False
 
         def on_bytes(num_received: int, num_total: int | None) -> None:
             nonlocal has_begun
-            if not has_begun and self._bar.disable:
+            if not has_begun and not self._has_bar:
                 log.info("%s, %s", what, file.describe_size())
             has_begun = True
             total = f" of {num_total / 1e6:.0f}" if num_total else ""
             self._say(f"{what}, {num_received / 1e6:.0f}{total} MB …")
 
-        if not is_on_disk(file):
+        if not is_on_disk(file) and offline_variable() is None:
             self._say(f"{what}, {file.describe_size()} …")
         path = pull(file, progress=on_bytes)
         self._say(f"loading {self._model} …")
@@ -108,6 +97,8 @@ class EventPrinter:
 
     def _on_Resumed(self, event: Resumed) -> None:  # noqa: N802
         self._num_videos = event.num_left
+        if not event.num_left:
+            self._bar.close()
         if event.num_changed:
             log.info("%s: %s changed since; extracting again", event.out, plural(event.num_changed, "video"))
         if event.num_done or event.num_failed:
@@ -143,6 +134,7 @@ class EventPrinter:
             num_ended = progress.done + progress.failed
             self._num_expected = round(num_clips * self._num_videos / (num_ended + 1))
             self._bar.total = self._num_expected or None
+            self._bar.is_estimate = num_ended + 1 < self._num_videos
         self._show(progress)
         self._print_line(progress)
 
@@ -176,17 +168,15 @@ class EventPrinter:
         bar = self._bar
         if bar.disable:
             return
-        if bar.bar_format == _STATUS_FORMAT:  # the first clips
-            bar.start_t = time.time() - progress.seconds
-        count_format = _COUNT_FORMAT if bar.total else _COUNT_FORMAT_WITHOUT_TOTAL
-        bar.n, bar.bar_format = progress.clips, None if _is_rate_known(progress) else count_format
+        bar.count_from(progress.seconds)
+        bar.n, bar.bar_format = progress.clips, None
         num_ended = progress.done + progress.failed
         bar.set_description_str(f"{num_ended}/{self._num_videos} videos: " if self._num_videos > 1 else "")
 
     # Progress lines --------------------------------------------------------------------------------------------------
 
     def _print_line(self, progress: Progress) -> None:
-        if not self._bar.disable or time.monotonic() < self._next_line:
+        if self._has_bar or time.monotonic() < self._next_line:
             return
         self._next_line = time.monotonic() + PROGRESS_SECONDS
         now = progress.as_record()
@@ -214,7 +204,7 @@ class EventPrinter:
 
 
 def _is_rate_known(progress: Progress) -> bool:
-    return progress.clips >= MIN_CLIPS and progress.seconds >= MIN_SECONDS
+    return progress.clips >= MIN_DONE and progress.seconds >= MIN_SECONDS
 
 
 def _print_summary(summary: JobSummary) -> None:

@@ -27,15 +27,20 @@ class _Console(Console):
             yield Segment(text if control else printable(text, keep="\n"), style, control)
 
 
+class _Table(Table):
+    def add_row(self, *cells: Any, **settings: Any) -> None:
+        super().add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in cells), **settings)
+
+
 def make_console(file: TextIO | None = None) -> Console:
     """Return a console that prints names unchanged, such as "[/x]" and ":cat:", but shows their control characters."""
     return _Console(file=file, highlight=False, markup=False, emoji=False)
 
 
 def make_table(*columns: str, title: str | None = None, narrow: Sequence[str] = ()) -> Table:
-    """Return an empty table; the columns named in `narrow` are right-aligned and keep their width."""
-    table = Table(
-        title=title,
+    """Return an empty table, which escapes names; columns in `narrow` are right-aligned and keep their width."""
+    table = _Table(
+        title=title and printable(title),
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
@@ -88,7 +93,7 @@ def _span(record: Record) -> Text:
 
 def _top(predictions: list[dict[str, Any]]) -> Text:
     """Return the classes, one per line, the best in bold."""
-    lines = [f"{p['score']:6.1%} {p['label']}" for p in predictions]
+    lines = [f"{p['score']:6.1%} {printable(p['label'])}" for p in predictions]
     text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
     text.stylize("bold", 0, len(lines[0]))
     return text

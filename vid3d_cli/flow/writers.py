@@ -125,10 +125,10 @@ def open_flow_output(
         form = _video_output(target, fps=fps, max_px=max_px)
     else:
         hint = did_you_mean(suffix, [".npz", *VIDEO_CODECS])
-        advice = hint or f"use {FORMS}; end a directory name with a dot in a slash"
+        advice = hint or f"use {FORMS}; for a directory whose name has a dot, write {target}/"
         raise UsageError(f"cannot write flow as {suffix!r} ({target}): {advice}")
     if target.exists() and not overwrite:
-        raise OutputExists(f"{target} exists: add --overwrite to replace it")
+        raise OutputExists(f"{target}: already exists; choose another name, or add --overwrite")
     with ExitStack() as stack:
         with _errors_explained(target):
             append = stack.enter_context(form)

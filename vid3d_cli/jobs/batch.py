@@ -159,7 +159,7 @@ class Batch:
         for message in result.warnings:
             if message not in self._warned:
                 self._warned.add(message)
-                self._on_event(Warned(f"{video}: {message} (said once)"))
+                self._on_event(Warned(f"{video}: {message}; not said again for other videos"))
         if result.num_lost_frames:
             self.lost_frames[video] = result.num_lost_frames
         self._on_event(VideoDone(video, len(result.clips), result.num_frames, result.num_lost_frames, self.progress))

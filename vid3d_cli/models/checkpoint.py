@@ -47,19 +47,19 @@ def read_checkpoint(path: Path) -> StateDict:
         raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it would import '{found[1]}'" if found else "it is not a plain PyTorch checkpoint"
+        what = f"it would import '{found[1]}'" if found else "it holds no plain tensors"
         raise CheckpointError(
-            f"{path}: refused before any code in it ran: {what}. "
-            "Save the state dict alone: torch.save(model.state_dict(), …), or .safetensors"
+            f"{path}: not loaded: {what}. Save the state dict alone: torch.save(model.state_dict(), …), or .safetensors"
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+        missing = isinstance(error, FileNotFoundError)
+        what = "no such file" if missing else f"cannot be read: {error.strerror or error}"
+        raise CheckpointError(f"{path}: {what}") from None
     except Exception as error:  # a damaged file makes the readers raise anything: struct.error, AssertionError, …
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if "TorchScript" in reason:
             raise CheckpointError(
-                f"{path}: refused before any code in it ran: it is a TorchScript program. "
-                "Save the state dict of its model"
+                f"{path}: not loaded: it is a TorchScript program. Save the state dict of its model"
             ) from None
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({reason})") from None
 

@@ -344,7 +344,7 @@ def _advise(missing: Sequence[_MissingFile]) -> list[str]:
     model, them = files[0].model, "it" if len(files) == 1 else "them"
     add = f"vid3d weights add {model} FILE"
     if any(file.is_fetched for file in files):
-        unset = f"unset {variable}, then: " if (variable := _offline_variable()) else ""
+        unset = f"unset {variable}, then: " if (variable := offline_variable()) else ""
         lines = [
             f"With a connection:     {unset}vid3d weights pull {model}",
             f"From another machine:  download {them} there, then{'' if len(files) == 1 else ' for each'}: {add}",
@@ -526,14 +526,14 @@ def _fetch_hub(source: HubSource, file: WeightsFile, progress: Progress | None, 
     _download(huggingface_hub.hf_hub_url(source.repo, source.file, revision=source.revision), file, progress, out)
 
 
-def _offline_variable() -> str | None:
+def offline_variable() -> str | None:
     """Return the variable of the environment that forbids downloads, if one does."""
     is_set = (name for name in _OFFLINE_VARIABLES if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"))
     return next(is_set, None)
 
 
 def _require_network() -> None:
-    if variable := _offline_variable():
+    if variable := offline_variable():
         raise _SourceError(f"not tried: {variable} is set")
 
 

@@ -81,6 +81,9 @@ class Results(Iterator[VideoResult]):
         self.recipe, self.warnings, self.networks = recipe, tuple(warnings), networks
         self._generator = generator
 
+    def __repr__(self) -> str:
+        return f"Results({self.recipe.model}, {' + '.join(self.recipe.streams)})"
+
     def __next__(self) -> VideoResult:
         result: VideoResult = next(self._generator)
         return result

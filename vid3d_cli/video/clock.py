@@ -58,7 +58,7 @@ def parse_fps(text: str) -> Fraction | None:
     except (ValueError, ZeroDivisionError):
         fps = Fraction(0)
     if fps <= 0:
-        raise UsageError(f"cannot read {text!r} as frames per second: give a number (25, 29.97), 30000/1001, or native")
+        raise UsageError(f"--fps {text}: give a number (25, 29.97), 30000/1001, or native")
     return fps
 
 
@@ -67,10 +67,14 @@ def describe_fps(fps: Fraction | float) -> str:
     return f"{float(fps):.5g}"
 
 
-def parse_seconds(time: str | float) -> float:
+def parse_seconds(time: str | float, option: str = "the time") -> float:
     """Return the seconds of a time that a user wrote.
 
         90 → 90.0    "90" → 90.0    "1:30" → 90.0    "1:02:03.5" → 3723.5
+
+    Args:
+        time: as the user wrote it.
+        option: the option that was given it, for the message.
 
     Raises:
         UsageError: the text is no time of this form.
@@ -78,7 +82,7 @@ def parse_seconds(time: str | float) -> float:
     with suppress(ValueError):
         return float(time)
     if not (found := _CLOCK_TIME.fullmatch(str(time).strip())):
-        raise UsageError(f"cannot read '{time}' as a time: give seconds (90, 1.5), 1:30 or 1:02:03.5")
+        raise UsageError(f"{option} {time}: give seconds (90, 1.5), 1:30 or 1:02:03.5")
     hours, minutes, seconds = found.groups()
     return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
 
@@ -86,11 +90,11 @@ def parse_seconds(time: str | float) -> float:
 def check_span(fps: Fraction | float | None, start_seconds: float, end_seconds: float | None) -> None:
     """Raise UsageError for a frame rate or a span that no video can have."""
     if fps is not None and not 0 < fps < math.inf:
-        raise UsageError(f"cannot read at {describe_fps(fps)} frames per second: give a positive number")
+        raise UsageError(f"--fps {describe_fps(fps)}: give a positive number")
     if not (math.isfinite(start_seconds) and start_seconds >= 0):
-        raise UsageError(f"cannot start at {start_seconds} s: give 0 or more")
+        raise UsageError(f"--start {start_seconds:g}: give 0 s or more")
     if end_seconds is not None and not end_seconds > start_seconds:
-        raise UsageError(f"cannot end at {end_seconds:g} s: give an end after the start, {start_seconds:g} s")
+        raise UsageError(f"--end {end_seconds:g}: give an end after the start, {start_seconds:g} s")
 
 
 def describe_end(start_seconds: float, end_seconds: float) -> str:

@@ -255,7 +255,8 @@ class VideoReader:
                     break
                 # Compared as floats, so that a time that was reported for a frame finds that frame again.
                 if start_seconds >= self._start_seconds:
-                    yield Frame(num_frames, start_seconds, float(end), self._converter.convert(shown.item))
+                    end_seconds = min(float(end), self._end_seconds)
+                    yield Frame(num_frames, start_seconds, end_seconds, self._converter.convert(shown.item))
                     num_frames += 1
             self._pass.count_lost(at_end=is_over)
             if not num_frames:

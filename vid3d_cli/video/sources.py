@@ -93,6 +93,9 @@ def find_sources(
     for argument in arguments:
         for one in _find(argument, stdin, nul_separated):
             found.setdefault(one.key, one)
+    if not found and arguments:
+        lists = " and ".join("standard input" if argument == "-" else argument for argument in arguments)
+        raise UsageError(f"no videos in {lists}: give one name per line")
     if not found:
         raise UsageError("no videos given: name files, directories, URLs, @list.txt, or - to read names from stdin")
     stems = _output_stems(list(found.values()))
@@ -224,17 +227,19 @@ def _read_list_file(argument: str) -> bytes:
 def _find_listed(data: bytes, origin: str, nul_separated: bool) -> Iterator[_Found]:
     """Yield the videos of a list. Entries are literal: nothing is expanded, as a list is not typed in a shell.
 
-    Lines that begin with "# " are comments, unless there is a file of that name or names end with zero bytes.
+    Lines that begin with "# ", or with blanks before it, are comments, unless there is a file of that name or names end
+    with zero bytes.
     """
     # No name contains a zero byte, so a single one shows how names are separated.
     is_nul_separated = nul_separated or b"\0" in data
-    for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\0" if is_nul_separated else b"\n"):
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\0" if is_nul_separated else b"\n")
+    for number, line in enumerate(lines, 1):
         entry = line if is_nul_separated else line.removesuffix(b"\r")
         if not entry.strip():
             continue
-        if not is_nul_separated and entry.startswith(b"# ") and not os.path.lexists(entry):
+        if not is_nul_separated and entry.lstrip().startswith(b"# ") and not os.path.lexists(entry):
             continue
-        name = _listed_name(entry)
+        name = _listed_name(entry, f"{origin}, line {number}")
         if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES or set(name) & CONTROL_CHARACTERS:
             raise UsageError(f"{origin} is not a list of videos: give one name per line, or name a video without @")
         try:
@@ -243,13 +248,15 @@ def _find_listed(data: bytes, origin: str, nul_separated: bool) -> Iterator[_Fou
             yield _Found(name, base=_absolute(name).parent)
 
 
-def _listed_name(entry: bytes) -> str:
+def _listed_name(entry: bytes, place: str) -> str:
     text = os.fsdecode(entry)
-    if text.lstrip().startswith("{"):
+    if text.lstrip().startswith("{") and not os.path.lexists(text):
         try:
             record = json.loads(text)
             return os.fsdecode(os.fsencode(record["video"]))  # a name that no file can have is an error here
-        except (ValueError, RecursionError, KeyError, TypeError):
+        except (KeyError, TypeError):
+            raise UsageError(f'{place}: a JSON object needs "video", with the name of a video') from None
+        except (ValueError, RecursionError):
             return text
     return text
 
