@@ -85,11 +85,19 @@ def test_an_iterator_that_is_left_leaves_no_thread(tiny_model, video):
     before = threading.active_count()
     results = vid3d.extract([video] * 5, window=9)
     next(results)
+    assert repr(results) == "Results(i3d.kinetics400, rgb + flow)"
     results.close()
     assert threading.active_count() == before
 
 
 def test_an_unknown_keyword_is_a_usage_error():
+    for name, hint in {
+        "start": "did you mean 'start_seconds'",
+        "end": "did you mean 'end_seconds'",
+        "topk": "see help",
+    }.items():
+        with pytest.raises(vid3d.UsageError, match=f"unknown option '{name}': {hint}"):
+            vid3d.make_plan(**{name: 1})
     with pytest.raises(vid3d.UsageError, match="unknown option 'windw'"):
         vid3d.extract(["a.mp4"], windw=3)
 

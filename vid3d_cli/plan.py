@@ -155,7 +155,7 @@ class Plan(Options):
             raise UsageError(f"--window: {needs}; give at most {MAX_WINDOW}")
         check_span(self.fps, self.start_seconds, self.end_seconds)
         if self.end_seconds == math.inf:  # JSON, and so the recipe, has no infinity
-            raise UsageError("cannot end at inf s: leave the end out to read the whole video")
+            raise UsageError("--end inf: leave the end out to read the whole video")
         self.pixels.check()
         check_num_crops(self.crops)
         Fusion.parse(self.fuse, self.fuse_on)

@@ -614,7 +614,7 @@ def test_an_interrupted_job_keeps_finished_videos_and_resumes(tmp_path, out, num
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == code
     told = {1: b"terminated (SIGHUP)", 2: b"interrupted", 15: b"terminated (SIGTERM)"}
-    assert told[number] + b"; finished results are kept" in stderr
+    assert told[number] + b"\n" in stderr
     assert b"Traceback" not in stderr
     not_done = [json.loads(line)["video"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     num_done = 8 - len(not_done)

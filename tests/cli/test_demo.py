@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import typer
 
 from vid3d_cli.flow.fields import to_grey
 from vid3d_cli.flow.methods import optical_flow
@@ -34,7 +35,11 @@ def test_the_demo_replaces_only_its_own_files(vid3d, monkeypatch, tmp_path, name
     """Before: `vid3d demo -o mine` replaced mine/camera.mp4 without a word."""
     monkeypatch.setattr("vid3d_cli.video.demo.MOTIONS", ("static",))
     runs = []
-    monkeypatch.setattr("vid3d_cli.cli.demo._run", lambda *words: runs.append(words[0]) or (tmp_path / "x").open())
+
+    def stop():
+        raise typer.Exit
+
+    monkeypatch.setattr("vid3d_cli.cli.demo._run", lambda *words: runs.append(words[0]) or stop())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("mine")
     result = vid3d("demo", "-o", "mine")

@@ -212,6 +212,14 @@ def test_expected_frames(way, tmp_path, suffix, fps):
             assert reader.num_expected_frames == pytest.approx(len(list(reader)), abs=error)
 
 
+def test_no_frame_ends_after_the_span(way, tmp_path):
+    """Before: the last record of `--end 3` said "end_seconds": 3.04."""
+    path = write_video(tmp_path / "a.mp4", num_frames=50, fps=30)
+    for fps, end_seconds in ((None, 1.01), (10, 1.05)):
+        with way.open(str(path), fps=fps, end_seconds=end_seconds) as reader:
+            assert [frame.end_seconds for frame in reader][-1] == end_seconds
+
+
 def test_expected_frames_of_a_variable_rate(way, tmp_path):
     path = write_video(tmp_path / "a.mp4", times_seconds=[0, *(Fraction(i, 30) for i in range(2, 33))])
     with way.open(str(path), fps=Fraction(25)) as reader:

@@ -160,7 +160,16 @@ def test_a_failures_file_feeds_back_in():
 
 
 def test_a_name_with_braces():
-    assert listed(b'{a}.mp4\n{"clip": 1}\n') == ["{a}.mp4", '{"clip": 1}']
+    assert listed(b"{a}.mp4\n") == ["{a}.mp4"]
+    make('{"clip": 1}')
+    assert listed(b'{"clip": 1}\n') == ['{"clip": 1}']
+
+
+@pytest.mark.parametrize("entry", [b'{"vidoe": 1}', b'{"video": 1}'])
+def test_a_record_without_a_video_is_named(entry):
+    """Before: it was a video of that name."""
+    with pytest.raises(UsageError, match=r'^stdin, line 2: a JSON object needs "video"'):
+        listed(b"a.mp4\n" + entry)
 
 
 def test_a_file_called_at_something(tree):
@@ -169,7 +178,9 @@ def test_a_file_called_at_something(tree):
 
 
 def test_comments(tree):
-    assert listed(b"# my videos\na.mp4\n#b.mp4\n # c.mp4\n") == ["a.mp4", "#b.mp4", " # c.mp4"]
+    assert listed(b"# my videos\na.mp4\n#b.mp4\n # c.mp4\n") == ["a.mp4", "#b.mp4"]
+    make(" # c.mp4")
+    assert listed(b" # c.mp4\n  # d.mp4\n") == [" # c.mp4"]
     make("# my videos")
     assert listed(b"# my videos\na.mp4\n") == ["# my videos", "a.mp4"]
     assert listed(b"# my files\0a.mp4\0") == ["# my files", "a.mp4"]
@@ -209,9 +220,9 @@ def test_a_name_that_no_file_can_have_is_a_source_that_fails():
         (["@gone.txt"], "cannot read the list gone.txt"),
         (["@videos"], "cannot read the list videos"),
         (["@"], "cannot read the list"),
-        (["@empty.txt"], "no videos given"),
+        (["@empty.txt"], "no videos in @empty.txt"),
         (["@clip.bin"], "not a list"),
-        (["-"], "no videos given"),
+        (["-"], "no videos in standard input"),
     ],
 )
 def test_usage_errors_say_what_to_do(tree, arguments, words):

@@ -83,7 +83,7 @@ def _print_timeline(clips: list[dict[str, Any]], truth: list[Segment]) -> int:
         rgb, flow, fused = (clip[stream][0] for stream in ("rgb", "flow", "fused"))
         is_right = fused["label"] == label
         num_right += is_right
-        answer = Text(f"{fused['label']} {fused['score']:.0%}")
+        answer = Text(fused["label"])
         answer.append(" ✓" if is_right else " ✗", "green" if is_right else "red")
         seconds = f"{clip['start_seconds']:.2f} – {clip['end_seconds']:.2f}"
         table.add_row(seconds, label, rgb["label"], flow["label"], answer)
