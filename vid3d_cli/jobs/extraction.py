@@ -265,14 +265,20 @@ class Extraction:
         stems = {str(source.output_stem): video_key(source.video) for source in self._sources}
         if self._claims is None:
             refuse_living_claims(self._store.path)  # before anything is removed
-        there = self._store.prepare(stems, overwrite=self._overwrite)
+        recipe = self._form.describe(self._recipe or self.plan.recipe)
+        there = self._store.prepare(stems, recipe, overwrite=self._overwrite)
         self._store.refuse_taken_stems(stems)
+        self._warn_of_mended()
         return there
+
+    def _warn_of_mended(self) -> None:
+        while self._store.notes:
+            self._on_event(Warned(self._store.notes.pop(0)))
 
     def start(self, results: Results) -> None:
         """Use the recipe of the loaded networks, and warn if the provenance has changed."""
-        there = self._prepare() if self._overwrite else self._store.recipe()
         self._recipe = results.recipe
+        there = self._prepare() if self._overwrite else self._store.recipe()
         if there is not None:
             differences = provenance_differences(there, self._form.describe(results.recipe))
             self._provenance = {name: now for name, (_, now) in differences.items()}
@@ -341,6 +347,7 @@ class Extraction:
         if self._committer is None:
             assert self._recipe is not None
             self._store.begin(self._form.describe(self._recipe))
+            self._warn_of_mended()
             self._committer = Committer(self._store, self._on_commit)
         return self._committer
 
@@ -348,8 +355,9 @@ class Extraction:
         """Put the output into its final form: all videos are done or have failed."""
         if self._overwrite and not self.pending:
             self._prepare()
-        self._close_committer()
-        self._store.finish()
+        if self._recipe is not None or not self.pending:  # else all videos are missing, and the output stays as it is
+            self._close_committer()
+            self._store.finish()
         self.has_ended = True
 
     def stop(self) -> None:
