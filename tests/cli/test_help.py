@@ -111,6 +111,13 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_arguments_of_a_message_may_be_a_mapping(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    console.set_verbosity(verbose=False, quiet=False)
+    console.log.info("%(name)s has %(clips)d clips", {"name": "a\x1b.mp4", "clips": 12})
+    assert sys.stderr.getvalue() == "vid3d: a\\x1b.mp4 has 12 clips\n"
+
+
 @pytest.mark.parametrize(
     ("stderr", "no_color", "prefix"),
     [(Terminal, "", "\x1b[31m\x1b[1merror:\x1b[0m"), (Terminal, "1", "error:"), (io.StringIO, "", "error:")],

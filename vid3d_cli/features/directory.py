@@ -45,7 +45,7 @@ from .entries import (
 )
 from .journals import WORKERS, paths_of_all
 from .npz import open_npz
-from .recipes import read_recipe, write_recipe
+from .recipes import RESTORE, read_recipe, write_recipe
 from .store import Store, read_verified, refuse_damaged_journal
 from .table import MATRICES
 
@@ -126,12 +126,13 @@ class TreeStore(Store):
         """Whether the files of a video exist and have their size; their rows are not read."""
 
     @abstractmethod
-    def stored_line(self, path: Path) -> dict[str, Any]:
-        """Return the line of the journal that a file with the `marker` holds; any error if it holds none."""
+    def stored_lines(self, path: Path) -> tuple[Any, Any]:
+        """Return the recipe, and the line of the journal, that a file with the `marker` holds; any error without."""
 
-    def _stored_entry(self, path: Path) -> VideoEntry | None:
+    def _stored(self, path: Path) -> tuple[Recipe, VideoEntry] | None:
         with suppress(Exception):  # a file of an older version, or whatever other programs wrote there
-            return parse_entries([self.stored_line(path)], path)[0]
+            recipe, line = self.stored_lines(path)
+            return recipe, parse_entries([line], path)[0]
         return None
 
     @abstractmethod
@@ -170,8 +171,12 @@ class TreeStore(Store):
         """Leave out videos whose files are damaged, or newer than their line because a job was killed in between."""
         for entry, error in self._damaged():
             path = self.beside(entry.stem, self.marker)
-            stored = self._stored_entry(path)
-            if stored is not None and stored.key != entry.key:  # no job does this, and the next one would replace it
+            recipe, stored = self._stored(path) or (self.recipe(), entry)
+            if recipe != self.recipe():  # of the other videos too
+                raise OutputError(
+                    f"{self.recipe_path}: not the recipe that the rows of {path} were made with; {RESTORE}"
+                )
+            if stored.key != entry.key:  # no job does this, and the next one would replace it
                 raise OutputError(
                     f"{path}: holds the rows of {stored.video}, not of {entry.video}; put its own file back, or delete "
                     "it"
@@ -198,8 +203,8 @@ class TreeStore(Store):
         """Yield the entries that files at their own places hold, without those of some stems."""
         for path in sorted(self.path.rglob(f"*{self.marker}")):
             stem = path.relative_to(self.path).as_posix().removesuffix(self.marker)
-            if stem not in listed and (entry := self._stored_entry(path)) is not None and entry.stem == stem:
-                yield entry
+            if stem not in listed and (stored := self._stored(path)) is not None and stored[1].stem == stem:
+                yield stored[1]
 
     def begin(self, recipe: Recipe) -> None:
         self.lock()
@@ -285,9 +290,9 @@ class DirectoryStore(TreeStore):
     def is_whole(self, entry: VideoEntry) -> bool:
         return zipfile.is_zipfile(self.beside(entry.stem, ".npz"))
 
-    def stored_line(self, path: Path) -> dict[str, Any]:
+    def stored_lines(self, path: Path) -> tuple[Any, Any]:
         with open_npz(path) as stored:
-            return dict(json.loads(stored["videos"].tobytes()))
+            return json.loads(str(stored["recipe"])), json.loads(stored["videos"].tobytes())
 
     def read(self, entry: VideoEntry) -> VideoFeatures:
         path = self.beside(entry.stem, ".npz")
@@ -325,10 +330,11 @@ class VideoFeaturesStore(TreeStore):
             return lengths == {entry.num_rows} and all(p.exists() for p in self.files(entry.stem, self.recipe() or {}))
         return False
 
-    def stored_line(self, path: Path) -> dict[str, Any]:
+    def stored_lines(self, path: Path) -> tuple[Any, Any]:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise ValueError("too long for a recipe")
-        return dict(json.loads(path.read_bytes())["entry"])
+        recipe = json.loads(path.read_bytes())
+        return recipe, recipe.pop("entry")
 
     def _matrices(self, stem: str) -> dict[str, NDArray[Any]]:
         streams = (self.recipe() or {}).get("streams", ())
