@@ -232,7 +232,8 @@ def test_a_matrix_in_the_place_of_collected_rows_is_refused(tmp_path):
 @pytest.mark.parametrize("arguments", [["--overwrite"], []])
 @pytest.mark.parametrize("out", ["f.npy", "f.npz", "f"])
 def test_missing_videos_touch_no_output(vid3d, tiny_model, video, tmp_path, out, arguments):
-    assert vid3d("extract", video, "--out", out).exit_code == 0
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert vid3d("extract", video, "broken.mp4", "--out", out).exit_code == 1  # its list of failures stays too
     before = contents_below(tmp_path)
     result = vid3d("extract", "nope.mp4", "gone.mp4", "--out", out, *arguments)
     assert result.exit_code == 1

@@ -159,17 +159,20 @@ class TreeStore(Store):
                 remove_abandoned(Path(directory))
             if not anew:
                 refuse_damaged_journal(self._journal_path)
-                self._leave_out_damaged()
+                journalled = self._journalled()
+                self._leave_out_damaged(journalled)
                 ends = read_records(self._journal_path)[1]
                 journal.cut(ends[-1] if ends else 0)
-                self._list_unlisted()
+                self._list_unlisted(journalled)
                 if self._left_out:
                     what = f"damaged videos, {len(self._left_out)}, do not count until they are extracted again"
                     self.notes.append(f"{self.path}: {what}: {next(iter(self._left_out.values()))}")
 
-    def _leave_out_damaged(self) -> None:
+    def _leave_out_damaged(self, journalled: Sequence[VideoEntry]) -> None:
         """Leave out videos whose files are damaged, or newer than their line because a job was killed in between."""
-        for entry, error in self._damaged():
+        for entry, error in self._damaged(journalled):
+            if not self.is_whole(entry):
+                continue
             path = self.beside(entry.stem, self.marker)
             recipe, stored = self._stored(path) or (self.recipe(), entry)
             if recipe != self.recipe():  # of the other videos too
@@ -183,12 +186,12 @@ class TreeStore(Store):
                 )
             self._left_out[entry.key] = error
 
-    def _list_unlisted(self) -> None:
+    def _list_unlisted(self, journalled: Sequence[VideoEntry]) -> None:
         """Add the whole files that no journal lists: of a killed job, or of a journal that was removed or cut off."""
         if self.recipe() is None or self._worker:  # other workers may be about to list theirs
             return
         added = []
-        for entry in self._unlisted({e.stem for e in self._journalled() if e.key not in self._left_out}):
+        for entry in self._unlisted({e.stem for e in journalled if e.key not in self._left_out}):
             with suppress(OutputError):
                 read_verified(self, entry)
                 added.append(entry)
@@ -211,7 +214,7 @@ class TreeStore(Store):
         self._has_made_recipe = self.recipe() is None
         write_recipe(self.recipe_path, recipe, self.path)
         if self._has_made_recipe:  # the old one and the lists may have been lost
-            self._list_unlisted()
+            self._list_unlisted(self._journalled())
 
     def write(self, features: VideoFeatures) -> None:
         recipe = self.recipe()

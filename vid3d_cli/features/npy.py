@@ -201,7 +201,7 @@ class NpyStore(Store):
                     self._adopt_rewritten()
                 refuse_damaged_journal(self._journal_path)
                 self.refuse_incomplete()
-                for _, error in self._damaged():
+                for _, error in self._damaged(self.entries()):
                     raise OutputError(
                         f"{self.path}: {error}; restore its files, or see vid3d features check {self.path}"
                     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -238,9 +238,8 @@ class Store(ABC):
             self._journal.close()
             self._journal = None
 
-    def _damaged(self) -> Iterator[tuple[VideoEntry, OutputError]]:
+    def _damaged(self, entries: Sequence[VideoEntry]) -> Iterator[tuple[VideoEntry, OutputError]]:
         """Compare about `MAX_VERIFIED` videos with the rows that were written; yield those that differ."""
-        entries = self.entries()
         for entry in {e.key: e for e in [*entries[:: len(entries) // MAX_VERIFIED + 1], *entries[-1:]]}.values():
             try:
                 read_verified(self, entry)

@@ -336,8 +336,8 @@ class Extraction:
         return True
 
     def fail(self, source: Source, failure: VideoFailure) -> None:
-        """Record a failed video; one that is missing while nothing is loaded is not recorded."""
-        if self._recipe is None:
+        """Record a failed video, unless all are missing."""
+        if self._has_only_missing:
             return
         file = self._files.pop(source.video, None) or Fingerprint.of(source.video)
         if self._still_holds(source):
@@ -355,10 +355,15 @@ class Extraction:
         """Put the output into its final form: all videos are done or have failed."""
         if self._overwrite and not self.pending:
             self._prepare()
-        if self._recipe is not None or not self.pending:  # else all videos are missing, and the output stays as it is
+        if not self._has_only_missing:
             self._close_committer()
             self._store.finish()
         self.has_ended = True
+
+    @property
+    def _has_only_missing(self) -> bool:
+        """Whether all videos left are missing: no network was loaded, and the output stays as it is."""
+        return bool(self.pending) and self._recipe is None
 
     def stop(self) -> None:
         """Commit all rows when the job is stopped; errors of the committer were raised before."""
@@ -373,7 +378,9 @@ class Extraction:
             batch.summary(has_ended=self.has_ended),
             out=str(store.path),
             files=tuple(dict.fromkeys(map(str, files))),
-            failures_path=str(store.failures_path) if store.failures_path.exists() else None,
+            failures_path=str(listed)
+            if (listed := store.failures_path).exists() and not self._has_only_missing
+            else None,
             num_videos=len(self._sources),
             num_kept=self.left.num_done + self._num_safe,
             num_skipped_failed=self.left.num_failed,
