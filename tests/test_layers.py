@@ -14,7 +14,19 @@ import vid3d_cli
 PACKAGE = Path(vid3d_cli.__file__).parent
 
 LAYERS = [
-    *("version", "text", "errors", "suggest", "arguments", "recipe", "records", "timings", "workers", "durable"),
+    *(
+        "version",
+        "text",
+        "errors",
+        "offline",
+        "suggest",
+        "arguments",
+        "recipe",
+        "records",
+        "timings",
+        "workers",
+        "durable",
+    ),
     "fusion",
     *("video", "flow", "models", "clips", "runtimes", "options", "plan", "run"),
     *("predictions", "features", "jobs", "api", "__init__", "cli", "__main__"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vid3d_cli as vid3d
+from vid3d_cli.errors import UsageError
 from vid3d_cli.features.entries import VideoFeatures
 from vid3d_cli.jobs import events
 from vid3d_cli.records import Clip, ClipOutput, ClipSpan, Frame

@@ -21,6 +21,7 @@ ATTACKS = {
     "a forged message": "x.mp4\nvid3d: all videos done",
     "a reversed name": "\u202e4pm.exe",
     "erased letters": "ab\b\b",
+    "marks of direction, which nobody sees": "a\u061c\u200e\u200f\ufeff.mp4",
 }
 
 

@@ -101,7 +101,8 @@ def test_the_methods_in_the_help_are_those_of_the_registry():
         ("flow a.mp4 --out f.npz --start -1", "--start -1: give 0 s or more"),
         (
             "probe -dash.mp4",
-            "vid3d probe has no option '-d': see vid3d probe --help; for a file name that begins with a dash, write ./-…",
+            "vid3d probe has no option '-d': see vid3d probe --help; for a file name that begins with a dash, "
+            "write ./-…",
         ),
         ("models shw i3d", "vid3d models has no command 'shw': did you mean 'show'?"),
         ("models lst", "no model has 'lst' in its name: did you mean 'list'?"),
@@ -127,6 +128,13 @@ def test_errors_are_one_line(vid3d, words, message):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+def test_arguments_of_a_message_may_be_a_mapping(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    console.set_verbosity(verbose=False, quiet=False)
+    console.log.info("%(name)s has %(clips)d clips", {"name": "a\x1b.mp4", "clips": 12})
+    assert sys.stderr.getvalue() == "vid3d: a\\x1b.mp4 has 12 clips\n"
 
 
 @pytest.mark.parametrize(

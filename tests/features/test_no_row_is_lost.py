@@ -13,7 +13,7 @@ from disks import _fast_disk  # noqa: F401
 from formats import FORMATS, skip_without_package, split
 from test_stores import RECIPE, make_form, make_result
 
-from vid3d_cli.errors import Vid3dError
+from vid3d_cli.errors import OutputError, Vid3dError
 from vid3d_cli.features.entries import FailedVideo, VideoFeatures, span_arrays
 from vid3d_cli.features.inspection import find_problems, summarise
 from vid3d_cli.features.store import read_verified
@@ -75,9 +75,13 @@ def restore(directory, files):
 
 
 def rows_of(out):
-    """Return the rows and times of each video, whole ones only."""
+    """Return the rows and times of each video; a directory may have damaged ones."""
+    found = {}
     with open_unchecked(str(out)) as store:
-        return {str(e.stem): rows_and_times(read_verified(store, e)) for e in store.entries()}
+        for entry in store.entries():
+            with suppress(OutputError if store.has_files_per_video else ()):
+                found[entry.stem] = rows_and_times(read_verified(store, entry))
+    return found
 
 
 def rows_or_nothing(out):

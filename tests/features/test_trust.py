@@ -208,22 +208,6 @@ def test_a_bomb_of_hdf5_or_parquet_is_refused(tmp_path):
 # Names ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FORMATS[4:])
-def test_a_name_that_is_too_long_is_cut_and_stays_the_same(tmp_path, name):
-    stems = [f"host/{'long/' * 2}{'x' * 300}{i}" for i in range(2)] + ["host/" + "é" * 130 + "/y", "z" * 245]
-    results = {PurePosixPath(stem): make_result(f"https://{stem}.mp4", seed=i) for i, stem in enumerate(stems)}
-    write(make_store(tmp_path, name), results, make_form(name))
-    names = {p.name for p in (tmp_path / "feats").rglob("*")}
-    write(make_store(tmp_path, name), results, make_form(name))
-    assert {p.name for p in (tmp_path / "feats").rglob("*")} == names
-    assert max(len(os.fsencode(n)) for n in names) <= 255
-    with open_store(str(tmp_path / "feats")) as store:
-        assert {PurePosixPath(entry.stem) for entry in store.entries()} == {*results}
-    assert problems_of(tmp_path / "feats") == []
-    if name == "feats":
-        assert f"{'z' * 245}.npz" in names  # what fitted before keeps its name
-
-
 @every_format
 def test_no_file_holds_the_password_of_a_url(tmp_path, name):
     url = "https://me:s3cret@host/a.mp4?t=1"
@@ -265,7 +249,6 @@ def change(path, old, new):
         ("feats+video_features", "feats/a_index.jsonl", b'"end_seconds": 2.1', b'"end_seconds": 9.1'),
         ("feats+video_features", "feats/a_timestamps_ms.npy", b"\x40", b"\x41"),
         ("feats+video_features", "feats/a_fps.npy", b"\x40", b"\x41"),
-        ("feats+video_features", "feats/a_recipe.json", b'"window": 64', b'"window": 65'),
     ],
 )
 def test_check_sees_every_change(vid3d, tmp_path, name, file, old, new):

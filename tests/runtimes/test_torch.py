@@ -287,7 +287,9 @@ def test_the_host_does_not_wait_for_a_gpu():
 def test_compiled_code_is_loaded_from_a_private_directory(tmp_path, monkeypatch, planted):
     """Before: torch ran the code that anybody had put into /tmp/torchinductor_NAME before --compile was first used."""
     (tmp_path / "elsewhere").mkdir(mode=0o700)
-    usual = tmp_path / f"vid3d-inductor-{os.getuid()}"
+    monkeypatch.setenv("VID3D_CACHE", str(tmp_path / "cache"))
+    usual = tmp_path / f"cache/inductor-{os.getuid()}"
+    usual.parent.mkdir()
     if planted == "directory":
         usual.mkdir()
         usual.chmod(0o777)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ class _Handler(logging.Handler):
 
     def format(self, record: logging.LogRecord) -> str:
         # A newline in a name must not look like another message; one in an error's text is ours.
-        record.args = tuple(printable(str(x)) if isinstance(x, (str, Path)) else x for x in record.args or ())
+        record = copy(record)  # other handlers see it as it is
+        if isinstance(record.args, tuple):
+            record.args = tuple(printable(str(x)) if isinstance(x, (str, Path)) else x for x in record.args)
         return printable(super().format(record), keep="\n\t")
 
 

@@ -14,11 +14,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import zipfile
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..durable import AppendedFile, AtomicFile, read_errors, read_records, remove_abandoned, remove_files
+from ..durable import AtomicFile, read_errors, read_records, remove_abandoned, remove_files
 from ..errors import OutputError
-from ..records import ClipSpan, to_json
+from ..records import STREAMS, ClipSpan
 from .entries import (
     SPAN_COLUMNS,
     Recipe,
@@ -40,16 +40,14 @@ from .entries import (
     json_lines,
     parse_entries,
     parse_index,
-    readable,
     span_arrays,
     spans_of,
-    video_key,
 )
 from .journals import WORKERS, paths_of_all
 from .npy import RESUMES
 from .npz import open_npz
 from .recipes import RESTORE, read_recipe, write_recipe
-from .store import Store, read_verified, refuse_damaged
+from .store import Store, read_verified, refuse_damaged_journal
 from .table import MATRICES
 
 
@@ -62,14 +60,14 @@ class TreeStore(Store):
     """
 
     has_files_per_video = True
-    endings: tuple[str, ...]
-    """Of the file that holds the entry of its video, and of the one with the longest name."""
+    marker: str
+    """Ending of the file that holds the entry of its video, and is written last."""
 
     def __init__(self, path: Path, worker: str | None = None) -> None:
         super().__init__(path)
         self._worker = worker
-        self._journal: AppendedFile | None = None
         self._pending: list[VideoEntry] = []
+        self._left_out: dict[str, OutputError] = {}
         self._recipe: dict[str, Any] | None = None
         self._has_made_recipe = False
 
@@ -105,12 +103,8 @@ class TreeStore(Store):
         return self._recipe
 
     def entries(self) -> list[VideoEntry]:
-        """Return the entries of all workers, each video once.
-
-        Raises:
-            OutputError: files have changed places.
-        """
-        entries = [entry for entry in self._journalled() if self._has_files(entry)]
+        """Return the entries of all workers, each video once; not those that `lock` found damaged."""
+        entries = [entry for entry in self._journalled() if entry.key not in self._left_out and self.is_whole(entry)]
         return sorted(entries, key=lambda entry: PurePosixPath(entry.stem).parts)
 
     def _journalled(self) -> list[VideoEntry]:
@@ -128,118 +122,105 @@ class TreeStore(Store):
         except OutputError:
             return False
 
-    def _has_files(self, entry: VideoEntry) -> bool:
-        """Whether the files of a video exist and can be opened; their rows are not read."""
-        try:
-            video = self.video_of(entry.stem)
-        except Exception:  # damaged files count as missing ones: the video is extracted again
-            return False
-        if video_key(readable(video)) != video_key(readable(entry.video)):
-            path = self.beside(entry.stem, self.endings[0])
-            raise OutputError(
-                f"{path}: holds the rows of {video}, not of {entry.video}; put its own file back, or delete it"
-            )
-        return True
+    @abstractmethod
+    def is_whole(self, entry: VideoEntry) -> bool:
+        """Whether the files of a video exist and have their size; their rows are not read."""
 
     @abstractmethod
-    def video_of(self, stem: str) -> str:
-        """Return the video, perhaps `readable`, whose rows the files of a stem hold; any error if some are missing."""
+    def stored_lines(self, path: Path) -> tuple[Any, Any]:
+        """Return the recipe, and the line of the journal, that a file with the `marker` holds; any error without."""
 
-    @abstractmethod
-    def stored_entry(self, path: Path) -> bytes | None:
-        """Return the journal line that a file with the first of `endings` holds; None in those of older versions."""
-
-    def _compare(self, entry: VideoEntry, stored: Mapping[str, Any] | None, recipe: Recipe) -> None:
-        """Raise ValueError unless entry and recipe in the files of a video are those of the directory."""
-        if recipe != self.recipe() or (stored and parse_entries([stored], self.path) != [entry]):
-            raise ValueError("its recipe or its entry is not that of the directory")
+    def _stored(self, path: Path) -> tuple[Recipe, VideoEntry] | None:
+        with suppress(Exception):  # a file of an older version, or whatever other programs wrote there
+            recipe, line = self.stored_lines(path)
+            return recipe, parse_entries([line], path)[0]
+        return None
 
     @abstractmethod
     def files(self, stem: str, recipe: Recipe) -> list[Path]:
         """Return the files of a video."""
 
     def beside(self, stem: str, ending: str) -> Path:
-        """Return the path of a file of a video; a name that is too long is cut, and ends in a digest."""
-        *folders, name = PurePosixPath(stem).parts
-        longest = max(len(ending) for ending in self.endings)
-        return self.path.joinpath(*(_shorten(folder, 0) for folder in folders), _shorten(name, longest) + ending)
+        """Return the path of a file of a video."""
+        path = PurePosixPath(stem)
+        return self.path / path.with_name(path.name + ending)
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    def conflicting_files(self, stems: Collection[str]) -> list[Path]:
-        recipe = {"streams": ("rgb", "flow")}
-        return [path for stem in stems for path in self.files(stem, recipe) if path.exists()]
+    def conflicting_files(self, stems: Collection[str], recipe: Recipe | None = None) -> list[Path]:
+        return [path for stem in stems for path in self.files(stem, recipe or _ANY_RECIPE) if path.exists()]
 
     def lock(self, *, anew: bool = False) -> None:
         if self._journal is not None:
             return
         if not anew:
             self.refuse_incomplete()
-        is_new = not self._journal_path.exists()
-        self._journal = AppendedFile.locked(self._journal_path, self.path)
-        try:
+        with self._locked(self._journal_path) as journal:
             for directory, _, _ in os.walk(self.path):
                 remove_abandoned(Path(directory))
             if not anew:
-                refuse_damaged(self._journal_path)
-                self.refuse_damaged(self.entries())
+                refuse_damaged_journal(self._journal_path)
+                journalled = self._journalled()
+                self._leave_out_damaged(journalled)
                 ends = read_records(self._journal_path)[1]
-                self._journal.cut(ends[-1] if ends else 0)
-                self._list_unlisted()
-        except BaseException:  # nothing may be cut or removed by `close`
-            self._journal.close()
-            self._journal = None
-            if is_new:
-                self._journal_path.unlink(missing_ok=True)
-            raise
+                journal.cut(ends[-1] if ends else 0)
+                self._list_unlisted(journalled)
+                if self._left_out:
+                    what = f"damaged videos, {len(self._left_out)}, do not count until they are extracted again"
+                    self.notes.append(f"{self.path}: {what}: {next(iter(self._left_out.values()))}")
 
-    def refuse_incomplete(self) -> None:
-        super().refuse_incomplete()
-        if not self.recipe_path.exists():
-            for path in self.path.rglob(f"*{self.endings[0]}"):
-                with suppress(Exception):  # whatever other programs wrote there
-                    if self.stored_entry(path):
-                        break
-            else:
-                return
-            raise OutputError(
-                f"{self.recipe_path}: missing, and without it the rows of {path} cannot be used; {RESTORE}"
-            )
+    def _leave_out_damaged(self, journalled: Sequence[VideoEntry]) -> None:
+        """Leave out videos whose files are damaged, or newer than their line because a job was killed in between."""
+        for entry, error in self._damaged(journalled):
+            if not self.is_whole(entry):
+                continue
+            path = self.beside(entry.stem, self.marker)
+            recipe, stored = self._stored(path) or (self.recipe(), entry)
+            if recipe != self.recipe():  # of the other videos too
+                raise OutputError(
+                    f"{self.recipe_path}: not the recipe that the rows of {path} were made with; {RESTORE}"
+                )
+            if stored.key != entry.key:  # no job does this, and the next one would replace it
+                raise OutputError(
+                    f"{path}: holds the rows of {stored.video}, not of {entry.video}; put its own file back, or delete "
+                    "it"
+                )
+            self._left_out[entry.key] = error
 
     def describe_unfinished(self) -> str | None:
-        listed = {entry.stem for entry in self._journalled()}
-        unlisted = [path for path in self.path.rglob(f"*{self.endings[0]}") if self._unlisted(path, listed)]
+        unlisted = list(self._unlisted({entry.stem for entry in self._journalled()}))
         what = f"it has {len(unlisted)} more videos, which its videos.jsonl does not list"
         return f"{what}: {RESUMES}" if unlisted else None
 
-    def _list_unlisted(self) -> None:
+    def _list_unlisted(self, journalled: Sequence[VideoEntry]) -> None:
         """Add the whole files that no journal lists: of a killed job, or of a journal that was removed or cut off."""
-        assert self._journal is not None
         if self.recipe() is None or self._worker:  # other workers may be about to list theirs
             return
-        listed = {entry.stem for entry in self._journalled()}
-        lines = [
-            line for path in sorted(self.path.rglob(f"*{self.endings[0]}")) if (line := self._unlisted(path, listed))
-        ]
-        self._journal.append(b"".join(lines))
-        self._journal.sync()
-
-    def _unlisted(self, path: Path, listed: Collection[str]) -> bytes | None:
-        """Return the journal line of a file, if it is a whole one of this output and not listed."""
-        if str(path.relative_to(self.path)).removesuffix(self.endings[0]) in listed:
-            return None
-        with suppress(Exception):  # whatever other programs wrote there
-            line = self.stored_entry(path)
-            (entry,) = parse_entries([json.loads(line or b"")], path)
-            if entry.stem not in listed and self.beside(entry.stem, self.endings[0]) == path:
+        added = []
+        for entry in self._unlisted({e.stem for e in journalled if e.key not in self._left_out}):
+            with suppress(OutputError):
                 read_verified(self, entry)
-                return line
-        return None
+                added.append(entry)
+                self._left_out.pop(entry.key, None)
+        if added:
+            assert self._journal is not None
+            self._journal.append(json_lines(added))
+            self._journal.sync()
+            self.notes.append(f"{self.path}: has rows of {len(added)} videos that no list named, as {added[0].video}")
+
+    def _unlisted(self, listed: Collection[str]) -> Iterator[VideoEntry]:
+        """Yield the entries that files at their own places hold, without those of some stems."""
+        for path in sorted(self.path.rglob(f"*{self.marker}")):
+            stem = path.relative_to(self.path).as_posix().removesuffix(self.marker)
+            if stem not in listed and (stored := self._stored(path)) is not None and stored[1].stem == stem:
+                yield stored[1]
 
     def begin(self, recipe: Recipe) -> None:
         self.lock()
         self._has_made_recipe = self.recipe() is None
         write_recipe(self.recipe_path, recipe, self.path)
+        if self._has_made_recipe:  # the old one and the lists may have been lost
+            self._list_unlisted(self._journalled())
 
     def write(self, features: VideoFeatures) -> None:
         recipe = self.recipe()
@@ -248,6 +229,7 @@ class TreeStore(Store):
         self._has_made_recipe = False  # from now on it stays, since it marks the files as an output
         features = features.sealed(recipe)
         self.write_files(features, recipe)
+        self._left_out.pop(features.entry.key, None)
         self._pending.append(features.entry)
 
     @abstractmethod
@@ -274,59 +256,57 @@ class TreeStore(Store):
             remove_files([self._journal_path])
             if self._has_made_recipe and not self._worker:  # another worker may be starting
                 remove_files([self.recipe_path])
-        self._journal.close()
-        self._journal = None
+        self._release()
         with suppress(OSError):
             (self.path / WORKERS).rmdir()
 
     def clear(self) -> None:
-        """Delete the files that the journals name, in any layout, and no other file."""
+        """Delete the files of the videos that the journals or the files themselves name, and no other file."""
         assert self._journal is not None
-        recipe, entries = self.recipe() if self._has_recipe() else None, self._journalled()
+        stems = set()
+        for journal in self.journal_paths():
+            for line in read_records(journal)[0]:
+                with suppress(OutputError):  # a damaged list must not keep the output from starting over
+                    stems.add(parse_entries([line], journal)[0].stem)
+        recipe = self.recipe() if self._has_recipe() else None
         self._journal.cut(0)
         remove_files(path for path in self.journal_paths() if path != self._journal_path)
         remove_files(self._failures_paths())
-        if recipe is not None:
-            was = TREES[recipe["layout"]](self.path)
-            remove_files(path for entry in entries for path in was.files(entry.stem, recipe))
+        for tree in TREES.values():
+            if recipe is None or recipe["layout"] == tree.layout:
+                tree(self.path).remove(stems, recipe)
         remove_files([self.recipe_path])
         self._recipe = None
 
+    def remove(self, stems: Collection[str], recipe: Recipe | None) -> None:
+        """Delete the files of these videos, and of those that no journal lists; without a recipe, only marked ones."""
+        for stem in (*stems, *[entry.stem for entry in self._unlisted(stems)]):
+            if recipe is not None or self.beside(stem, self.marker).exists():
+                remove_files(self.files(stem, recipe or _ANY_RECIPE))
 
-_MAX_NAME_BYTES = 255
-"""Of a file or directory, in almost all file systems."""
 
-
-def _shorten(name: str, ending_bytes: int) -> str:
-    data = os.fsencode(name)
-    if len(data) + ending_bytes <= _MAX_NAME_BYTES:
-        return name
-    digest = hashlib.sha256(data).hexdigest()[:16]
-    return data[: _MAX_NAME_BYTES - ending_bytes - 17].decode("utf-8", "ignore") + f"-{digest}"
+_ANY_RECIPE = {"streams": STREAMS}
 
 
 class DirectoryStore(TreeStore):
     """One .npz per video."""
 
-    endings = (".npz",)
+    marker = ".npz"
 
     def files(self, stem: str, recipe: Recipe) -> list[Path]:
         return [self.beside(stem, ".npz")]
 
-    def video_of(self, stem: str) -> str:
-        with open_npz(self.beside(stem, ".npz")) as stored:
-            return str(stored["video"])
+    def is_whole(self, entry: VideoEntry) -> bool:
+        return zipfile.is_zipfile(self.beside(entry.stem, ".npz"))
 
-    def stored_entry(self, path: Path) -> bytes | None:
+    def stored_lines(self, path: Path) -> tuple[Any, Any]:
         with open_npz(path) as stored:
-            return stored["videos"].tobytes() if "videos" in stored else None
+            return json.loads(str(stored["recipe"])), json.loads(stored["videos"].tobytes())
 
     def read(self, entry: VideoEntry) -> VideoFeatures:
         path = self.beside(entry.stem, ".npz")
         with read_errors(path), open_npz(path) as stored:
             spans = spans_of({name: stored[name] for name in SPAN_COLUMNS})
-            line = json.loads(stored["videos"].tobytes()) if "videos" in stored else None
-            self._compare(entry, line, json.loads(str(stored["recipe"])))
             return VideoFeatures(entry, {name: stored[name] for name in MATRICES if name in stored}, spans)
 
     def write_files(self, features: VideoFeatures, recipe: Recipe) -> None:
@@ -346,23 +326,24 @@ class VideoFeaturesStore(TreeStore):
     """The files of `--layout video_features`."""
 
     layout = "video_features"
-    endings = ("_recipe.json", "_timestamps_ms.npy")
+    marker = "_recipe.json"
 
     def files(self, stem: str, recipe: Recipe) -> list[Path]:
         arrays = [f"_{name}.npy" for name in (*recipe["streams"], "fps", "timestamps_ms")]
         return [self.beside(stem, ending) for ending in (*arrays, "_index.jsonl", "_recipe.json")]
 
-    def video_of(self, stem: str) -> str:
-        files = self.files(stem, self.recipe() or {})
-        lines = self.beside(stem, "_index.jsonl").read_bytes().splitlines()
-        lengths = {len(m) for m in self._matrices(stem).values()}
-        if lengths != {len(lines)} or not all(path.exists() for path in files):
-            raise ValueError("its files are missing or cut off")
-        return str(json.loads(lines[0])["video"])
+    def is_whole(self, entry: VideoEntry) -> bool:
+        with suppress(Exception):  # NumPy raises various errors for damaged files
+            lines = self.beside(entry.stem, "_index.jsonl").read_bytes().splitlines()
+            lengths = {len(lines), *map(len, self._matrices(entry.stem).values())}
+            return lengths == {entry.num_rows} and all(p.exists() for p in self.files(entry.stem, self.recipe() or {}))
+        return False
 
-    def stored_entry(self, path: Path) -> bytes | None:
-        entry = json.loads(path.read_bytes()).get("entry")
-        return f"{to_json(entry)}\n".encode() if entry else None
+    def stored_lines(self, path: Path) -> tuple[Any, Any]:
+        if path.stat().st_size > _MAX_RECIPE_BYTES:
+            raise ValueError("too long for a recipe")
+        recipe = json.loads(path.read_bytes())
+        return recipe, recipe.pop("entry")
 
     def _matrices(self, stem: str) -> dict[str, NDArray[Any]]:
         streams = (self.recipe() or {}).get("streams", ())
@@ -375,8 +356,6 @@ class VideoFeaturesStore(TreeStore):
             stored = {name: np.load(self.beside(entry.stem, f"_{name}.npy")) for name in ("fps", "timestamps_ms")}
             if stored["fps"] != entry.fps or stored["timestamps_ms"].tolist() != _end_ms(spans).tolist():
                 raise ValueError("its frame rate or times are not those of its index")
-            recipe = json.loads(self.beside(entry.stem, "_recipe.json").read_bytes())
-            self._compare(entry, recipe.pop("entry", None), recipe)
             return VideoFeatures(entry, self._matrices(entry.stem), spans)
 
     def write_files(self, features: VideoFeatures, recipe: Recipe) -> None:
@@ -390,6 +369,9 @@ class VideoFeaturesStore(TreeStore):
         for ending, text in texts.items():  # the entry last: it marks the files as whole
             with AtomicFile(self.beside(entry.stem, ending)) as file:
                 file.write(text.encode() + b"\n")
+
+
+_MAX_RECIPE_BYTES = 1 << 20
 
 
 def _end_ms(spans: Sequence[ClipSpan]) -> NDArray[np.float64]:

@@ -196,7 +196,8 @@ def parse_entries(lines: Iterable[Mapping[str, Any]], path: Path) -> list[VideoE
         for entry in entries:
             _check(entry)
     except (ValueError, TypeError, KeyError) as error:
-        raise OutputError(f"{path}: cannot be read: its list of videos is damaged: {error}") from None
+        reason = error if isinstance(error, ValueError) else "a line has other fields"
+        raise OutputError(f"{path}: cannot be read: its list of videos is damaged: {reason}") from None
     return entries
 
 

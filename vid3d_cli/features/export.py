@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..durable import AtomicFile, read_errors, remove_abandoned, remove_files
+from ..errors import OutputExists
 from .entries import SPAN_COLUMNS, Recipe, VideoEntry, VideoFeatures, parse_entries, readable, spans_of
 from .npy import RESUMES, NpyStore
 from .recipes import RESTORE, parse_recipe, refuse_other_recipe
@@ -110,8 +111,11 @@ class ExportStore(Store):
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    def conflicting_files(self, stems: Collection[str]) -> list[Path]:
-        return [self.path] if self.path.exists() or self.path.is_symlink() else []
+    def conflicting_files(self, stems: Collection[str], recipe: Recipe | None = None) -> list[Path]:
+        collected = self._rows.conflicting_files(stems, recipe)
+        if collected and not self.journal_paths():
+            raise OutputExists(f"{collected[0]}: already exists, where vid3d extract collects rows; move it away")
+        return ([self.path] if self.path.exists() or self.path.is_symlink() else []) + collected
 
     def lock(self, *, anew: bool = False) -> None:
         if not anew:

@@ -75,7 +75,7 @@ def merge(
     recipe, provenance = _common_recipe(parts, target, concat)
     stems = _keys_by_stem(entries, target)
     with target:
-        there = target.prepare(stems, overwrite=overwrite)
+        there = target.prepare(stems, recipe, overwrite=overwrite)
         if there is not None:
             refuse_other_recipe(target.path, there, recipe)
             provenance = {**provenance_differences(there, recipe), **provenance}

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..durable import AppendedFile, output_errors, read_records, remove_abandoned, remove_files, sync_directory
-from ..errors import OutputError, Vid3dError
-from ..records import STREAMS
+from ..errors import OutputError, OutputExists, Vid3dError
 from .entries import (
     Recipe,
     VideoEntry,
@@ -36,7 +35,7 @@ from .entries import (
 from .format import DTYPES, FEATURES
 from .growing import GrowingNpy, NpyHeader
 from .recipes import RESTORE, read_recipe, write_recipe
-from .store import Store, refuse_damaged
+from .store import Store, refuse_damaged_journal, refuse_without
 from .table import Table
 
 RESUMES = "a job is running, or was interrupted; run the same command to resume it"
@@ -56,13 +55,11 @@ class NpyStore(Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._beside = [path.with_name(f"{path.stem}_{name}.npy") for name in STREAMS]
         self._index_path = path.with_suffix(".index.jsonl")
         self._journal_path = path.with_suffix(".videos.jsonl")
         self._recipe_path = path.with_suffix(".recipe.json")
         self._unfinished = path.with_name(f".{path.name}.rewriting")
         self._rewritten = path.with_name(f".{path.name}.rewritten")
-        self._journal: AppendedFile | None = None
         self._index: AppendedFile | None = None
         self._matrices: dict[str, GrowingNpy] = {}
         self._num_rows = 0
@@ -115,7 +112,7 @@ class NpyStore(Store):
         super().refuse_incomplete()
         if self._rewritten.exists():
             return  # the next job completes it, see `compact`
-        self._refuse_missing_journal()
+        refuse_without(self._journal_path, [*self._matrix_paths().values(), self._index_path])
         # In this order, a job that is running does not look like damage.
         promised = max((header.num_promised for header in self._headers().values() if header), default=0)
         num_rows = 0
@@ -132,13 +129,6 @@ class NpyStore(Store):
         if promised > num_rows:
             raise OutputError(
                 f"{self._journal_path}: lists {num_rows} of the {promised} rows of {self.path}; {RESTORE}"
-            )
-
-    def _refuse_missing_journal(self) -> None:
-        files = [path for path in (*self._matrix_paths().values(), self._index_path) if path.exists()]
-        if not self._journal_path.exists() and (files := [path for path in files if path.stat().st_size]):
-            raise OutputError(
-                f"{self._journal_path}: missing, and without it the rows of {files[0]} cannot be identified; {RESTORE}"
             )
 
     def describe_unfinished(self) -> str | None:
@@ -160,8 +150,8 @@ class NpyStore(Store):
     def _index_lines(self) -> _Lines:
         return _Lines(self._index_path)
 
-    def _matrix_paths(self) -> dict[str, Path]:
-        recipe = self.recipe()
+    def _matrix_paths(self, recipe: Recipe | None = None) -> dict[str, Path]:
+        recipe = recipe or self.recipe()
         if recipe is None or recipe["concat"]:
             return {FEATURES: self.path} if recipe else {}
         return {name: self.path.with_name(f"{self.path.stem}_{name}.npy") for name in recipe["streams"]}
@@ -189,42 +179,33 @@ class NpyStore(Store):
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    def conflicting_files(self, stems: Collection[str]) -> list[Path]:
-        files = [self.path, *self._beside, self._index_path, self._journal_path]
-        return [path for path in files if path.exists() and (path.is_dir() or path.stat().st_size)]
+    def conflicting_files(self, stems: Collection[str], recipe: Recipe | None = None) -> list[Path]:
+        own = {*self._matrix_paths().values(), self._index_path} if self._has_recipe() else set()
+        matrices = self._matrix_paths(recipe or {"concat": True}).values()
+        for path in matrices:
+            if path != self.path and NpyStore(path).recipe_path.exists():
+                raise OutputExists(f"{path}: already exists, as another output of vid3d extract; choose another name")
+        files = [path for path in (*matrices, self._index_path) if path not in own and path.exists()]
+        return [path for path in files if path.is_dir() or path.stat().st_size]
 
     def lock(self, *, anew: bool = False) -> None:
         if self._journal is not None:
             return
-        if not anew:
-            self._refuse_unmarked()
-        is_new = not self._journal_path.exists()
-        self._journal = AppendedFile.locked(self._journal_path, self.path)
-        try:
+        if not anew:  # before the lock makes a journal
+            refuse_without(self._journal_path, [*self._matrix_paths().values(), self._index_path])
+        with self._locked(self._journal_path):
             remove_abandoned(self.path.parent)
             shutil.rmtree(self._unfinished, ignore_errors=True)
             if not anew:
                 if self._rewritten.exists():
                     self._adopt_rewritten()
-                refuse_damaged(self._journal_path)
+                refuse_damaged_journal(self._journal_path)
                 self.refuse_incomplete()
-                self.refuse_damaged(self.entries())
+                for _, error in self._damaged(self.entries()):
+                    raise OutputError(
+                        f"{self.path}: {error}; restore its files, or see vid3d features check {self.path}"
+                    )
                 self._drop_uncommitted()
-        except BaseException:  # nothing may be cut or removed by `close`
-            self._close_rows()
-            self._journal.close()
-            self._journal = None
-            if is_new:
-                self._journal_path.unlink(missing_ok=True)
-            raise
-
-    def _refuse_unmarked(self) -> None:
-        """Raise OutputError if there are rows without a recipe, or without a journal."""
-        if self.recipe() is None and not self._rewritten.exists() and (files := self.conflicting_files(())):
-            raise OutputError(
-                f"{self._recipe_path}: missing, and without it the rows of {files[0]} cannot be identified; {RESTORE}"
-            )
-        self._refuse_missing_journal()
 
     def _drop_uncommitted(self) -> None:
         assert self._journal is not None
@@ -242,10 +223,10 @@ class NpyStore(Store):
 
     def begin(self, recipe: Recipe) -> None:
         self.lock()
-        is_new = self.recipe() is None
+        for name, path in self._matrix_paths(recipe).items():
+            if name not in self._matrices and (header := NpyHeader.read(path)) and header.num_rows:
+                raise OutputExists(f"{path}: already exists, and {self._journal_path} does not list its rows; move it")
         write_recipe(self._recipe_path, recipe, self.path)
-        if is_new and self._overwrites:
-            remove_files(self._matrix_paths().values())
         self._row_shapes = {name: header.like.shape[1:] for name, header in self._headers().items() if header}
         self._index = self._index or AppendedFile(self._index_path)
         for name, path in self._matrix_paths().items():
@@ -296,9 +277,7 @@ class NpyStore(Store):
                 if not self._journal.size:
                     self._remove_traces()
         finally:
-            self._close_rows()
-            self._journal.close()
-            self._journal = None
+            self._release()
             self._pending.clear()
             self._forget_what_was_read()
 
@@ -313,6 +292,10 @@ class NpyStore(Store):
         remove_files([*self._matrix_paths().values(), self._index_path, self._recipe_path])
         remove_files([self._journal_path])
 
+    def _release(self) -> None:
+        self._close_rows()
+        super()._release()
+
     def _close_rows(self) -> None:
         for file in (*self._matrices.values(), self._index):
             if file is not None:
@@ -323,7 +306,7 @@ class NpyStore(Store):
     def clear(self) -> None:
         assert self._journal is not None
         self._close_rows()
-        matrices = self._matrix_paths().values() if self._has_recipe() else [self.path]
+        matrices = self._matrix_paths().values() if self._has_recipe() else ()  # others are no part of this output
         shutil.rmtree(self._rewritten, ignore_errors=True)
         for path in filter(Path.exists, matrices):
             with suppress(OutputError), closing(GrowingNpy(path)) as matrix:
@@ -370,8 +353,7 @@ class NpyStore(Store):
             sync_directory(self.path.parent)
             journal = self._rewritten / self._journal_path.name
             rest = [file for file in sorted(self._rewritten.iterdir()) if file != journal]
-            if rest and not journal.exists():
-                raise OutputError(f"{journal}: missing, and {rest[0]} cannot be used without it; {RESTORE}")
+            refuse_without(journal, rest)
             for file in rest:
                 file.replace(self.path.with_name(file.name))
             if journal.exists():  # its content is copied, since the journal is our lock

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,7 +40,7 @@ class Store(ABC):
     """Features of many videos under one path, added video by video.
 
         with create_store("feats.npy") as store:
-            store.prepare(stems)        # locks the output; returns the recipe of the existing rows
+            store.prepare(stems, recipe)    # locks the output; returns the recipe of the existing rows
             store.begin(recipe)         # writes the recipe, or compares it
             store.write(features)       # as often as needed, or write_failure(failed)
             store.commit()              # syncs everything; a crash loses only later rows
@@ -63,8 +64,9 @@ class Store(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._beside: list[Path] = []  # names that only some recipes use; `begin` replaces those of its recipe
-        self._overwrites = False
+        self.notes: list[str] = []
+        """What `lock` and `begin` mended, one sentence each; the caller may remove them."""
+        self._journal: AppendedFile | None = None
         self._failures: AppendedFile | None = None
         self._row_shapes: dict[str, tuple[int, ...]] = {}
 
@@ -109,9 +111,8 @@ class Store(ABC):
 
         Nothing is written. Files of one video in a directory do not count: a job extracts it again.
         """
-        journals = [path for path in self.journal_paths() if path.stat().st_size]
-        if read_recipe(self.recipe_path) is None and journals:
-            raise OutputError(f"{self.recipe_path}: missing, and {journals[0]} lists videos with rows; {RESTORE}")
+        read_recipe(self.recipe_path)
+        refuse_without(self.recipe_path, self.journal_paths())
         _read_failures(self.failures_path)
 
     def describe_unfinished(self) -> str | None:
@@ -130,11 +131,15 @@ class Store(ABC):
     # Writing ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def conflicting_files(self, stems: Collection[str]) -> list[Path]:
-        """Return the files that a new output would replace and that belong to no output.
+    def conflicting_files(self, stems: Collection[str], recipe: Recipe | None = None) -> list[Path]:
+        """Return the files that a new output would replace and that do not belong to this one.
 
         Args:
             stems: stems of the videos that will be written.
+            recipe: recipe of the rows that will be written; None: the streams are side by side.
+
+        Raises:
+            OutputExists: a file belongs to another output.
         """
 
     @abstractmethod
@@ -169,11 +174,14 @@ class Store(ABC):
     def clear(self) -> None:
         """Delete the output; the lock stays."""
 
-    def prepare(self, stems: Collection[str], *, overwrite: bool = False) -> dict[str, Any] | None:
+    def prepare(
+        self, stems: Collection[str], recipe: Recipe | None = None, *, overwrite: bool = False
+    ) -> dict[str, Any] | None:
         """Lock the output before anything is written; with `overwrite`, delete it.
 
         Args:
             stems: see `conflicting_files`.
+            recipe: see `conflicting_files`.
             overwrite: start over, and also replace files that belong to no output.
 
         Returns:
@@ -184,20 +192,20 @@ class Store(ABC):
             UsageError: another process is writing to it.
         """
         self._refuse_a_file_as_directory()
-        self._overwrites = overwrite
-        conflicts = [] if self._has_recipe() else self.conflicting_files(stems)
-        if conflicts and not self._has_recipe():  # another worker may have begun meanwhile
-            if overwrite:
-                remove_files(path for path in conflicts if path not in self._beside)
-            else:
-                self.refuse_incomplete()
-                raise OutputExists(
-                    f"{conflicts[0]}: already exists, and vid3d extract did not write it, or it is damaged; choose "
-                    "another name, or add --overwrite"
-                )
+        conflicts = self.conflicting_files(stems, recipe) if overwrite or not self._has_recipe() else []
+        if overwrite:
+            for path in self._failures_paths():
+                _read_failures(path)  # `clear` deletes it, if it is ours
+        elif conflicts and not self._has_recipe():  # another worker may have begun meanwhile
+            self.refuse_incomplete()
+            raise OutputExists(
+                f"{conflicts[0]}: already exists, and vid3d extract did not write it, or it is damaged; choose "
+                "another name, or add --overwrite"
+            )
         with output_errors(self.path):
             self.lock(anew=overwrite)
             if overwrite:
+                remove_files(conflicts)
                 self.clear()
         return self.recipe()  # read again, since another job may have ended meanwhile
 
@@ -212,15 +220,31 @@ class Store(ABC):
         except (OutputError, UsageError):  # this file is not an output, or damaged
             return False
 
-    def refuse_damaged(self, entries: Sequence[VideoEntry]) -> None:
-        """Raise OutputError if one of up to about `MAX_VERIFIED` videos does not have the rows that were written."""
+    @contextmanager
+    def _locked(self, journal: Path) -> Iterator[AppendedFile]:
+        """Lock the journal; if the block raises, release it as it was, so that `close` cuts and removes nothing."""
+        is_new = not journal.exists()
+        self._journal = AppendedFile.locked(journal, self.path)
+        try:
+            yield self._journal
+        except BaseException:
+            self._release()
+            if is_new:
+                journal.unlink(missing_ok=True)
+            raise
+
+    def _release(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _damaged(self, entries: Sequence[VideoEntry]) -> Iterator[tuple[VideoEntry, OutputError]]:
+        """Compare about `MAX_VERIFIED` videos with the rows that were written; yield those that differ."""
         for entry in {e.key: e for e in [*entries[:: len(entries) // MAX_VERIFIED + 1], *entries[-1:]]}.values():
             try:
                 read_verified(self, entry)
             except OutputError as error:
-                raise OutputError(
-                    f"{self.path}: {error}; restore its files, or see vid3d features check {self.path}"
-                ) from None
+                yield entry, error
 
     def refuse_taken_stems(self, videos: Mapping[str, str]) -> None:
         """Raise UsageError if a video would replace the files of another one.
@@ -292,11 +316,7 @@ class Store(ABC):
 
 
 def _read_failures(path: Path) -> list[FailedVideo]:
-    num_good, damaged = damaged_lines(path)
-    if len(damaged) > 1 or (damaged and not damaged[0].startswith(b"{")):
-        raise OutputError(
-            f"{path}: damaged after line {num_good}, or no list of failures; move it away: its videos are tried again"
-        )
+    _refuse_damaged(path, ", or no list of failures; move it away: its videos are tried again")
     return parse_failures(read_records(path)[0], path)
 
 
@@ -340,11 +360,19 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
         raise OutputExists(f"{existing[0]}{more}: already exists; choose another name, or add --overwrite")
 
 
-def refuse_damaged(journal: Path) -> None:
+def refuse_without(path: Path, files: Iterable[Path]) -> None:
+    """Raise OutputError if a file is missing that others, which are not empty, cannot be used without."""
+    if not path.exists() and (there := [file for file in files if file.exists() and file.stat().st_size]):
+        raise OutputError(f"{path}: missing, and without it {there[0]} cannot be used; {RESTORE}")
+
+
+def refuse_damaged_journal(path: Path) -> None:
     """Raise OutputError if a list of videos has a damaged line before its last one."""
-    num_good, damaged = damaged_lines(journal)
+    advice = "restore it, or save the videos before it with vid3d features convert, and extract the others into the new"
+    _refuse_damaged(path, f"; {advice} output")
+
+
+def _refuse_damaged(path: Path, advice: str) -> None:
+    num_good, damaged = damaged_lines(path)
     if len(damaged) > 1 or (damaged and not damaged[0].startswith(b"{")):
-        raise OutputError(
-            f"{journal}: damaged after line {num_good}; restore it, or save the videos before it with vid3d features "
-            "convert, and extract the others into the new output"
-        )
+        raise OutputError(f"{path}: damaged after line {num_good}{advice}")

@@ -88,7 +88,8 @@ class Batch:
             for message in self._plan.warnings:
                 self._on_event(Warned(message))
             if self._run is local.run and all(map(_is_missing, self._left)):
-                self._fail_all()
+                for video in list(self._left):
+                    local.report_failure(video, VideoNotFound(video, "no such file"), self._fail)
                 rounds = []  # no weights are fetched for nothing
             for number, drawn in enumerate([list(self._sources.values())] if rounds is None else rounds):
                 if number == 1:
@@ -103,13 +104,6 @@ class Batch:
                 failures_file.discard()
             raise
         _write_failures(self.failures, failures_file)
-
-    def _fail_all(self) -> None:
-        for video in list(self._left):
-            try:
-                raise VideoNotFound(video, "no such file")
-            except VideoNotFound as error:
-                local.report_failure(video, error, self._fail)
 
     def _work(self, drawn: Iterable[Source]) -> None:
         options = {} if self._results is None else {"networks": self._results.networks}

@@ -264,14 +264,20 @@ class Extraction:
         stems = {str(source.output_stem): video_key(source.video) for source in self._sources}
         if self._claims is None:
             refuse_living_claims(self._store.path)  # before anything is removed
-        there = self._store.prepare(stems, overwrite=self._overwrite)
+        recipe = self._form.describe(self._recipe or self.plan.recipe)
+        there = self._store.prepare(stems, recipe, overwrite=self._overwrite)
         self._store.refuse_taken_stems(stems)
+        self._warn_of_mended()
         return there
+
+    def _warn_of_mended(self) -> None:
+        while self._store.notes:
+            self._on_event(Warned(self._store.notes.pop(0)))
 
     def start(self, results: Results) -> None:
         """Use the recipe of the loaded networks, and warn if the provenance has changed."""
-        there = self._prepare() if self._overwrite else self._store.recipe()
         self._recipe = results.recipe
+        there = self._prepare() if self._overwrite else self._store.recipe()
         if there is not None:
             differences = provenance_differences(there, self._form.describe(results.recipe))
             self._provenance = {name: now for name, (_, now) in differences.items()}
@@ -329,8 +335,8 @@ class Extraction:
         return True
 
     def fail(self, source: Source, failure: VideoFailure) -> None:
-        """Record a failed video; one that is missing while nothing is loaded is not recorded."""
-        if self._recipe is None:
+        """Record a failed video, unless all are missing."""
+        if self._has_only_missing:
             return
         file = self._files.pop(source.video, None) or Fingerprint.of(source.video)
         if self._still_holds(source):
@@ -340,6 +346,7 @@ class Extraction:
         if self._committer is None:
             assert self._recipe is not None
             self._store.begin(self._form.describe(self._recipe))
+            self._warn_of_mended()
             self._committer = Committer(self._store, self._on_commit)
         return self._committer
 
@@ -347,9 +354,15 @@ class Extraction:
         """Put the output into its final form: all videos are done or have failed."""
         if self._overwrite and not self.pending:
             self._prepare()
-        self._close_committer()
-        self._store.finish()
+        if not self._has_only_missing:
+            self._close_committer()
+            self._store.finish()
         self.has_ended = True
+
+    @property
+    def _has_only_missing(self) -> bool:
+        """Whether all videos left are missing: no network was loaded, and the output stays as it is."""
+        return bool(self.pending) and self._recipe is None
 
     def stop(self) -> None:
         """Commit all rows when the job is stopped; errors of the committer were raised before."""
@@ -364,7 +377,9 @@ class Extraction:
             batch.summary(has_ended=self.has_ended),
             out=str(store.path),
             files=tuple(dict.fromkeys(map(str, files))),
-            failures_path=str(store.failures_path) if store.failures_path.exists() else None,
+            failures_path=str(listed)
+            if (listed := store.failures_path).exists() and not self._has_only_missing
+            else None,
             num_videos=len(self._sources),
             num_kept=self.left.num_done + self._num_safe,
             num_skipped_failed=self.left.num_failed,

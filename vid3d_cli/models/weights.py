@@ -19,11 +19,13 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..durable import AtomicFile
 from ..errors import CheckpointError, ChecksumMismatch, OutputError, UsageError, WeightsError, WeightsUnavailable
+from ..offline import is_on
 from ..version import __version__
 from .manifest import (
     HubSource,
@@ -220,13 +222,13 @@ def locate(file: WeightsFile) -> Path:
     Raises:
         WeightsUnavailable: the file is missing or is another one; the text says what to type.
     """
-    return _find_all(file.parts, _locate_part, _locate_part)[0]
+    return find_all(file.parts, _locate_part)[0]
 
 
 def _locate_part(file: WeightsFile) -> Path:
     path, problems = _look_up(file)
     if path is None:
-        raise _Missing(_MissingFile(file, tuple(problems)))
+        raise _missing(file, problems)
     return path
 
 
@@ -242,19 +244,15 @@ def find_all(files: Iterable[WeightsFile], find: Find | None = None) -> list[Pat
     Raises:
         WeightsUnavailable: files are missing; the text says what to type.
     """
-    return _find_all(files, find or pull, locate)
-
-
-def _find_all(files: Iterable[WeightsFile], find: Find, find_on_disk: Find) -> list[Path]:
     paths: list[Path] = []
-    missing: list[_MissingFile] = []
+    missing: dict[WeightsFile, list[str]] = {}
     for file in files:
         try:
-            paths.append(find_on_disk(file) if missing else find(file))
+            paths.append(locate(file) if missing else (find or pull)(file))
         except _Missing as error:
-            missing += error.files
+            missing |= error.files
     if missing:
-        raise _Missing(*missing)
+        raise _Missing(missing)
     return paths
 
 
@@ -306,41 +304,32 @@ def _describe_other(file: WeightsFile) -> str:
     return f"damaged, or not {_describe_first_seen(file)}"
 
 
-@dataclass(frozen=True)
-class _MissingFile:
-    """A file that is not on this machine."""
-
-    file: WeightsFile
-    problems: tuple[str, ...]
-    """What is wrong with each file in its place, and with each source that was tried."""
-    tried: bool = False
-    """Whether a download was tried."""
-
-    def describe(self) -> list[str]:
-        """Return lines: what is missing, why, and where it is published."""
-        file = self.file
-        what = f"weights {file.name} ({file.file_name}, {file.describe_size()}) are not on this machine"
-        lines = [f"{what}, and no source gave them:" if self.tried else f"{what}."]
-        lines += [f"  {problem}" for problem in self.problems]
-        by_hand = [source for source in file.sources if isinstance(source, ManualSource)]
-        if not self.tried and file.is_fetched:
-            lines += ["Published at:", *(f"  {source.describe()}" for source in file.sources if source not in by_hand)]
-        if by_hand:
-            lines += ["Download by hand, in a browser:", *(f"  {source.page}\n    {source.how}" for source in by_hand)]
-        return lines
-
-
 class _Missing(WeightsUnavailable):
-    """Files of one model that are not on this machine; the text says what to type."""
+    """Files of one model that are not on this machine; the text says what to type.
 
-    def __init__(self, *files: _MissingFile) -> None:
+    Args:
+        files: the files, and lines that say what is wrong with each.
+    """
+
+    def __init__(self, files: dict[WeightsFile, list[str]]) -> None:
         self.files = files
-        super().__init__("\n".join([*(line for file in files for line in file.describe()), *_advise(files)]))
+        super().__init__("\n".join([*chain(*files.values()), *_advise(list(files))]))
 
 
-def _advise(missing: Sequence[_MissingFile]) -> list[str]:
+def _missing(file: WeightsFile, problems: Iterable[str], *, is_tried: bool = False) -> _Missing:
+    """Return the error of a file: why it is missing, whether a download was tried, and where it is published."""
+    what = f"weights {file.name} ({file.file_name}, {file.describe_size()}) are not on this machine"
+    lines = [f"{what}, and no source gave them:" if is_tried else f"{what}.", *(f"  {what}" for what in problems)]
+    by_hand = [source for source in file.sources if isinstance(source, ManualSource)]
+    if not is_tried and file.is_fetched:
+        lines += ["Published at:", *(f"  {source.describe()}" for source in file.sources if source not in by_hand)]
+    if by_hand:
+        lines += ["Download by hand, in a browser:", *(f"  {source.page}\n    {source.how}" for source in by_hand)]
+    return _Missing({file: lines})
+
+
+def _advise(files: Sequence[WeightsFile]) -> list[str]:
     """Return lines: where to put missing files, what to type, and what works without them."""
-    files = [one.file for one in missing]
     model, them = files[0].model, "it" if len(files) == 1 else "them"
     add = f"vid3d weights add {model} FILE"
     if any(file.is_fetched for file in files):
@@ -370,7 +359,7 @@ def pull(file: WeightsFile, *, progress: Progress | None = None) -> Path:
     Raises:
         WeightsUnavailable: no source gave the file, or the cache cannot be written; the text says what to type.
     """
-    return _find_all(file.parts, lambda part: _pull_part(part, progress), _locate_part)[0]
+    return find_all(file.parts, lambda part: _pull_part(part, progress))[0]
 
 
 def _pull_part(file: WeightsFile, progress: Progress | None) -> Path:
@@ -389,7 +378,7 @@ def _pull_part(file: WeightsFile, progress: Progress | None) -> Path:
             problems.append(f"{source.describe()}\n    gave {what}")
         except _SourceError as error:
             problems.append(f"{source.describe()}\n    {error}")
-    raise _Missing(_MissingFile(file, tuple(problems), tried=file.is_fetched))
+    raise _missing(file, problems, is_tried=file.is_fetched)
 
 
 def add(name: str, path: Path, *, check: Check) -> WeightsFile:
@@ -528,8 +517,7 @@ def _fetch_hub(source: HubSource, file: WeightsFile, progress: Progress | None, 
 
 def offline_variable() -> str | None:
     """Return the variable of the environment that forbids downloads, if one does."""
-    is_set = (name for name in _OFFLINE_VARIABLES if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"))
-    return next(is_set, None)
+    return next(filter(is_on, _OFFLINE_VARIABLES), None)
 
 
 def _require_network() -> None:

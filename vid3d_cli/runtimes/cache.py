@@ -11,7 +11,6 @@ import functools
 import hashlib
 import logging
 import os
-import stat
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from ..durable import AtomicFile
 from ..errors import OutputError
+from ..models.weights import cache_dir
 
 _log = logging.getLogger("vid3d_cli")
 
@@ -76,17 +76,19 @@ class NetworkCache:
 
 
 def use_private_inductor_cache() -> None:
-    """Make TorchInductor keep compiled code in a directory that only this user can write, unless the user names one.
+    """Make TorchInductor keep compiled code beside the weights, where only this user can write, unless the user says.
 
     Its own default, /tmp/torchinductor_NAME, can be made by anybody first, and torch runs the code that it finds there.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
-    path = Path(tempfile.gettempdir()) / f"vid3d-inductor-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    facts = path.lstat()
-    is_private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
+    path = cache_dir() / f"inductor-{os.getuid()}"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = path.lstat()
+        is_private = facts.st_uid == os.getuid() and not facts.st_mode & 0o077
+    except OSError:  # read-only, as in some containers
+        is_private = False
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path if is_private else tempfile.mkdtemp(prefix="vid3d-inductor-"))
 
 

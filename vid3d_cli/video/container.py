@@ -6,7 +6,6 @@ Rationals of PyAV become `fractions.Fraction` here.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import stat
 import struct
@@ -22,6 +21,7 @@ import av.video
 from av.stream import Disposition
 
 from ..errors import EmptyFile, NotAVideo, NoVideoStream, TooLarge, TruncatedVideo, VideoNotFound
+from ..offline import is_on
 from . import MAX_PIXELS as MAX_PIXELS
 from .clock import MAX_JUMP_SECONDS
 from .sources import is_url
@@ -43,7 +43,7 @@ AV_TIME_BASE = 1_000_000
 """A container's start and duration are in microseconds."""
 
 # FFmpeg chooses a demuxer by content, whatever a file is called. These open other files, addresses or ports, ...
-_PLAYLISTS = {"concat", "dash", "hls", "imf", "vobsub"}
+_PLAYLISTS = {"concat", "dash", "hls", "imf", "mlv", "vobsub"}
 # ... and these run scripts, or listen to the network.
 _NEVER = {"avisynth", "lavfi", "rtp", "rtsp", "sap", "sdp", "vapoursynth"}
 _FORMATS = av.format.formats_available - _NEVER
@@ -115,7 +115,7 @@ def _open_url(url: str, allowed: dict[str, str]) -> av.container.InputContainer:
     if scheme.lower() not in URL_SCHEMES:
         advice = f"write {rest}" if scheme.lower() == "file" else "save it to a file first"
         raise NotAVideo(url, f"{scheme}:// is not read, only {' and '.join(URL_SCHEMES)}; {advice}")
-    if os.environ.get("VID3D_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if is_on("VID3D_OFFLINE"):
         raise NotAVideo(url, "not opened: VID3D_OFFLINE is set")
     try:
         return _open(f"{scheme.lower()}://{rest}", allowed, timeout=URL_TIMEOUT_SECONDS)
