@@ -15,8 +15,8 @@ from vid3d_cli.errors import EXIT_SOME_FAILED, EXIT_USAGE, OutputError
 from vid3d_cli.features.stores import open_unchecked
 
 HARMS = {
-    "feats.npy": ("feats.npy", 300, "has 3 of the 6 rows that {dir}/feats.videos.jsonl lists; restore the file"),
-    "apart.npy": ("apart_flow.npy", None, "missing, with the 6 rows|missing; it holds the 6 rows"),
+    "feats.npy": ("feats.npy", 300, "has 3 of the 6 rows that {dir}/feats.videos.jsonl lists: restore the file"),
+    "apart.npy": ("apart_flow.npy", None, "missing; it holds the 6 rows"),
     "index.npy": ("index.index.jsonl", 500, "has 3 of the 6 rows that"),
     "journal.npy": ("journal.videos.jsonl", 300, "lists 2 of the 6 rows|lists 2 rows"),
     "gone": (

@@ -327,7 +327,7 @@ def test_check_names_the_videos_whose_rows_are_cut_off(vid3d, tmp_path):
     os.truncate(out, out.stat().st_size - 1)
     result = vid3d("features", "check", "--format", "table", out)
     assert result.exit_code == EXIT_SOME_FAILED
-    assert f"error: {out}: has 5 of the 6 rows that {tmp_path}/feats.videos.jsonl lists; restore" in result.stderr
+    assert f"error: {out}: has 5 of the 6 rows that {tmp_path}/feats.videos.jsonl lists: restore" in result.stderr
     assert "in/c.mov: its rows are missing or cut off" in result.stderr
     assert "in/a.mp4" not in result.stderr
 

@@ -124,8 +124,8 @@ class NpyStore(Store):
         has = {path: header.num_rows if header else 0 for path, header in zip(paths, headers, strict=True)}
         for path, num_there in {**has, self._index_path: len(_Lines(self._index_path))}.items():
             if num_there < num_rows:
-                what = f"has {num_there} of" if path.exists() else "missing, with"
-                raise OutputError(f"{path}: {what} the {num_rows} rows that {self._journal_path} lists; {RESTORE}")
+                what = f"has {num_there} of" if path.exists() else "missing; it holds"
+                raise OutputError(f"{path}: {what} the {num_rows} rows that {self._journal_path} lists: {RESTORE}")
         if promised > num_rows:
             raise OutputError(
                 f"{self._journal_path}: lists {num_rows} of the {promised} rows of {self.path}; {RESTORE}"

@@ -256,7 +256,7 @@ class Store(ABC):
             if videos.get(entry.stem, entry.key) != entry.key:
                 raise UsageError(
                     f"{self.path / entry.stem} belongs to {entry.video}, and {videos[entry.stem]} would replace it: "
-                    "name the directory that holds both videos, or choose another --out"
+                    "name the directory that holds both videos, or choose another output"
                 )
 
     def check(self, features: VideoFeatures) -> None:
@@ -368,11 +368,10 @@ def refuse_without(path: Path, files: Iterable[Path]) -> None:
 
 def refuse_damaged_journal(path: Path) -> None:
     """Raise OutputError if a list of videos has a damaged line before its last one."""
-    advice = "restore it, or save the videos before it with vid3d features convert, and extract the others into the new"
-    _refuse_damaged(path, f"; {advice} output")
+    _refuse_damaged(path, f", so that later videos cannot be read; {RESTORE}")
 
 
 def _refuse_damaged(path: Path, advice: str) -> None:
     num_good, damaged = damaged_lines(path)
-    if len(damaged) > 1 or (damaged and not damaged[0].startswith(b"{")):
+    if damaged and (damaged[0].endswith(b"\n") or damaged[0][:1] != b"{"):  # else a job was killed as it wrote it
         raise OutputError(f"{path}: damaged after line {num_good}{advice}")
