@@ -94,7 +94,7 @@ def test_the_methods_in_the_help_are_those_of_the_registry():
         ("flow a.mp4 --out f.npz --start -1", "--start -1: give 0 s or more"),
         (
             "probe -dash.mp4",
-            "vid3d probe has no option '-d': see vid3d probe --help; for a file name that begins with a dash, write ./-…",
+            "vid3d probe has no option '-d': see vid3d probe --help; for a file name that begins with a dash, write",
         ),
         ("models shw i3d", "vid3d models has no command 'shw': did you mean 'show'?"),
         ("models lst", "no model has 'lst' in its name: did you mean 'list'?"),
