@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vid3d_cli as vid3d
+from vid3d_cli.errors import UsageError
 from vid3d_cli.features.entries import VideoFeatures
 from vid3d_cli.jobs import events
 from vid3d_cli.records import Clip, ClipOutput, ClipSpan, Frame
@@ -97,7 +98,7 @@ def test_a_result_converts_to_the_records_of_classify(result, video, vid3d):
     converted = result.to_dict(3)
     assert json.loads(json.dumps(converted)) == converted == {**whole, "clips": clips}
     assert len(result.to_dict()["fused"]) == 5
-    with pytest.raises(vid3d.UsageError, match="k=-1: give 0 or more"):
+    with pytest.raises(UsageError, match="k=-1: give 0 or more"):
         result.to_dict(k=-1)
 
 

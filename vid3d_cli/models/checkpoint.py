@@ -53,7 +53,7 @@ def read_checkpoint(path: Path) -> StateDict:
             else "it is no PyTorch checkpoint, or an unsafe one"
         )
         raise CheckpointError(
-            f"{path}: not loaded: {what}. Save the state dict alone: torch.save(model.state_dict(), …), or .safetensors"
+            f"{path}: refused: {what}. Save the state dict alone: torch.save(model.state_dict(), …), or .safetensors"
         ) from None
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
