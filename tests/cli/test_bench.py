@@ -150,7 +150,10 @@ def test_a_terminal_gets_a_table_and_a_sentence(capsys):
     bench._print_report(report)
     printed = " ".join(capsys.readouterr().out.split())
     assert "i3d.kinetics400, rgb + flow, random rgb and flow weights" in printed
-    assert "GFLOP/s of matrix products: fp32 200, bf16 430; the network: 139" in printed
+    assert (
+        "GFLOP/s of large matrix products, the most that a network can reach: fp32 200, bf16 430; of this network: 139"
+        in printed
+    )
     assert "Limited by the network: 20 frames/s; the rest reaches 300. To go faster:" in printed
     assert "--precision bf16: matrix products are 2.1 × as fast here" in printed
 

@@ -47,9 +47,13 @@ def read_checkpoint(path: Path) -> StateDict:
         raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it would import '{found[1]}'" if found else "it holds no plain tensors"
+        what = (
+            f"it would run code, by importing '{found[1]}'"
+            if found
+            else "it is no PyTorch checkpoint, or an unsafe one"
+        )
         raise CheckpointError(
-            f"{path}: not loaded: {what}. Save the state dict alone: torch.save(model.state_dict(), …), or .safetensors"
+            f"{path}: refused: {what}. Save the state dict alone: torch.save(model.state_dict(), …), or .safetensors"
         ) from None
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
@@ -59,7 +63,7 @@ def read_checkpoint(path: Path) -> StateDict:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if "TorchScript" in reason:
             raise CheckpointError(
-                f"{path}: not loaded: it is a TorchScript program. Save the state dict of its model"
+                f"{path}: refused: it is a TorchScript program. Save the state dict of its model"
             ) from None
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({reason})") from None
 
