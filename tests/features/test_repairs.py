@@ -32,10 +32,11 @@ def rows_in(directory, name="feats"):
 def resume(directory, name, recipe=RECIPE):
     """Prepare and begin as a job does; return the videos that count, and what was mended."""
     with make_store(directory, name) as store:
-        form = make_form(name)
+        form, notes = make_form(name), []
+        store.on_mended = notes.append
         store.prepare(["new"], form.describe(recipe))
         store.begin(form.describe(recipe))
-        return [entry.stem for entry in store.entries()], list(store.notes)
+        return [entry.stem for entry in store.entries()], notes
 
 
 # A directory is never refused for the files of one video -------------------------------------------------------------

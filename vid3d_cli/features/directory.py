@@ -167,7 +167,7 @@ class TreeStore(Store):
                 self._list_unlisted(journalled)
                 if self._left_out:
                     what = f"damaged videos, {len(self._left_out)}, do not count until they are extracted again"
-                    self.notes.append(f"{self.path}: {what}: {next(iter(self._left_out.values()))}")
+                    self.on_mended(f"{self.path}: {what}: {next(iter(self._left_out.values()))}")
 
     def _leave_out_damaged(self, journalled: Sequence[VideoEntry]) -> None:
         """Leave out videos whose files are damaged, or newer than their line because a job was killed in between."""
@@ -206,7 +206,7 @@ class TreeStore(Store):
             assert self._journal is not None
             self._journal.append(json_lines(added))
             self._journal.sync()
-            self.notes.append(f"{self.path}: has rows of {len(added)} videos that no list named, as {added[0].video}")
+            self.on_mended(f"{self.path}: has rows of {len(added)} videos that no list named, as {added[0].video}")
 
     def _unlisted(self, listed: Collection[str]) -> Iterator[VideoEntry]:
         """Yield the entries that files at their own places hold, without those of some stems."""

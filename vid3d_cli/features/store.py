@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -64,8 +64,8 @@ class Store(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.notes: list[str] = []
-        """What `lock` and `begin` mended, one sentence each; the caller may remove them."""
+        self.on_mended: Callable[[str], None] = lambda message: None
+        """Called with a sentence about what `lock` or `begin` mended."""
         self._journal: AppendedFile | None = None
         self._failures: AppendedFile | None = None
         self._row_shapes: dict[str, tuple[int, ...]] = {}

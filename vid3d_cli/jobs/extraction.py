@@ -219,6 +219,7 @@ class Extraction:
         self.plan = plan
         self._sources, self._store, self._form, self._claims = list(sources), store, form, claims
         self._overwrite, self._fetch, self._on_event = overwrite, fetch, on_event
+        store.on_mended = lambda message: on_event(Warned(message))
         self._files: dict[str, Fingerprint | None] = {}
         self._claimed: dict[str, Source] = {}
         # Opened before the store is read: a row that another worker writes meanwhile may be seen twice, but not missed.
@@ -267,12 +268,7 @@ class Extraction:
         recipe = self._form.describe(self._recipe or self.plan.recipe)
         there = self._store.prepare(stems, recipe, overwrite=self._overwrite)
         self._store.refuse_taken_stems(stems)
-        self._warn_of_mended()
         return there
-
-    def _warn_of_mended(self) -> None:
-        while self._store.notes:
-            self._on_event(Warned(self._store.notes.pop(0)))
 
     def start(self, results: Results) -> None:
         """Use the recipe of the loaded networks, and warn if the provenance has changed."""
@@ -346,7 +342,6 @@ class Extraction:
         if self._committer is None:
             assert self._recipe is not None
             self._store.begin(self._form.describe(self._recipe))
-            self._warn_of_mended()
             self._committer = Committer(self._store, self._on_commit)
         return self._committer
 
@@ -371,15 +366,13 @@ class Extraction:
 
     def summarise(self, batch: Batch) -> JobSummary:
         """Return the outcome of the job, from the batch of this run."""
-        store = self._store
+        store, failures = self._store, self._store.failures_path
         files = [path for path in store.own_paths() if path.suffix == store.path.suffix and path.is_file()]
         return replace(
             batch.summary(has_ended=self.has_ended),
             out=str(store.path),
             files=tuple(dict.fromkeys(map(str, files))),
-            failures_path=str(listed)
-            if (listed := store.failures_path).exists() and not self._has_only_missing
-            else None,
+            failures_path=str(failures) if failures.exists() and not self._has_only_missing else None,
             num_videos=len(self._sources),
             num_kept=self.left.num_done + self._num_safe,
             num_skipped_failed=self.left.num_failed,
