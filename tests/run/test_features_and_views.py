@@ -140,7 +140,7 @@ def test_class_names_of_the_user(vid3d, tiny_model, video, tmp_path):
         (b"one\ntwo\n", "names.txt has 2 class names and the checkpoint has 400 classes"),
         (b"", "contains no class names"),
         (b"\xff\xfe\x00", "must be UTF-8 text"),
-        (None, "cannot be read: No such file"),
+        (None, "no such file"),
     ],
 )
 def test_unusable_class_names_are_one_line(vid3d, tiny_model, video, tmp_path, content, words):
