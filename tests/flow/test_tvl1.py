@@ -324,6 +324,7 @@ def test_a_pair_at_rest_stays(on_both_paths):
         assert torch.equal(new[1], old[1])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("function", [tvl1._iterate, tvl1._filter_by_torch])
 def test_what_is_compiled_is_one_graph_with_the_same_result(function):
     def arguments():

@@ -299,6 +299,7 @@ def test_the_model_whose_input_a_file_was_trained_on_is_suggested(tmp_path, mode
         create_model("i3d", weights=tmp_path / "a.pt")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model", ["c3d.sports1m", "p3d199.kinetics400"])
 def test_the_weights_of_a_model_bring_its_variant(monkeypatch, tmp_path, model):
     name = model.split(".")[0]

@@ -426,7 +426,11 @@ def test_the_network_does_not_wait_if_reading_is_faster():
 
 @pytest.mark.parametrize(
     ("window", "stride", "num_in_flight"),
-    [(16, 16, 1), pytest.param(16, 4, 1, marks=pytest.mark.exhaustive), (16, 16, 4)],
+    [
+        (16, 16, 1),
+        pytest.param(16, 4, 1, marks=pytest.mark.exhaustive),
+        pytest.param(16, 16, 4, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_memory_is_bounded_by_the_window_not_by_the_video(monkeypatch, tmp_path, window, stride, num_in_flight):
     """Half an hour of synthetic video takes little more memory than a minute: just the outputs."""

@@ -29,6 +29,7 @@ def features(vid3d, tmp_path, *options):
     return stored["features"], json.loads(str(stored["recipe"]))
 
 
+@pytest.mark.exhaustive
 def test_ten_crops_may_be_averaged_or_kept(vid3d, tiny_model, wide, tmp_path):
     one, recipe = features(vid3d, tmp_path, wide)
     assert recipe["crops"] == "centre 224 px"

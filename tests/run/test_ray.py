@@ -45,6 +45,7 @@ def rows_of(path):
     return {(line["video"], line["clip"]): (rows[line.pop("row")].tobytes(), line) for line in lines}
 
 
+@pytest.mark.exhaustive
 def test_a_local_ray_writes_the_rows_of_the_local_engine(vid3d, tmp_path):
     pytest.importorskip("ray")
     for index in range(3):

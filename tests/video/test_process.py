@@ -250,6 +250,7 @@ def test_the_timeout_counts_only_waiting(video):
         assert len(list(frames)) == 59
 
 
+@pytest.mark.exhaustive
 def test_slow_progress_is_no_timeout(tmp_path):
     """On the way to a late start, it decodes for longer than the timeout without sending a frame."""
     source = write_video(tmp_path / "whole.ts", num_frames=100, codec="mpeg4").read_bytes()
