@@ -43,7 +43,7 @@ class PixelOptions(NamedTuple):
         found = {
             "it is interlaced, so moving edges look like combs: --deinterlace repairs them": info.is_interlaced
             and not self.deinterlace,
-            "its pixels are not square, and vid3d reads them as stored: --square-pixels shows what players show": (
+            "its pixels are not square, and vid3d reads them as stored; --square-pixels reads what players show": (
                 abs(info.pixel_aspect - 1) > 0.01 and not self.square_pixels
             ),
             "it is HDR, and vid3d does not map its brightness, so it looks pale: convert it to SDR": info.is_hdr,
