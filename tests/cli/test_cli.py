@@ -620,7 +620,7 @@ def test_an_interrupted_job_keeps_finished_videos_and_resumes(tmp_path, out, num
     num_done = 8 - len(not_done)
     assert 2 <= num_done < 8
     assert not_done == videos[num_done:]
-    assert f"{num_done} videos of 8 kept in {out}; run the same command to resume".encode() in stderr
+    assert f"{num_done} videos of 8 kept in {out.rstrip('/')}; run the same command to resume".encode() in stderr
     assert not (tmp_path / "f.npz").exists()  # it appears only when it is complete
     process = start(tmp_path, *arguments)
     _, stderr = process.communicate(timeout=60)
