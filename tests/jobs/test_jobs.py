@@ -471,6 +471,7 @@ def test_only_one_of_two_workers_claims_a_video(tmp_path):
     assert not (tmp_path / ".claims").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_living_worker_keeps_its_claim_and_a_dead_one_loses_it(tmp_path):
     with Claims(tmp_path, "living", stale_seconds=1.5) as living, Claims(tmp_path, "other", 1.5) as other:
         assert living.take(SOURCE)
@@ -531,7 +532,7 @@ def test_incompatible_ways_to_share_are_usage_errors(vid3d, tiny_model, three, a
 # Workers -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[60, pytest.param(200, marks=pytest.mark.exhaustive)])
+@pytest.fixture(scope="module", params=[32, pytest.param(200, marks=pytest.mark.exhaustive)])
 def many(tmp_path_factory, request):
     """Many tiny videos, and the output of one worker."""
     directory = tmp_path_factory.mktemp("many")

@@ -32,8 +32,6 @@ CASES = [name for name in case_names() if SeededCase(name).facts["backbone"] in 
 QUICK_CASES = {
     "i3d_rgb_piergiaj_23f",
     "mc3_18_torchvision_16f",
-    "p3d199_rgb_16f",
-    "r2plus1d18_torchvision_16f",
     "r3d18_torchvision_16f",
     "s3d_kylemin_64f",
     "s3dg_howto100m_32f",

@@ -46,8 +46,8 @@ def rgb_clip(num_frames, height, width):
 # Small and odd, so that paddings differ between axes.
 SIZES = {"i3d": (11, 193, 197), "s3d_g": (10, 66, 70)}
 
-SIBLINGS = {"c3d", "fstcn", "s3d_mini", "p3d131", "p3d199", "r3d_18", "mc3_18", "r2plus1d_34"}
-"""Networks whose layers another network has too, and the largest one: only in the exhaustive tests."""
+SIBLINGS = {"c3d", "s3d_g", "slowfast_r50", "fstcn", "s3d_mini", "p3d131", "p3d199", "r3d_18", "mc3_18", "r2plus1d_34"}
+"""Networks whose layers another network has too, and the slowest ones: only in the exhaustive tests."""
 
 
 @pytest.mark.parametrize(
