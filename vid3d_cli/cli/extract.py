@@ -26,6 +26,7 @@ from .batch import (
 from .console import log, plural
 from .formats import is_table
 from .options import takes_options
+from .output import out_option
 from .progress import EventPrinter
 
 if TYPE_CHECKING:
@@ -40,14 +41,7 @@ def extract(
     options: Options,
     out: Annotated[
         str,
-        typer.Option(
-            "--out",
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="feats.npy, .npz, .h5, .parquet, or a directory; an existing output is resumed.",
-            show_default=False,
-        ),
+        out_option("feats.npy, .npz, .h5, .parquet, or a directory; an existing output is resumed."),
     ],
     layout: Annotated[
         str,

@@ -16,6 +16,7 @@ from ..text import printable
 from .command import App
 from .console import duration, log, plural
 from .formats import ListFormat, ObjectFormat, Record, or_dash, print_record, print_records
+from .output import out_option
 
 if TYPE_CHECKING:
     from ..features.comparing import Comparison
@@ -239,14 +240,7 @@ def merge(
     ],
     out: Annotated[
         str,
-        typer.Option(
-            "--out",
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="Output, as for extract; an interrupted merge is resumed.",
-            show_default=False,
-        ),
+        out_option("Output, as for extract; an interrupted merge is resumed."),
     ],
     layout: Layout = "vid3d",
     concat: Concat = None,

@@ -12,20 +12,14 @@ from ..flow import METHODS
 from ..video import TIMEOUT_SECONDS
 from .batch import AllowPlaylists, Timeout
 from .console import log, plural
+from .output import out_option
 
 
 def flow(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="File or URL.", show_default=False)],
     out: Annotated[
         str,
-        typer.Option(
-            "--out",
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="x.npz, a video to watch (x.mp4), or a directory of images.",
-            show_default=False,
-        ),
+        out_option("x.npz, a video to watch (x.mp4), or a directory of images."),
     ],
     method: Annotated[
         str,

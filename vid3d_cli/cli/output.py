@@ -1,4 +1,4 @@
-"""Text that a command writes to a file or to stdout."""
+"""Where a command writes: the option --out, and text to a file or to stdout."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+import typer
 
 from ..errors import UsageError
 
 STDOUT = Path("-")
 """The file name that stands for stdout."""
+
+
+def out_option(help: str) -> Any:  # noqa: A002  (as Typer calls it)
+    """Return the required option that names the output of a command."""
+    return typer.Option("--out", "--output", "-o", metavar="PATH", help=help, show_default=False)
 
 
 def format_of(path: Path, formats: Collection[str]) -> str:
