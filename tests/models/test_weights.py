@@ -9,10 +9,10 @@ import resource
 import shutil
 import socket
 import subprocess
-import threading
 import time
 
 import pytest
+from serving import serve
 
 from vid3d_cli.errors import (
     EXIT_WEIGHTS,
@@ -91,15 +91,8 @@ def server():
         def log_message(self, *args):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.pages, server.requests = {}, []
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve(Handler) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """What a stranger's file or URL may open. Each test says what an attacker got before."""
 
 import http.server
-import threading
 from pathlib import Path
 
 import pytest
+from serving import serve
 from videos import write_video
 
 from vid3d_cli.errors import NotAVideo, VideoError
@@ -47,15 +47,8 @@ def server():
         def log_message(self, *args):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.pages, server.requests = {}, []
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve(Handler) as server:
+        yield server
 
 
 # Files that name other files -----------------------------------------------------------------------------------------
