@@ -29,7 +29,8 @@ from vid3d_cli.models.manifest import PackagedSource, find_model
 from vid3d_cli.models.registry import BACKBONES
 from vid3d_cli.options import Options
 from vid3d_cli.plan import Plan
-from vid3d_cli.records import FUSED, VideoResult
+from vid3d_cli.records import FUSED
+from vid3d_cli.results import VideoResult
 from vid3d_cli.run import local
 from vid3d_cli.run.load import load
 from vid3d_cli.run.reader import ClipReader

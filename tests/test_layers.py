@@ -23,13 +23,14 @@ LAYERS = [
         "arguments",
         "recipe",
         "records",
+        "segments",
         "timings",
         "workers",
         "durable",
     ),
     "fusion",
-    *("video", "flow", "models", "clips", "runtimes", "options", "plan", "run"),
-    *("predictions", "features", "jobs", "api", "__init__", "cli", "__main__"),
+    *("video", "flow", "models", "clips", "predictions", "results", "runtimes", "options", "plan", "run"),
+    *("features", "jobs", "api", "__init__", "cli", "__main__"),
 ]
 """Top to bottom; a folder is one layer, whose files import each other without a cycle."""
 

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from .options import Options
     from .plan import Plan
     from .recipe import Recipe
-    from .records import Prediction, VideoFailure, VideoResult, top_k
+    from .records import Prediction, VideoFailure, top_k
+    from .results import VideoResult
+    from .segments import Segment
     from .video.process import probe
     from .video.reader import VideoReader
 
@@ -58,7 +60,9 @@ _HOMES = {
     "options": ["Options"],
     "plan": ["Plan"],
     "recipe": ["Recipe"],
-    "records": ["Prediction", "VideoFailure", "VideoResult", "top_k"],
+    "records": ["Prediction", "VideoFailure", "top_k"],
+    "results": ["VideoResult"],
+    "segments": ["Segment"],
     "video.process": ["probe"],
     "video.reader": ["VideoReader"],
 }
@@ -77,6 +81,7 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "JobSummary",
     "VideoFailure",
     "Prediction",
+    "Segment",
     "Recipe",
     "Fusion",
     "top_k",

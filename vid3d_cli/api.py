@@ -17,7 +17,7 @@ from .jobs import extraction
 from .jobs.events import JobSummary, OnEvent, Warned
 from .options import Options
 from .plan import Plan
-from .records import VideoResult
+from .results import VideoResult
 from .run import local
 from .run.local import OnClips, OnFailure
 from .suggest import did_you_mean

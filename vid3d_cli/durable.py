@@ -8,18 +8,22 @@ import json
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from .errors import OutputError, UsageError, Vid3dError
+from .errors import OutputError, OutputExists, UsageError, Vid3dError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _PART_PREFIX = ".vid3d-"
+
+STDOUT = Path("-")
+"""The file name that stands for stdout."""
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
@@ -114,6 +118,49 @@ class AtomicFile(io.BufferedRandom):
             self.commit()
         else:
             self.discard()
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise OutputExists for the first of the paths that exists, unless they may be overwritten."""
+    existing = [] if overwrite else [path for path in paths if os.path.lexists(path)]
+    if existing:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise OutputExists(f"{existing[0]}{more}: already exists; choose another name, or add --overwrite")
+
+
+@contextmanager
+def open_output(path: Path | None, *, overwrite: bool = False, keep_partial: bool = True) -> Iterator[TextIO]:
+    """Yield a text stream to stdout (None or "-"), or to a file that appears whole at the end of the block.
+
+    A file to which nothing was written does not appear.
+
+    Args:
+        path: path of the file.
+        overwrite: whether the file may exist.
+        keep_partial: whether what was written is kept if the block raises.
+
+    Raises:
+        OutputExists: the file exists.
+        OutputError: it cannot be written, here or later.
+    """
+    if path is None or path == STDOUT:
+        yield sys.stdout
+        return
+    refuse_existing([path], overwrite)
+    file = AtomicFile(path)
+    # File names need not be UTF-8; their bytes are written as they are.
+    stream = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
+    has_ended = False
+    try:
+        yield stream
+        has_ended = True
+    finally:
+        try:
+            stream.detach()
+        except BaseException:  # its last lines did not fit on the disk
+            file.discard()
+            raise
+        file.commit() if file.tell() and (has_ended or keep_partial) else file.discard()
 
 
 class _PartFile(io.FileIO):

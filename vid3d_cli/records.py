@@ -1,4 +1,4 @@
-"""The values that travel through the pipeline: Frame → Clip → ClipOutput → VideoResult."""
+"""The values that travel through the pipeline: Frame → Clip → ClipOutput → `results.VideoResult`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from .arguments import checked
 from .errors import UsageError
-from .recipe import Recipe
 
 Logits = NDArray[np.float32]
 
@@ -113,82 +112,6 @@ class Prediction:
     logit: float
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class VideoResult(HoldsArrays):
-    """The scores and features of one video; `==` compares all of them."""
-
-    video: str
-    """Path or URL as given."""
-    clips: tuple[ClipOutput, ...]
-    """In time order; at least one."""
-    logits: Mapping[str, NDArray[np.float32]]
-    """Per stream and "fused", (K,): the video's scores before softmax."""
-    labels: tuple[str, ...]
-    """K class names, in the order of the logits; none if the logits are an embedding."""
-    fps: float
-    """Frames per second after resampling."""
-    num_frames: int
-    """Number of frames read, after resampling."""
-    num_lost_frames: int
-    """Number of frames lost to damage."""
-    recipe: Recipe
-    warnings: tuple[str, ...] = ()
-    """What may not be intended in how its frames were read (interlaced, HDR, …), one sentence each."""
-
-    def __repr__(self) -> str:
-        best = _rank(self.logits[FUSED], self.labels, 1) if FUSED in self.logits else []
-        clips = f"{len(self.clips)} clip{'' if len(self.clips) == 1 else 's'}"
-        return f"VideoResult({', '.join([self.video, clips, *(f'{p.label} {100 * p.score:.0f} %' for p in best)])})"
-
-    @checked
-    def features(self, stream: str | None = None) -> NDArray[np.float32]:
-        """Return the clip features as a matrix.
-
-        Args:
-            stream: "rgb" or "flow"; None for all streams that ran, concatenated rgb first.
-
-        Returns:
-            (N, D) float32, one row per clip; (N, crops, D) if crops were kept. For the map of a layer, D is replaced by
-            (C, T) or (C, T, H, W).
-
-        Raises:
-            UsageError: this stream did not run.
-        """
-        ran = [s for s in STREAMS if s in self.clips[0].features]
-        if stream is not None and stream not in ran:
-            raise UsageError(f"stream={stream!r}: choose one of {', '.join(ran)}, or None for all")
-        streams = ran if stream is None else [stream]
-        axis = 1 if self.recipe.keeps_crops else 0
-        return np.stack([np.concatenate([clip.features[s] for s in streams], axis) for clip in self.clips])
-
-    @checked
-    def to_dict(self, k: int = 5) -> dict[str, Any]:
-        """Return the k best classes of the video and of its clips, as values that JSON can hold.
-
-        Returns:
-            The records of `vid3d classify`: that of the video, and under "clips" a list of those of its clips. Each has
-            video, clip (None for the video), start_seconds, end_seconds and, for each stream and "fused", a list of
-            {"label", "score", "logit"}, best first.
-
-        Raises:
-            UsageError: k is negative.
-        """
-        if k < 0:
-            raise UsageError(f"k={k}: give 0 or more")
-        clips = [prediction_record(self.video, c.span.index, c.span, c.logits, self.labels, k) for c in self.clips]
-        return {**prediction_record(self.video, None, self, self.logits, self.labels, k), "clips": clips}
-
-    @property
-    def start_seconds(self) -> float:
-        """When the first clip starts."""
-        return self.clips[0].span.start_seconds
-
-    @property
-    def end_seconds(self) -> float:
-        """When the last clip ends."""
-        return self.clips[-1].span.end_seconds
-
-
 @dataclass(frozen=True)
 class VideoFailure:
     """A failed video; as a JSON line it is also an entry of an input list."""
@@ -229,35 +152,16 @@ def top_k(logits: Logits, labels: Sequence[str], k: int) -> list[Prediction]:
         raise UsageError(f"{shown}: give a label for each logit, a float")
     if k < 0:
         raise UsageError(f"k={k}: give 0 or more")
-    return _rank(logits, labels, k)
+    return rank(logits, labels, k)
 
 
-def _rank(logits: Logits, labels: Sequence[str], k: int) -> list[Prediction]:
-    """Return the predictions of `top_k`; none without labels."""
+def rank(logits: Logits, labels: Sequence[str], k: int) -> list[Prediction]:
+    """Return the predictions of `top_k`; none without labels. The arguments are not checked."""
     if not labels:
         return []
     scores = softmax(logits)
     best = np.argsort(-logits, kind="stable")[:k]
     return [Prediction(labels[i], float(scores[i]), float(logits[i])) for i in best]
-
-
-def prediction_record(
-    video: str,
-    clip: int | None,
-    span: ClipSpan | VideoResult,
-    logits: Mapping[str, Logits],
-    labels: Sequence[str],
-    k: int,
-) -> dict[str, Any]:
-    """Return what `vid3d classify` writes of a clip, or of a video if `clip` is None."""
-    predictions = {
-        stream: [
-            {"label": p.label, "score": round(p.score, 6), "logit": round(p.logit, 6)} for p in _rank(values, labels, k)
-        ]
-        for stream, values in logits.items()
-    }
-    seconds = {"start_seconds": round(span.start_seconds, 6), "end_seconds": round(span.end_seconds, 6)}
-    return {"video": video, "clip": clip, **seconds, **predictions}
 
 
 def to_json(value: Any) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TinyNet
+from vid3d_cli.predictions.files import JsonLines, prediction_records
 from videos import write_audio, write_video
 
 import vid3d_cli
@@ -24,7 +25,6 @@ from vid3d_cli.cli.options import parse_weights
 from vid3d_cli.errors import UsageError
 from vid3d_cli.features.stores import open_store
 from vid3d_cli.models.manifest import find_model
-from vid3d_cli.predictions.files import JsonLines, prediction_records
 
 COMMANDS = ["demo", "classify", "extract", "eval", "flow", "probe", "models"]
 WEIGHTS_COMMANDS = ["list", "pull", "verify", "path", "add"]

@@ -16,17 +16,18 @@ from formats import FORMATS, skip_without_package, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vid3d_cli.durable import refuse_existing
 from vid3d_cli.errors import FeatureShapeMismatch, OutputError, OutputExists, RecipeDiffers, UsageError
 from vid3d_cli.features.committer import Committer
 from vid3d_cli.features.entries import FailedVideo, VideoFeatures, checksum
 from vid3d_cli.features.format import FeatureFormat
 from vid3d_cli.features.growing import GrowingNpy
 from vid3d_cli.features.merging import merge
-from vid3d_cli.features.store import refuse_existing
 from vid3d_cli.features.stores import EXPORTS, create_store, open_store
 from vid3d_cli.features.table import Table
 from vid3d_cli.recipe import Recipe, StreamRecipe
-from vid3d_cli.records import ClipOutput, ClipSpan, VideoFailure, VideoResult
+from vid3d_cli.records import ClipOutput, ClipSpan, VideoFailure
+from vid3d_cli.results import VideoResult
 from vid3d_cli.video.fingerprint import Fingerprint
 
 D, K = 6, 4

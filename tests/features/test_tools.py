@@ -23,7 +23,8 @@ from vid3d_cli.features.merging import merge
 from vid3d_cli.features.store import read_verified
 from vid3d_cli.features.stores import create_store, open_store
 from vid3d_cli.recipe import Recipe, StreamRecipe
-from vid3d_cli.records import ClipOutput, ClipSpan, VideoResult
+from vid3d_cli.records import ClipOutput, ClipSpan
+from vid3d_cli.results import VideoResult
 from vid3d_cli.video.fingerprint import Fingerprint
 
 D = 6

@@ -8,12 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from vid3d_cli.predictions.files import CSV_COLUMNS, WRITERS, prediction_records, streams_of
 
 from vid3d_cli import Fusion
 from vid3d_cli.fusion import pool_video
-from vid3d_cli.predictions.files import CSV_COLUMNS, WRITERS, prediction_records, streams_of
 from vid3d_cli.recipe import Recipe
-from vid3d_cli.records import ClipOutput, ClipSpan, VideoResult
+from vid3d_cli.records import ClipOutput, ClipSpan
+from vid3d_cli.results import VideoResult
 
 LABELS = ("abseiling", 'saying "hi", loudly', "pêche à la ligne", "跳舞")
 # Sums of halves, so that means and fusions are exact.

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..durable import STDOUT
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from ..options import Options
 from .console import download_bar, log
-from .output import STDOUT
 from .progress import EventPrinter
 
 if TYPE_CHECKING:
     from ..jobs.events import Event
     from ..models.manifest import WeightsFile
     from ..plan import Plan
-    from ..records import ClipOutput, VideoResult
+    from ..records import ClipOutput
+    from ..results import VideoResult
     from ..run.local import Results
     from ..video.sources import Source
 

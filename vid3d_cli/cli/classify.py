@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..durable import STDOUT
+from ..errors import UsageError
 from ..options import Options
-from ..predictions.files import WRITERS
+from ..predictions.formats import FORMATS
 from ..video import TIMEOUT_SECONDS
 from .batch import (
     Failures,
@@ -24,13 +27,15 @@ from .batch import (
 )
 from .console import stdout_is_terminal
 from .options import takes_options
-from .output import STDOUT, format_of, open_output
 
 if TYPE_CHECKING:
-    from ..records import ClipOutput, VideoResult
+    from ..predictions.formats import Writer
+    from ..records import ClipOutput
+    from ..results import VideoResult
     from ..video.sources import Source
 
-FORMATS = ("table", *WRITERS)
+SEGMENTS = "Segments"
+"""A group of options in the help."""
 
 
 @takes_options
@@ -46,17 +51,51 @@ def classify(
         str | None,
         typer.Option(
             "--format",
-            metavar="|".join(FORMATS),
-            help="Output format; default: the suffix of --output, else table on a terminal, else jsonl.",
+            metavar="|".join(["table", *FORMATS]),
+            help="Format of stdout and of directories; for a file, its suffix.",
+            show_default="table on a terminal, jsonl in a pipe",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
+    out: Annotated[
+        list[Path] | None,
         typer.Option(
-            "--output", "--out", "-o", metavar="FILE", help="Write to this file; - is stdout.", show_default="stdout"
+            "--out",
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="A file, whose suffix names the format; a directory, for a file per video; - is stdout. Repeatable.",
+            show_default="stdout",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")] = False,
+    segments: Annotated[
+        bool, typer.Option("--segments", help="Write segments, which class is seen from when to when, not clips.")
+    ] = False,
+    smooth: Annotated[
+        int, typer.Option(min=1, metavar="CLIPS", help="Average over so many clips.", rich_help_panel=SEGMENTS)
+    ] = 1,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE",
+            help="Least score of a segment, 0 to 1.",
+            show_default="0, or 0.2 with --multi-label",
+            rich_help_panel=SEGMENTS,
+        ),
+    ] = None,
+    min_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Join segments of a class across shorter gaps; drop shorter segments.",
+            rich_help_panel=SEGMENTS,
+        ),
+    ] = 0.0,
+    multi_label: Annotated[
+        bool,
+        typer.Option("--multi-label", help="Let classes overlap; else one at a time.", rich_help_panel=SEGMENTS),
+    ] = False,
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
@@ -67,40 +106,37 @@ def classify(
     Example: vid3d classify video.mp4 --topk 3 | jq .fused
     """
     from ..jobs.extraction import refuse_same_file
-    from ..predictions.files import clip_records, prediction_records
+    from ..predictions.formats import Choices
+    from ..predictions.outputs import open_outputs
+    from ..segments import SegmentRule
     from .tables import PredictionTables
 
-    output = None if output == STDOUT else output
-    if form is None and output is not None:
-        form = format_of(output, WRITERS)
-    form = form or ("table" if stdout_is_terminal() else "jsonl")
+    rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
+    choices = Choices(rule, topk, per, segments)
+    paths = out or [STDOUT]
+    refuse_same_file(failures, *paths)
+    if form is None and stdout_is_terminal():
+        form = "table" if out is None else None
     sources = find_videos(videos, nul_separated)
     plan = make_plan(options)
     plan.check_classes()
-    refuse_same_file(failures, output or STDOUT)
-    num_printed: Counter[str] = Counter()  # records by video
 
-    def print_clips(video: str, clips: Sequence[ClipOutput], labels: Sequence[str]) -> None:
-        printer.write(clip_records(video, clips, labels, topk))
-        num_printed[video] += len(clips)
+    def write_clips(video: str, clips: Sequence[ClipOutput], labels: Sequence[str]) -> None:
+        for writer in writers:
+            writer.write_clips(video, clips, labels)
 
-    def print_result(_: Source, result: VideoResult) -> None:
-        printer.write(prediction_records(result, k=topk, per=per, skip=num_printed[result.video]))
-        num_printed[result.video] += 1
+    def write(source: Source, result: VideoResult) -> None:
+        for writer in writers:
+            writer.write(result, str(source.output_stem))
 
-    with open_output(output, overwrite=overwrite) as stream:
-        printer = PredictionTables(stream) if form == "table" else WRITERS[form](stream)
-        try:
-            code = run_classes(
-                plan,
-                sources,
-                print_result,
-                on_clips=print_clips if per == "clip" else None,
-                jobs=jobs,
-                timeout=timeout,
-                failures=failures,
-            )
-        finally:  # finished clips are written even after an interrupt
-            if num_printed or output is None:
-                printer.close()
+    names = [str(source.output_stem) for source in sources]
+    with ExitStack() as stack:
+        writers: list[Writer]
+        if form == "table":
+            if paths != [STDOUT]:
+                raise UsageError("--format table is for stdout: leave out --out")
+            writers = [PredictionTables(sys.stdout, choices)]
+        else:
+            writers = stack.enter_context(open_outputs(paths, form, choices, names, overwrite=overwrite))
+        code = run_classes(plan, sources, write, on_clips=write_clips, jobs=jobs, timeout=timeout, failures=failures)
     raise typer.Exit(code)

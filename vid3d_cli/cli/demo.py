@@ -32,7 +32,7 @@ def demo(
     """
     import numpy as np
 
-    from ..features.store import refuse_existing
+    from ..durable import refuse_existing
     from ..video.demo import render
 
     video, predictions, features = out / "camera.mp4", out / "predictions.jsonl", out / "feats.npy"

@@ -17,7 +17,7 @@ from .formats import ObjectFormat, Record, print_record
 from .options import takes_options
 
 if TYPE_CHECKING:
-    from ..records import VideoResult
+    from ..results import VideoResult
     from ..video.sources import Source
 
 _MAX_CONFUSION_COLUMNS = 16

@@ -45,7 +45,7 @@ def inflate(
     """
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: name a .safetensors file")
-    from ..features.store import refuse_existing
+    from ..durable import refuse_existing
 
     refuse_existing([out], overwrite)
     from ..models.checkpoint import read_checkpoint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,8 +11,13 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ..predictions.files import Record, streams_of
+from ..predictions.formats import Choices, Writer
+from ..predictions.records import Record, clip_records, prediction_records, streams_of
+from ..records import ClipOutput
 from ..text import printable
+
+if TYPE_CHECKING:
+    from ..results import VideoResult
 
 _SECONDS_WIDTH = len("1000.00 – 1000.00")
 _LABEL_WIDTH = 40
@@ -54,15 +59,27 @@ def make_table(*columns: str, title: str | None = None, narrow: Sequence[str] = 
     return table
 
 
-class PredictionTables:
+class PredictionTables(Writer):
     """Prints one table per video: a row per clip as it is done, then the whole video."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, choices: Choices) -> None:
+        super().__init__(stream, choices)
         self._console = make_console(stream)
         self._video: str | None = None  # whose table has begun
+        self._num_written = 0
 
-    def write(self, records: Iterable[Record]) -> None:
-        """Print records of one video; the one of the whole video is the last."""
+    def write_clips(self, video: str, clips: Sequence[ClipOutput], labels: Sequence[str]) -> None:
+        """Print clips before their video is done."""
+        if self.choices.per == "clip":
+            self._print(clip_records(video, clips, labels, self.choices.k))
+            self._num_written += len(clips)
+
+    def write(self, result: VideoResult, name: str) -> None:
+        """Print the rest of a video."""
+        self._print(prediction_records(result, k=self.choices.k, per=self.choices.per, skip=self._num_written))
+        self._num_written = 0
+
+    def _print(self, records: Iterable[Record]) -> None:
         for record in records:
             streams = streams_of(record)
             if len(streams) == 2:  # with one stream, the fusion equals it
@@ -80,9 +97,6 @@ class PredictionTables:
             self._console.print(table)
             self._video = None if record["clip"] is None else record["video"]
         self._console.file.flush()
-
-    def close(self) -> None:
-        """Do nothing: every table is already printed."""
 
 
 def _span(record: Record) -> Text:

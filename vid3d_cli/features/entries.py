@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutputError
-from ..records import ClipSpan, HoldsArrays, VideoFailure, VideoResult, to_json
+from ..records import ClipSpan, HoldsArrays, VideoFailure, to_json
+from ..results import VideoResult
 from ..video.fingerprint import Fingerprint
 from ..video.sources import is_url
 from .format import DTYPES, FeatureFormat

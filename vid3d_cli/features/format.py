@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import NoFeatures
 from ..recipe import Recipe
-from ..records import VideoResult
+from ..results import VideoResult
 from ..suggest import check_known
 
 FEATURES = "features"

@@ -352,14 +352,6 @@ def is_done(entry: VideoEntry) -> bool:
     return is_gone or is_same_file(entry.file, entry.video)
 
 
-def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raise OutputExists for the first of the paths that exists, unless they may be overwritten."""
-    existing = [] if overwrite else [path for path in paths if os.path.lexists(path)]
-    if existing:
-        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
-        raise OutputExists(f"{existing[0]}{more}: already exists; choose another name, or add --overwrite")
-
-
 def refuse_without(path: Path, files: Iterable[Path]) -> None:
     """Raise OutputError if a file is missing that others, which are not empty, cannot be used without."""
     if not path.exists() and (there := [file for file in files if file.exists() and file.stat().st_size]):

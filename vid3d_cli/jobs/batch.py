@@ -14,7 +14,8 @@ from ..durable import AtomicFile, read_records
 from ..errors import OutputExists, VideoError, VideoNotFound
 from ..features.entries import without_secrets
 from ..plan import Fetch, Plan
-from ..records import ClipOutput, VideoFailure, VideoResult, to_json
+from ..records import ClipOutput, VideoFailure, to_json
+from ..results import VideoResult
 from ..run import local
 from ..run.engines import Run
 from ..run.local import Results

@@ -20,7 +20,8 @@ from ..features.store import Store, is_done
 from ..features.stores import create_store, is_directory
 from ..plan import Fetch, Plan
 from ..recipe import Recipe, provenance_differences
-from ..records import VideoFailure, VideoResult
+from ..records import VideoFailure
+from ..results import VideoResult
 from ..run.engines import check_engine, open_engine
 from ..run.local import Results
 from ..video import TIMEOUT_SECONDS

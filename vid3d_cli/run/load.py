@@ -20,7 +20,8 @@ from ..models.manifest import find_model, read_labels
 from ..models.registry import BACKBONES, DEFAULT_VARIANT
 from ..plan import Fetch, Plan
 from ..recipe import Recipe
-from ..records import ClipOutput, VideoResult
+from ..records import ClipOutput
+from ..results import VideoResult
 from ..version import __version__
 from .reader import ReadVideo
 

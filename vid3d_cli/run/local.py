@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NoScores, ResourceError, ShapeError, UsageError, VideoError, WeightsError
 from ..plan import Fetch, Plan
 from ..recipe import Recipe
-from ..records import Clip, ClipOutput, VideoFailure, VideoResult
+from ..records import Clip, ClipOutput, VideoFailure
+from ..results import VideoResult
 from ..timings import StageSeconds
 from ..video.process import TIMEOUT_SECONDS, Decoders
 from ..workers import Workers

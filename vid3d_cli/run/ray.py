@@ -30,7 +30,7 @@ from ..errors import ResourceError, UsageError, Vid3dError, VideoError, WorkerDi
 from ..models.weights import cache_dir, pull
 from ..plan import Fetch, Plan
 from ..recipe import Recipe, deciding_differences
-from ..records import VideoResult
+from ..results import VideoResult
 from ..timings import StageSeconds
 from ..video.process import TIMEOUT_SECONDS
 from ..video.sources import is_url

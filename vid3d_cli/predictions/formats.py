@@ -1,0 +1,105 @@
+"""The formats of predictions: a file suffix, and the class that writes it.
+
+To add a format, write a `Writer` in a file of its own and add a line to `FORMATS`. The command line reads `FORMATS` for
+its help, so this module imports nothing heavy; a writer is imported when it is used.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TextIO
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..records import ClipOutput
+    from ..results import VideoResult
+    from ..segments import SegmentRule
+
+FORMATS = {
+    "jsonl": "lines:JsonLines",
+    "csv": "lines:Csv",
+}
+"""Name of a format, which is its suffix without the dot, and "module:class" in this folder."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is written of a result."""
+
+    rule: SegmentRule
+    """How scores become segments."""
+    k: int = 5
+    """Classes per stream, best first."""
+    per: str = "clip"
+    """"clip" or "video": which records `.jsonl` and `.csv` hold."""
+    segments: bool = False
+    """Whether they hold segments instead."""
+    embed: bool = False
+    """Whether a report holds the video itself."""
+
+
+class Writer(ABC):
+    """Writes results in one format.
+
+    Args:
+        stream: text stream, UTF-8, which is not closed. A binary format writes to `stream.buffer`.
+        choices: what is written.
+        path: where the file will appear; None for stdout.
+    """
+
+    holds_many: ClassVar[bool] = True
+    """Whether a file may hold several videos."""
+    is_binary: ClassVar[bool] = False
+    """Whether it must not go to a terminal or a pipe."""
+
+    def __init__(self, stream: TextIO, choices: Choices, path: Path | None = None) -> None:
+        self.stream, self.choices, self.path = stream, choices, path
+
+    def write_clips(self, video: str, clips: Sequence[ClipOutput], labels: Sequence[str]) -> None:  # noqa: B027
+        """Append clips before their video is done, if the format can.
+
+        Args:
+            video: path or URL as given.
+            clips: the clips done since the last call, with "fused" logits.
+            labels: class names, in the order of the logits.
+        """
+
+    @abstractmethod
+    def write(self, result: VideoResult, name: str) -> None:
+        """Append a video.
+
+        Args:
+            result: its scores.
+            name: its name in the file: the path below the input directory, without suffix; unique among the videos.
+
+        Raises:
+            VideoError: its frames are needed, and cannot be read.
+            OutputError: the file cannot be written.
+        """
+
+    def close(self) -> None:  # noqa: B027  (most formats have no end)
+        """Write the end of the file, if the format has one."""
+
+
+def format_of(path: Path) -> str | None:
+    """Return the format that the suffix of a file names, or None; the longest suffix counts."""
+    known = [form for form in FORMATS if path.name.lower().endswith(f".{form}") and path.name.lower() != f".{form}"]
+    return max(known, key=len, default=None)
+
+
+def find_writer(form: str) -> type[Writer]:
+    """Return the class that writes a format."""
+    module, name = FORMATS[form].split(":")
+    writer: type[Writer] = getattr(import_module(f".{module}", __package__), name)
+    return writer
+
+
+def unknown_format(path: Path) -> UsageError:
+    """Return the error for a file whose suffix names no format."""
+    suffixes = ", ".join(f".{form}" for form in FORMATS)
+    return UsageError(f"{path}: the suffix names no format; choose one of {suffixes}, or add --format")
