@@ -5,7 +5,7 @@
                                        [---2---]
     cells                      [--0--|-1-|--2--]     boundaries halfway between the centres of neighbouring clips
     a class's curve            .9     .7  .2         its mean over the clips that cover a cell, by their seconds in it
-    segments                   [----------]          runs of cells where the class is the best, and reaches the threshold
+    segments                   [----------]          runs of cells where the class is best, and reaches the threshold
 
 Source: scores of sliding windows are averaged where they overlap, and a class's curve is cut at a threshold, as in TAG
 (Zhao et al., ICCV 2017), with one threshold instead of many.
