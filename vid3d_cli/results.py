@@ -153,5 +153,5 @@ class VideoResult(HoldsArrays):
                 f"save knows no choice {', '.join(choices)}: see help(vid3d_cli.VideoResult.save)"
             ) from None
         name = PurePath(self.video).stem
-        with open_outputs([Path(path)], None, chosen, [name], overwrite=overwrite) as writers:
-            writers[0].write(self, name)
+        with open_outputs([Path(path)], None, chosen, {name: self.video}, overwrite=overwrite) as outputs:
+            outputs.write(self, name)
