@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mimetypes
 import os
-import re
 from datetime import datetime
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -66,7 +65,7 @@ class Eaf(Writer):
         is_multi_label = self.choices.rule.multi_label
         tiers: dict[str, list[Segment]] = {} if is_multi_label else {stream: [] for stream in streams}
         for segment in result.segments_by(self.choices.rule, streams):
-            tier = f"{segment.stream}: {_xml_text(segment.label)}" if is_multi_label else segment.stream
+            tier = f"{segment.stream}: {printable(segment.label)}" if is_multi_label else segment.stream
             tiers.setdefault(tier, []).append(segment)
         return tiers
 
@@ -74,13 +73,13 @@ class Eaf(Writer):
         mime_type = mimetypes.guess_type(video)[0] or ""
         facts = {"MIME_TYPE": mime_type if mime_type.startswith("video/") else "unknown"}
         if is_url(video):
-            return {"MEDIA_URL": _xml_text(without_password(video)), **facts}
+            return {"MEDIA_URL": printable(without_password(video)), **facts}
         absolute = os.path.abspath(video)  # noqa: PTH100  (links stay)
         # ELAN writes and reads file URLs without percent escapes.
-        facts = {"MEDIA_URL": _xml_text(f"file://{absolute}"), **facts}
+        facts = {"MEDIA_URL": printable(f"file://{absolute}"), **facts}
         if self.path is not None:
             relative = os.path.relpath(absolute, self.path.absolute().parent)
-            facts["RELATIVE_MEDIA_URL"] = _xml_text(relative if relative.startswith("../") else f"./{relative}")
+            facts["RELATIVE_MEDIA_URL"] = printable(relative if relative.startswith("../") else f"./{relative}")
         return facts
 
 
@@ -99,9 +98,4 @@ def _add_tier(root: Element, name: str, segments: list[Segment], slots: list[Ele
             slot = f"ts{len(slots) + 1}"
             slots.append(Element("TIME_SLOT", TIME_SLOT_ID=slot, TIME_VALUE=str(ms)))
             annotation.set(f"TIME_SLOT_REF{number}", slot)
-        SubElement(annotation, "ANNOTATION_VALUE").text = _xml_text(segment.label)
-
-
-def _xml_text(text: str) -> str:
-    """Return text without the characters that XML 1.0 cannot hold, and others that nobody sees: they become escapes."""
-    return re.sub("[\ufffe\uffff]", lambda found: ascii(found[0])[1:-1], printable(text))
+        SubElement(annotation, "ANNOTATION_VALUE").text = printable(segment.label)
