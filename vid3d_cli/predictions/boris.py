@@ -96,7 +96,7 @@ class Boris(JsonObject):
         if is_url(video):
             return without_password(video)
         absolute = os.path.abspath(video)  # noqa: PTH100  (links stay)
-        return absolute if self.path is None else absolute.removeprefix(f"{self.path.absolute().parent}/")
+        return absolute if self.path is None else absolute.removeprefix(os.path.join(self.path.absolute().parent, ""))  # noqa: PTH118
 
 
 def _behavior(number: int, label: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Eaf(Writer):
         if is_url(video):
             return {"MEDIA_URL": printable(without_password(video)), **facts}
         absolute = os.path.abspath(video)  # noqa: PTH100  (links stay)
-        # ELAN writes and reads file URLs without percent escapes.
+        # Without percent escapes, as ELAN writes and reads it (`FileUtility.urlToAbsPath`).
         facts = {"MEDIA_URL": printable(f"file://{absolute}"), **facts}
         if self.path is not None:
             relative = os.path.relpath(absolute, self.path.absolute().parent)
