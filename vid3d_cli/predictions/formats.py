@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 FORMATS = {
     "jsonl": "lines:JsonLines",
     "csv": "lines:Csv",
+    "json": "datasets:ActivityNet",
+    "vtt": "subtitles:Vtt",
+    "srt": "subtitles:Srt",
+    "eaf": "elan:Eaf",
+    "boris": "boris:Boris",
+    "fiftyone.json": "datasets:FiftyOne",
 }
 """Name of a format, which is its suffix without the dot, and "module:class" in this folder."""
 

@@ -112,6 +112,11 @@ def is_url(name: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
 
 
+def without_password(video: str) -> str:
+    """Return a URL without user name and password, which no file of an output contains; a path as it is."""
+    return re.sub(r"^([^/]*//)[^/?#]*@", r"\1", video) if is_url(video) else video
+
+
 # From names to videos ------------------------------------------------------------------------------------------------
 
 
