@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMATS = {
     "jsonl": "lines:JsonLines",
     "csv": "lines:Csv",
+    "mp4": "film:Film",
 }
 """Name of a format, which is its suffix without the dot, and "module:class" in this folder."""
 
@@ -41,6 +42,8 @@ class Choices:
     """Whether they hold segments instead."""
     embed: bool = False
     """Whether a report holds the video itself."""
+    allow_playlists: bool = False
+    """Whether a video that is read again may be a playlist that opens other files and addresses."""
 
 
 class Writer(ABC):
