@@ -9,7 +9,7 @@ The video is read a second time, for its labels are known only when it was class
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ..results import VideoResult
     from ..segments import Segment
 
-# As players show it: the colours that they guess without tags, no combs, no squeezed shapes.
-_PIXELS = PixelOptions(colour_matrix="guess", deinterlace=True, square_pixels=True)
+# As players show it: the colours that they guess without tags, no squeezed shapes and, below, no combs.
+_PIXELS = PixelOptions(colour_matrix="guess", square_pixels=True)
 
 _log = logging.getLogger(__name__)
 
@@ -85,12 +85,14 @@ def _write_film(
         end_seconds: least end of the timeline.
         allow_playlists: see `container.open_container`.
     """
-    with (
-        Decoders(TIMEOUT_SECONDS, allow_playlists=allow_playlists) as decoders,
-        decoders.open(video, pixels=_PIXELS) as frames,
-        open_container(video, allow_playlists=allow_playlists) as source,
-    ):
+    with ExitStack() as stack:
+        decoders = stack.enter_context(Decoders(TIMEOUT_SECONDS, allow_playlists=allow_playlists))
+        frames = stack.enter_context(decoders.open(video, pixels=_PIXELS))
+        if frames.info.is_interlaced:
+            frames.close()
+            frames = stack.enter_context(decoders.open(video, pixels=_PIXELS._replace(deinterlace=True)))
         info = frames.info
+        source = stack.enter_context(open_container(video, allow_playlists=allow_playlists))
         stream = choose_stream(source, video, has_threads=False)
         unit = time_base(stream)
         overlay = Overlay(info.height, info.width, segments, max(end_seconds, info.duration_seconds or 0))

@@ -23,10 +23,10 @@ from .colours import class_colours
 MIN_SIDE_PX = 240
 """Smaller videos are enlarged by a whole factor until both sides have this; text is legible from here on."""
 
-_MAX_FACTOR = 8
+_MAX_FACTOR, _MAX_SIDE_PX = 8, 4096
 _MAX_ROWS = 3
 
-_BAND, _TRACK, _INK = (0, 0, 0, 165), (255, 255, 255, 70), (255, 255, 255, 255)
+_BAND, _TRACK, _INK = (0, 0, 0, 185), (105, 105, 105, 255), (255, 255, 255, 255)
 
 # The first that can draw a label does. Pillow's own has plain Latin, CJK and other scripts need a font of the system.
 _FONTS = (
@@ -48,8 +48,8 @@ class Overlay:
     """
 
     def __init__(self, height_px: int, width_px: int, segments: Sequence[Segment], end_seconds: float) -> None:
-        short_side_px = max(1, min(height_px, width_px))
-        self._factor = min(_MAX_FACTOR, -(-MIN_SIDE_PX // short_side_px))
+        wanted = -(-MIN_SIDE_PX // min(height_px, width_px))
+        self._factor = max(1, min(wanted, _MAX_FACTOR, _MAX_SIDE_PX // max(height_px, width_px)))
         self.size = (height_px * self._factor, width_px * self._factor)
         """Height and width of the drawn frames."""
         self._segments = segments
@@ -68,7 +68,7 @@ class Overlay:
 
     def draw(self, rgb: NDArray[np.uint8], seconds: float) -> NDArray[np.uint8]:
         """Return a copy of a frame (H, W, 3) with what is seen at a time; small frames are enlarged."""
-        drawn = np.repeat(np.repeat(rgb, self._factor, 0), self._factor, 1)
+        drawn = np.asarray(cv2.resize(rgb, self.size[::-1], interpolation=cv2.INTER_CUBIC), np.uint8)
         between = bisect_right(self._bounds, seconds)
         if self._drawn is None or self._drawn[0] != between:
             self._drawn = between, self._draw_band(self._shown_at(seconds))
@@ -80,30 +80,32 @@ class Overlay:
 
     def _shown_at(self, seconds: float) -> list[Segment]:
         found = [s for s in self._segments if s.start_seconds <= seconds < s.end_seconds]
-        return sorted(found, key=lambda s: -s.score)[:_MAX_ROWS]
+        return sorted(found, key=_by_score, reverse=True)[:_MAX_ROWS]
 
     def _draw_timeline(self) -> Image.Image:
         """Draw the band without labels."""
         height, width = self._band
         image = Image.new("RGBA", (width, height), _BAND)
         draw = ImageDraw.Draw(image)
-        draw.rectangle((*self._at(0.0), *self._at(self._end_seconds, is_end=True)), _TRACK)
-        for s in sorted(self._segments, key=lambda s: s.score):  # of those that overlap, the best is seen
-            colour = self._colours[s.label]
-            draw.rectangle((*self._at(s.start_seconds), *self._at(s.end_seconds, is_end=True)), colour)
+        bottom = height - self._pad_px
+        for start, end, colour in [
+            (0.0, self._end_seconds, _TRACK),
+            # Of segments that overlap, the best is seen.
+            *((s.start_seconds, s.end_seconds, self._colours[s.label]) for s in sorted(self._segments, key=_by_score)),
+        ]:
+            x = self._x_of(start)
+            draw.rectangle((x, bottom - self._line_px, max(x, self._x_of(end) - 1), bottom - 1), colour)
         return image
 
-    def _at(self, seconds: float, *, is_end: bool = False) -> tuple[int, int]:
-        """Return x and y on the timeline in pixels of the band: the top, or the bottom for an end."""
-        length = max(1, self._band[1] - 2 * self._pad_px)
-        x = self._pad_px + round(length * min(1.0, max(0.0, seconds / self._end_seconds)))
-        bottom = self._band[0] - self._pad_px
-        return (x - 1, bottom - 1) if is_end else (x, bottom - self._line_px)
+    def _x_of(self, seconds: float) -> int:
+        """Return where a time is on the timeline."""
+        length_px = max(1, self._band[1] - 2 * self._pad_px)
+        return self._pad_px + round(length_px * min(1.0, max(0.0, seconds / self._end_seconds)))
 
     def _draw_playhead(self, band: NDArray[np.uint8], seconds: float) -> None:
-        x, top = self._at(seconds)
-        half, over = max(1, self._em // 12), max(2, self._pad_px // 2)
-        top, bottom = top - over, top + self._line_px + over
+        x, half, over = self._x_of(seconds), max(1, self._em // 12), max(2, self._pad_px // 2)
+        bottom = self._band[0] - self._pad_px + over
+        top = bottom - self._line_px - 2 * over
         band[max(0, top - 1) : bottom + 1, max(0, x - half - 1) : x + half + 1] = 0
         band[max(0, top) : bottom, max(0, x - half) : x + half] = 255
 
@@ -138,6 +140,10 @@ class Overlay:
             right = start - em // 2
         text, font = _choose_font(segment.label, em)
         draw.text((left, middle), _shorten(text, font, right - left), _INK, font, anchor="lm")
+
+
+def _by_score(segment: Segment) -> float:
+    return segment.score
 
 
 @lru_cache(64)

@@ -66,7 +66,7 @@ class AudioCopy:
             _log.warning("%s: an audio track is left out: FFmpeg cannot read it", video)
         if not all(map(_is_copied, streams)):
             codecs = ", ".join(stream.codec_context.name for stream in streams)
-            encoded = self._stack.enter_context(tempfile.NamedTemporaryFile(prefix="vid3d-"))
+            encoded = self._stack.enter_context(tempfile.NamedTemporaryFile(prefix="vid3d-"))  # noqa: SIM115
             if _encode_elsewhere(video, encoded.name, allow_playlists, source.duration):
                 source = self._stack.enter_context(open_container(encoded.name))
                 streams = _usable(source)
