@@ -112,7 +112,7 @@ def classify(
     from .tables import PredictionTables
 
     rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
-    choices = Choices(rule, topk, per, segments)
+    choices = Choices(rule, topk, per, segments, allow_playlists=options.allow_playlists)
     paths = out or [STDOUT]
     refuse_same_file(failures, *paths)
     if form is None and stdout_is_terminal():

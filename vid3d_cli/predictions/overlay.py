@@ -26,7 +26,7 @@ MIN_SIDE_PX = 240
 _MAX_FACTOR, _MAX_SIDE_PX = 8, 4096
 _MAX_ROWS = 3
 
-_BAND, _TRACK, _INK = (0, 0, 0, 185), (105, 105, 105, 255), (255, 255, 255, 255)
+_BAND, _TRACK, _INK = (0, 0, 0, 185), "#696969", "#ffffff"
 
 # The first that can draw a label does. Pillow's own has plain Latin, CJK and other scripts need a font of the system.
 _FONTS = (
@@ -88,11 +88,10 @@ class Overlay:
         image = Image.new("RGBA", (width, height), _BAND)
         draw = ImageDraw.Draw(image)
         bottom = height - self._pad_px
-        for start, end, colour in [
-            (0.0, self._end_seconds, _TRACK),
-            # Of segments that overlap, the best is seen.
-            *((s.start_seconds, s.end_seconds, self._colours[s.label]) for s in sorted(self._segments, key=_by_score)),
-        ]:
+        bars = [(0.0, self._end_seconds, _TRACK)]
+        for s in sorted(self._segments, key=_by_score):  # of those that overlap, the best is seen
+            bars.append((s.start_seconds, s.end_seconds, self._colours[s.label]))
+        for start, end, colour in bars:
             x = self._x_of(start)
             draw.rectangle((x, bottom - self._line_px, max(x, self._x_of(end) - 1), bottom - 1), colour)
         return image
