@@ -85,8 +85,8 @@ def test_frames_keep_their_times_exactly(tmp_path, name, options):
 
 
 def test_audio_is_copied_and_keeps_its_offset(tmp_path):
-    late = [Fraction(3, 10) + Fraction(i, 25) for i in range(25)]
-    source = write_video(tmp_path / "a.mp4", times_seconds=late, with_audio=True)
+    late = [Fraction(20001, 60000) + Fraction(i, 25) for i in range(25)]
+    source = write_video(tmp_path / "a.mp4", times_seconds=late, with_audio=True, options={"movie_timescale": "60000"})
     path = film(source, tmp_path / "film.mp4")
     assert read_times(path) == read_times(source) == late
     assert read_audio(path) == read_audio(source)

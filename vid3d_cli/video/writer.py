@@ -68,7 +68,11 @@ class VideoWriter:
 
     def open(self) -> av.container.OutputContainer:
         """Create the file, and return its container: streams may be added until the first frame is written."""
-        options = {} if self._time_base is None else {"movflags": "faststart"}  # browsers need the index first
+        options = {}
+        if self._time_base is not None and self._suffix in (".mp4", ".mov"):
+            # Browsers need the index first. Streams that start late do so by a time in the file's own units.
+            unit = self._time_base.denominator
+            options = {"movflags": "faststart", "movie_timescale": str(unit * -(-48000 // unit))}
         form = _FORMATS.get(self._suffix, self._suffix[1:])
         self._container = av.open(f"file:{self._path}", "w", form, options=options)  # a path is never a protocol
         return self._container
