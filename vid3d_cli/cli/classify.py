@@ -124,7 +124,7 @@ def classify(
     from ..segments import SegmentRule
 
     rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
-    choices = Choices(rule, topk, per, segments)
+    choices = Choices(rule, topk, per, segments, allow_playlists=options.allow_playlists)
     paths = out or [STDOUT]
     if form is not None:
         check_known(form, _FORMATS, f"--format {form}")

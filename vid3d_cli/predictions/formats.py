@@ -29,6 +29,7 @@ FORMATS = {
     "eaf": "elan:Eaf",
     "boris": "boris:Boris",
     "fiftyone.json": "datasets:FiftyOne",
+    "mp4": "film:Film",
 }
 """Name of a format, which is its suffix without the dot, and "module:class" in this folder."""
 
@@ -47,6 +48,8 @@ class Choices:
     """Whether they hold segments instead."""
     embed: bool = False
     """Whether a report holds the video itself."""
+    allow_playlists: bool = False
+    """Whether a video that is read again may be a playlist that opens other files and addresses."""
 
 
 class Writer(ABC):
