@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 FORMATS = {
     "jsonl": "lines:JsonLines",
     "csv": "lines:Csv",
+    "png": "picture:Png",
+    "svg": "picture:Svg",
+    "pdf": "picture:Pdf",
 }
 """Name of a format, which is its suffix without the dot, and "module:class" in this folder."""
 
