@@ -30,6 +30,9 @@ FORMATS = {
     "boris": "boris:Boris",
     "fiftyone.json": "datasets:FiftyOne",
     "mp4": "film:Film",
+    "png": "picture:Png",
+    "svg": "picture:Svg",
+    "pdf": "picture:Pdf",
 }
 """Name of a format, which is its suffix without the dot, and "module:class" in this folder."""
 
