@@ -3,9 +3,11 @@
     import vid3d_cli as vid3d
 
     result = vid3d.classify("video.mp4", model="i3d")                  # VideoResult(video.mp4, 8 clips, archery 95 %)
-    result.top(5), result.segments(), result.features()                # Predictions, Segments, (N, D) float32
-    result.save("video.vtt")                                           # or .csv, .jsonl, …
-    model = vid3d.load("i3d")                                          # stays loaded: model.classify("b.mp4")
+    result.top(5)                                                      # list of Prediction; top_k() of any logits
+    result.segments()                                                  # list of Segment: what is seen when
+    result.save("video.csv")                                           # or another format; also to_dict, to_pandas
+    model = vid3d.load("i3d")                                          # a Model, which stays loaded
+    model.classify("another.mp4")
     for result in vid3d.extract("videos/", model="i3d"): ...           # features with their seconds
     summary = vid3d.extract("videos/", out="feats.npy", model="i3d")   # a JobSummary; the same call resumes the job
     store = vid3d.open_store("feats.npy")                              # output of vid3d extract, in any format

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_SEGMENTS = 240
 """Segments that a row shows: a picture takes less than 200 kB, however long the video is."""
 
-_WIDTH, _LEFT, _RIGHT = 760, 52, 750
+_WIDTH, _LEFT, _RIGHT = 760, 52, 732
 """Of the picture, and where its time starts and ends, in pixels."""
 _BEST_LEFT, _BEST_WIDTH = 210, 480
 _CHARACTER_PX = 6.6
@@ -61,7 +61,7 @@ def draw_timeline(result: VideoResult) -> str:
     room_px = _WIDTH - _CHARACTER_PX * (len(about) + 4)
     parts = [
         _text(0, 13, name, " font-weight='600'", room_px),
-        _text(_RIGHT, 13, about, _MUTED + _AT_END),
+        _text(_WIDTH, 13, about, _MUTED + _AT_END),
     ]
     y = 28
     for stream, segments in rows.items():
