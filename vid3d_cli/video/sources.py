@@ -102,6 +102,12 @@ def find_sources(
     return [Source(one.video, stem) for one, stem in zip(found.values(), stems, strict=True)]
 
 
+def source_of(video: str) -> Source:
+    """Return the source of one path or URL, which need not exist."""
+    found = _Found(video, base=None if is_url(video) else _absolute(video).parent)
+    return Source(video, *_output_stems([found]))
+
+
 def _absolute(name: str | Path) -> Path:
     """Return the absolute path without "..", without resolving links: a link gets its own outputs."""
     return Path(os.path.abspath(name))  # noqa: PTH100
