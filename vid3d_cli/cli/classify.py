@@ -96,6 +96,7 @@ def classify(
         bool,
         typer.Option("--multi-label", help="Let classes overlap; else one at a time.", rich_help_panel=SEGMENTS),
     ] = False,
+    embed: Annotated[bool, typer.Option("--embed", help="Put the video itself into an .html report.")] = False,
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
@@ -106,14 +107,16 @@ def classify(
     Example: vid3d classify video.mp4 --topk 3 | jq .fused
     """
     from ..jobs.extraction import refuse_same_file
-    from ..predictions.formats import Choices
+    from ..predictions.formats import Choices, format_of
     from ..predictions.outputs import open_outputs
     from ..segments import SegmentRule
     from .tables import PredictionTables
 
     rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
-    choices = Choices(rule, topk, per, segments)
+    choices = Choices(rule, topk, per, segments, embed)
     paths = out or [STDOUT]
+    if embed and form != "html" and "html" not in map(format_of, paths):
+        raise UsageError("--embed is for a report: add --out report.html")
     refuse_same_file(failures, *paths)
     if form is None and stdout_is_terminal():
         form = "table" if out is None else None

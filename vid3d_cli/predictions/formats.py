@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMATS = {
     "jsonl": "lines:JsonLines",
     "csv": "lines:Csv",
+    "html": "report.page:Report",
 }
 """Name of a format, which is its suffix without the dot, and "module:class" in this folder."""
 
@@ -41,6 +42,25 @@ class Choices:
     """Whether they hold segments instead."""
     embed: bool = False
     """Whether a report holds the video itself."""
+
+
+class Index(ABC):
+    """Collects what a directory's overview shows of each of its files."""
+
+    file_name: ClassVar[str]
+
+    @abstractmethod
+    def add(self, result: VideoResult, name: str) -> None:
+        """Take a video whose file is written; a few hundred bytes of it are kept."""
+
+    @abstractmethod
+    def write(self, stream: TextIO, names: Sequence[str]) -> None:
+        """Write the overview.
+
+        Args:
+            stream: text stream, UTF-8.
+            names: of all videos; those without a file failed, or were not reached.
+        """
 
 
 class Writer(ABC):
@@ -68,6 +88,11 @@ class Writer(ABC):
             clips: the clips done since the last call, with "fused" logits.
             labels: class names, in the order of the logits.
         """
+
+    @classmethod
+    def make_index(cls, choices: Choices) -> Index | None:
+        """Return the overview of a directory of such files, if the format has one."""
+        return None
 
     @abstractmethod
     def write(self, result: VideoResult, name: str) -> None:

@@ -16,23 +16,46 @@ if TYPE_CHECKING:
 
 
 class Directory(Writer):
-    """Writes a file per video into a directory; its name is the video's, with the suffix of the format."""
+    """Writes a file per video into a directory; its name is the video's, with the suffix of the format.
+
+    The overview of the videos done, if the format has one, is written at the end.
+
+    Raises:
+        OutputExists: a file exists.
+        UsageError: a video has the name of the overview.
+    """
 
     is_binary = True
 
-    def __init__(self, path: Path, form: str, choices: Choices, overwrite: bool) -> None:
+    def __init__(self, path: Path, form: str, choices: Choices, names: Sequence[str], overwrite: bool) -> None:
         self._directory, self._form, self._choices, self._overwrite = path, form, choices, overwrite
+        self._names, self._is_empty = names, True
+        self._index = find_writer(form).make_index(choices)
+        paths = [self._path_of(name) for name in names]
+        if self._index is not None:
+            overview = path / self._index.file_name
+            if overview in paths:
+                raise UsageError(f"{overview} is the overview of all videos: rename the video of that name")
+            paths.append(overview)
+        refuse_existing(paths, overwrite)
 
-    def path_of(self, name: str) -> Path:
-        """Return the file of a video."""
+    def _path_of(self, name: str) -> Path:
         return self._directory / f"{name}.{self._form}"
 
     def write(self, result: VideoResult, name: str) -> None:
-        path = self.path_of(name)
+        path = self._path_of(name)
         with open_output(path, overwrite=self._overwrite, keep_partial=False) as stream:
             writer = find_writer(self._form)(stream, self._choices, path)
             writer.write(result, name)
             writer.close()
+        if self._index is not None:
+            self._index.add(result, name)
+            self._is_empty = False
+
+    def close(self) -> None:
+        if self._index is not None and not self._is_empty:
+            with open_output(self._directory / self._index.file_name, overwrite=self._overwrite) as stream:
+                self._index.write(stream, self._names)
 
 
 @contextmanager
@@ -63,9 +86,7 @@ def open_outputs(
         for path, its_form in forms.items():
             kind = find_writer(its_form)
             if _is_directory(path):
-                directory = Directory(path, its_form, choices, overwrite)
-                refuse_existing([directory.path_of(name) for name in names], overwrite)
-                writers.append(directory)
+                writers.append(Directory(path, its_form, choices, names, overwrite))
                 continue
             if not kind.holds_many and len(names) > 1:
                 raise UsageError(
