@@ -19,7 +19,7 @@
   // Values ------------------------------------------------------------------------------------------------------------
   const span = data.end - data.start;
   const colour = (label) => (label < data.num_classes ? `k${label}` : "other");
-  const percent = (score) => `${Math.round(score / 10)} %`;
+  const percent = (score) => `${Math.round(score / 10)}\u00a0%`;
   const place = (time) => `${(100 * (time - data.start)) / span}%`;
   const clamp = (time) => Math.min(Math.max(time, data.start), data.end);
   function clock(time, digits = 1) {
@@ -70,7 +70,7 @@
     const [, , label, score] = stream.segments[i] || [];
     $("label").textContent = i < 0 ? "no segment" : data.labels[label];
     $("label").classList.toggle("none", i < 0);
-    $("score").textContent = i < 0 ? "" : `${percent(score)} in this segment`;
+    $("score").textContent = i < 0 ? "" : `${percent(score)} over the segment`;
     const cell = Math.max(0, lastAtMost(stream.bounds.length - 1, (k) => stream.bounds[k], now));
     for (const [k, item] of [...$("classes").children].entries()) {
       item.querySelector("i").style.width = `${stream.curves[k][cell] / 10}%`;
@@ -189,10 +189,13 @@
   function drawRows() {
     rows = stream.segments.map(([start, end, label, score]) => {
       const row = make("tr", colour(label));
-      const button = make("button", "", `${clock(start)} – ${clock(end)}`);
+      const button = make("button", "", clock(start));
       button.type = "button";
-      const name = make("td");
-      name.append(make("span", "dot"), make("span", "", data.labels[label]));
+      button.append(make("span", "end", ` – ${clock(end)}`));
+      const name = make("div", "name");
+      const text = make("span", "", data.labels[label]);
+      text.dir = "auto";
+      name.append(make("span", "dot"), text);
       const meter = make("span", "meter");
       const bar = make("i");
       bar.style.width = `${score / 10}%`;
@@ -200,8 +203,8 @@
       const both = make("div", "number");
       both.append(meter, make("span", "", percent(score)));
       for (const cell of [button, `${((end - start) / 1000).toFixed(1)} s`, name, both]) {
-        const td = cell === name ? name : make("td", "number");
-        if (cell !== name) td.append(cell);
+        const td = make("td", cell === name ? "" : "number");
+        td.append(cell);
         row.append(td);
       }
       row.addEventListener("click", () => seek(start));

@@ -61,7 +61,7 @@ class Report(Writer):
         data = {
             "offset": 0.0 if info is None else info.start_offset_seconds,
             "size": [16, 9] if info is None else [info.width, info.height],
-            "thumbnails": [[round(1000 * t), base64.b64encode(jpeg).decode()] for t, jpeg in thumbnails],
+            "thumbnails": [[_thousandths(t), base64.b64encode(jpeg).decode()] for t, jpeg in thumbnails],
             **describe_scores(result, self.choices.rule),
         }
         pieces = generate(
@@ -154,8 +154,8 @@ def describe_scores(result: VideoResult, rule: Any) -> dict[str, Any]:
     used = dict.fromkeys([*(result.labels[k] for k in classes), *(s.label for s in chain(*segments.values()))])
     number_of = {label: number for number, label in enumerate(used)}  # so the classes with a colour come first
     return {
-        "start": round(1000 * result.start_seconds),
-        "end": max(round(1000 * result.end_seconds), round(1000 * result.start_seconds) + 1),
+        "start": _thousandths(result.start_seconds),
+        "end": max(_thousandths(result.end_seconds), _thousandths(result.start_seconds) + 1),
         "labels": [printable(label) for label in used],
         "num_classes": len(classes),
         "streams": [
@@ -163,7 +163,12 @@ def describe_scores(result: VideoResult, rule: Any) -> dict[str, Any]:
                 "name": stream,
                 "num_segments": len(segments[stream]),
                 "segments": [
-                    [round(1000 * s.start_seconds), round(1000 * s.end_seconds), number_of[s.label], _thousandths(s.score)]
+                    [
+                        _thousandths(s.start_seconds),
+                        _thousandths(s.end_seconds),
+                        number_of[s.label],
+                        _thousandths(s.score),
+                    ]
                     for s in longest(segments[stream])
                 ],
                 **decimate(curves[stream], classes),
@@ -174,13 +179,16 @@ def describe_scores(result: VideoResult, rule: Any) -> dict[str, Any]:
 
 
 def choose_classes(curves: Curves, segments: list[Segment], numbers: dict[str, int]) -> list[int]:
-    """Return the classes that get a colour: those seen the longest, then those that score highest."""
+    """Return the classes that get a colour, by first appearance: the longest seen, then the highest scores."""
     seconds = np.zeros(curves.scores.shape[1])
+    seen: dict[int, None] = {}
     for segment in segments:
-        seconds[numbers[segment.label]] += segment.end_seconds - segment.start_seconds
+        seen[k := numbers[segment.label]] = None
+        seconds[k] += segment.end_seconds - segment.start_seconds
     peaks = curves.scores.max(axis=0)
     order = np.lexsort((-peaks, -seconds)).tolist()
-    return [k for k in order if seconds[k] or peaks[k] >= MIN_PEAK][:MAX_CURVES] or order[:1]
+    chosen: list[int] = [k for k in order if seconds[k] or peaks[k] >= MIN_PEAK][:MAX_CURVES] or order[:1]
+    return sorted(chosen, key=lambda k: list(seen).index(k) if k in seen else len(seen))
 
 
 def longest(segments: list[Segment]) -> list[Segment]:
@@ -200,10 +208,10 @@ def decimate(curves: Curves, classes: list[int]) -> dict[str, Any]:
     scores = sums / np.add.reduceat(weights, firsts)
     bounds = [*curves.bounds[firsts], curves.bounds[-1]]
     return {
-        "bounds": [round(1000 * seconds) for seconds in bounds],
+        "bounds": [_thousandths(seconds) for seconds in bounds],
         "curves": [[_thousandths(score) for score in curve] for curve in scores.T],
     }
 
 
-def _thousandths(score: float) -> int:
-    return round(1000 * float(score))
+def _thousandths(value: float) -> int:
+    return round(1000 * float(value))
