@@ -425,6 +425,19 @@ def test_the_overview_sorts_and_links(open_page, film, tmp_path):
     assert page.evaluate("document.querySelector('video').error") is None
 
 
+def test_embed_needs_a_report(vid3d, film):
+    result = vid3d("classify", film, "--embed")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "--embed is for a report: add --out report.html" in result.stderr
+
+
+def test_classes_of_equal_names_stay_apart(film, tmp_path):
+    make_result(film, best=(0, 1, 2), labels=("same", "same", "other")).save(tmp_path / "r.html")
+    data = Page(tmp_path / "r.html").data
+    assert sorted(data["labels"]) == ["other", "same", "same"]
+    assert data["num_classes"] == 3
+
+
 def test_a_report_can_go_to_stdout(film, capsys):
     writer = pages.Report(io.StringIO(), Choices(SegmentRule()), None)
     writer.write(make_result(film), "film")

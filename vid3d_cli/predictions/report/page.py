@@ -7,8 +7,8 @@ import mimetypes
 import os
 import secrets
 import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -28,6 +28,7 @@ from .thumbnails import Thumbnail, read_thumbnails
 
 if TYPE_CHECKING:
     from ...results import VideoResult
+    from ...segments import SegmentRule
     from ...video.reader import VideoInfo
 
 MAX_CURVES = 8
@@ -127,7 +128,8 @@ def _advise(video: str) -> str:
     return shlex.join(["ffmpeg", "-i", printable(_name_of(video)), "-pix_fmt", "yuv420p", f"{stem}-h264.mp4"])
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Any:
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the names and values of a recipe, with dots between the levels."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
@@ -144,42 +146,39 @@ def shown_streams(result: VideoResult) -> list[str]:
     return ran if len(ran) == 1 else [FUSED, *ran]
 
 
-def describe_scores(result: VideoResult, rule: Any) -> dict[str, Any]:
+def describe_scores(result: VideoResult, rule: SegmentRule) -> dict[str, Any]:
     """Return the segments and curves of a result as compact values: times in ms, scores in thousandths."""
-    streams = shown_streams(result)
-    curves = {stream: result.curves(stream, rule.smooth) for stream in streams}
-    segments = {stream: find_segments(curves[stream], result.labels, stream, rule) for stream in streams}
-    numbers = {label: number for number, label in enumerate(result.labels)}
-    classes = choose_classes(curves[streams[0]], segments[streams[0]], numbers)
-    used = dict.fromkeys([*(result.labels[k] for k in classes), *(s.label for s in chain(*segments.values()))])
-    number_of = {label: number for number, label in enumerate(used)}  # so the classes with a colour come first
+    streams: list[dict[str, Any]] = []
+    classes: list[int] = []
+    labels: list[str] = []
+    for stream in shown_streams(result):
+        curves = result.curves(stream, rule.smooth)
+        segments = find_segments(curves, result.labels, stream, rule)
+        if not streams:
+            classes = choose_classes(curves, segments, result.labels)
+            labels = [result.labels[k] for k in classes]
+        kept = longest(segments)
+        labels += sorted({segment.label for segment in kept}.difference(labels))
+        number_of = {label: number for number, label in reversed(list(enumerate(labels)))}
+        numbers = [
+            [_thousandths(s.start_seconds), _thousandths(s.end_seconds), number_of[s.label], _thousandths(s.score)]
+            for s in kept
+        ]
+        cells = decimate(curves, classes)
+        streams.append({"name": stream, "num_segments": len(segments), "segments": numbers, **cells})
+    start = _thousandths(result.start_seconds)
     return {
-        "start": _thousandths(result.start_seconds),
-        "end": max(_thousandths(result.end_seconds), _thousandths(result.start_seconds) + 1),
-        "labels": [printable(label) for label in used],
+        "start": start,
+        "end": max(_thousandths(result.end_seconds), start + 1),
+        "labels": [printable(label) for label in labels],  # those with a colour come first
         "num_classes": len(classes),
-        "streams": [
-            {
-                "name": stream,
-                "num_segments": len(segments[stream]),
-                "segments": [
-                    [
-                        _thousandths(s.start_seconds),
-                        _thousandths(s.end_seconds),
-                        number_of[s.label],
-                        _thousandths(s.score),
-                    ]
-                    for s in longest(segments[stream])
-                ],
-                **decimate(curves[stream], classes),
-            }
-            for stream in streams
-        ],
+        "streams": streams,
     }
 
 
-def choose_classes(curves: Curves, segments: list[Segment], numbers: dict[str, int]) -> list[int]:
+def choose_classes(curves: Curves, segments: list[Segment], labels: Sequence[str]) -> list[int]:
     """Return the classes that get a colour, by first appearance: the longest seen, then the highest scores."""
+    numbers = {label: k for k, label in enumerate(labels)}
     seconds = np.zeros(curves.scores.shape[1])
     seen: dict[int, None] = {}
     for segment in segments:
