@@ -109,6 +109,9 @@ def classify(
         bool,
         typer.Option("--multi-label", help="Let classes overlap; else one at a time.", rich_help_panel=SEGMENTS),
     ] = False,
+    embed: Annotated[
+        bool, typer.Option("--embed", help="Put the video itself into an .html report.", rich_help_panel=OUTPUT)
+    ] = False,
     nul_separated: NulSeparated = False,
     failures: Failures = None,
     jobs: Jobs = None,
@@ -119,13 +122,15 @@ def classify(
     Example: vid3d classify video.mp4 --topk 3 | jq .fused
     """
     from ..jobs.extraction import refuse_same_file
-    from ..predictions.formats import Choices
+    from ..predictions.formats import Choices, format_of
     from ..predictions.outputs import open_outputs
     from ..segments import SegmentRule
 
     rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
-    choices = Choices(rule, topk, per, segments, allow_playlists=options.allow_playlists)
+    choices = Choices(rule, topk, per, segments, embed, allow_playlists=options.allow_playlists)
     paths = out or [STDOUT]
+    if embed and form != "html" and "html" not in map(format_of, paths):
+        raise UsageError("--embed is for a report: add --out report.html")
     if form is not None:
         check_known(form, _FORMATS, f"--format {form}")
     has_table = STDOUT in paths and (form == TABLE or (form is None and stdout_is_terminal()))

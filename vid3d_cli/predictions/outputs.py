@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -40,18 +40,32 @@ class Outputs:
 
 
 class _FilePerVideo(Writer):
-    """Writes each video to a file of its own, which appears whole when the video is done."""
+    """Writes each video to a file of its own, which appears whole when the video is done; an overview, at the end."""
 
-    def __init__(self, path_of: Callable[[str], Path], kind: type[Writer], choices: Choices, overwrite: bool) -> None:
-        self._path_of, self._kind, self._overwrite = path_of, kind, overwrite
-        self.choices, self.path, self.holds_segments = choices, None, kind.holds_segments
+    def __init__(
+        self, path: Path, form: str, choices: Choices, names: Sequence[str], overwrite: bool, overview: Path | None
+    ) -> None:
+        self._target, self._form, self._names, self._overwrite = path, form, names, overwrite
+        self._kind = find_writer(form)
+        self.choices, self.path, self.holds_segments = choices, None, self._kind.holds_segments
+        self._overview = overview
+        self._index = None if self._kind.index is None or overview is None else self._kind.index(choices)
+        self._is_empty = True
 
     def write(self, result: VideoResult, name: str) -> None:
-        path = self._path_of(name)
+        path = _file_of(self._target, self._form, name)
         with open_output(path, overwrite=self._overwrite, keep_partial=False) as stream:
             writer = self._kind(stream, self.choices, path)
             writer.write(result, name)
             writer.close()
+        if self._index is not None:
+            self._index.add(result, name)
+            self._is_empty = False
+
+    def close(self) -> None:
+        if self._index is not None and not self._is_empty:
+            with open_output(self._overview, overwrite=self._overwrite) as stream:
+                self._index.write(stream, self._names)
 
 
 @contextmanager
@@ -84,13 +98,15 @@ def open_outputs(
     outputs = Outputs([], files)
     with ExitStack() as stack:
         for path, its_form in forms:
-            writer = _open(path, its_form, choices, overwrite, stack)
+            writer = _open(path, its_form, choices, list(videos), overwrite, stack)
             outputs.writers.append(writer)
             stack.callback(_close, writer, outputs)  # finished videos are written even after an interrupt
         yield outputs
 
 
-def _open(path: Path, form: str, choices: Choices, overwrite: bool, stack: ExitStack) -> Writer:
+def _open(
+    path: Path, form: str, choices: Choices, names: Sequence[str], overwrite: bool, stack: ExitStack
+) -> Writer:
     kind = find_writer(form)
     if path == STDOUT:
         return kind(stack.enter_context(open_output(path)), choices)
@@ -104,7 +120,7 @@ def _open(path: Path, form: str, choices: Choices, overwrite: bool, stack: ExitS
             TemporaryFile(dir=path).close()
     else:
         AtomicFile(path).discard()
-    return _FilePerVideo(lambda name: _file_of(path, form, name), kind, choices, overwrite)
+    return _FilePerVideo(path, form, choices, names, overwrite, _overview_of(path, form))
 
 
 def _close(writer: Writer, outputs: Outputs) -> None:
@@ -118,7 +134,8 @@ def _files_of(path: Path, form: str, videos: Mapping[str, str]) -> list[Path]:
     if path == STDOUT and kind.is_binary:
         raise UsageError(f"{form} cannot go to stdout: name a file, as in --out x.{form}")
     if path != STDOUT and _is_directory(path):
-        return [_file_of(path, form, name) for name in videos]
+        overview = _overview_of(path, form)
+        return [*(_file_of(path, form, name) for name in videos), *([] if overview is None else [overview])]
     if not kind.holds_many and len(videos) > 1:
         raise UsageError(
             f"{'stdout' if path == STDOUT else path}: {form} holds one video, and there are {len(videos)}: "
@@ -129,6 +146,12 @@ def _files_of(path: Path, form: str, videos: Mapping[str, str]) -> list[Path]:
 
 def _file_of(path: Path, form: str, name: str) -> Path:
     return path / f"{name}.{form}" if _is_directory(path) else path
+
+
+def _overview_of(path: Path, form: str) -> Path | None:
+    """Return the file that shows all videos of a directory, if the format has one."""
+    index = find_writer(form).index
+    return path / index.file_name if index is not None and _is_directory(path) else None
 
 
 def _refuse_same_files(files: Sequence[Path], videos: Mapping[str, str]) -> None:
