@@ -323,6 +323,7 @@ def test_the_command_and_its_recipe(vid3d, camera_motions, tmp_path):
     assert json.loads(str(stored["recipe"]))["dense"] == "stretches of 352 frames, margin 48"
 
 
+@pytest.mark.exhaustive
 def test_a_fresh_process_reads_while_it_loads_torch(camera_motions, tmp_path):
     arguments = ["--model", MODEL, "--streams", "rgb", "--end", "2", "--out", "f.npy", "--runtime", "torch"]
     command = [sys.executable, "-m", "vid3d_cli", "extract", camera_motions, "--dense", "--stride", "8", *arguments]

@@ -29,14 +29,7 @@ from vid3d_cli.models.clip_model import create_model
 from vid3d_cli.models.registry import BACKBONES
 
 CASES = [name for name in case_names() if SeededCase(name).facts["backbone"] in BACKBONES]
-QUICK_CASES = {
-    "i3d_rgb_piergiaj_23f",
-    "mc3_18_torchvision_16f",
-    "r3d18_torchvision_16f",
-    "s3d_kylemin_64f",
-    "s3dg_howto100m_32f",
-    "slowfast_r50_pytorchvideo_32f",
-}
+QUICK_CASES = {"i3d_rgb_piergiaj_23f", "r3d18_torchvision_16f"}
 
 
 @pytest.mark.parametrize(
@@ -256,8 +249,8 @@ FAMILIES = [  # what refuses a checkpoint says which network it is of
     ("s3d", "rgb", "i3d", "rgb"),
     ("i3d", "flow", "i3d", "rgb"),
     ("r3d_18", "rgb", "r2plus1d_18", "rgb"),
-    ("p3d63", "rgb", "p3d199", "flow"),
-    ("slowfast_r50", "rgb", "two_stream", "rgb"),
+    pytest.param("p3d63", "rgb", "p3d199", "flow", marks=pytest.mark.exhaustive),
+    pytest.param("slowfast_r50", "rgb", "two_stream", "rgb", marks=pytest.mark.exhaustive),
 ]
 
 
@@ -419,7 +412,18 @@ SMALL_CLIPS = {
     "fstcn": ((30, 204, 204), "tcl3"),
     "two_stream": ((10, 224, 224), ""),
 }
-LARGE = ("p3d131", "p3d199", "r2plus1d_34", "c3d", "fstcn")
+LARGE = (
+    "p3d131",
+    "p3d199",
+    "r2plus1d_34",
+    "c3d",
+    "fstcn",
+    "i3d",
+    "two_stream",
+    "slowfast_r50",
+    "r2plus1d_18",
+    "mc3_18",
+)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +444,9 @@ def test_clips_do_not_mix_and_their_layout_in_memory_does_not_matter(name):
         assert (expected[0] - expected[1]).abs().max() > 1e-3 * largest
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] if name in LARGE else []) for name in BACKBONES]
+)
 def test_training_reaches_every_parameter(name):
     with torch.device("meta"):
         net = BACKBONES[name].build("rgb", 5).train()

@@ -44,14 +44,14 @@ class Overview(Index):
     file_name = "index.html"
 
     def __init__(self, choices: Choices) -> None:
-        self._choices = choices
+        super().__init__(choices)
         self._rows: list[_Row] = []
         self._numbers: dict[str, int] = {}
 
     def add(self, result: VideoResult, name: str) -> None:
         start, end = result.start_seconds, result.end_seconds
         cells = array("H", bytes(2 * NUM_CELLS))
-        for segment in sorted(result.segments_by(self._choices.rule, [FUSED]), key=lambda segment: segment.score):
+        for segment in sorted(result.segments_by(self.choices.rule, [FUSED]), key=lambda segment: segment.score):
             first, last = (
                 round(NUM_CELLS * (seconds - start) / max(end - start, 1e-9) - 0.001)
                 for seconds in (segment.start_seconds, segment.end_seconds)
