@@ -3,9 +3,10 @@
     python tools/check_segments.py                                       # 20 films of a fresh seed
     python tools/check_segments.py --seed 7 --films 5 --stride 8 --smooth 1 3
 
-A film shows each motion once, over a scene of its own. For each length of the motions, stride and rule, this prints how
-many of the nine boundaries of a film are found within one stride of the truth, between segments of the right labels; how
-many films have all boundaries, and the true labels in their order; and how much of the time is labelled right.
+A film shows each motion once, over a scene of its own. For each length of the motions, stride and rule, this prints
+how many of the nine boundaries of a film are found within one stride of the truth, between segments of the right
+labels; how many films have all boundaries, and the true labels in their order; and how much of the time is labelled
+right.
 """
 
 from __future__ import annotations

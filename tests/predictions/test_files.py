@@ -245,9 +245,10 @@ def test_a_boris_project_has_an_observation_per_video(tmp_path):
     silent = write_video(tmp_path / "b" / "é.avi", num_frames=50, fps=25)
     results = [make_result(video=str(path)) for path in (heard, silent)]
     choices = Choices(SegmentRule())
-    with open_outputs([tmp_path / "x.boris"], None, choices, ["heard", "b/é"]) as (writer,):
-        writer.write(results[0], "heard")
-        writer.write(results[1], "b/é")
+    videos = {"heard": str(heard), "b/é": str(silent)}
+    with open_outputs([tmp_path / "x.boris"], None, choices, videos) as outputs:
+        outputs.write(results[0], "heard")
+        outputs.write(results[1], "b/é")
     project = json.loads((tmp_path / "x.boris").read_text(encoding="ascii"))
     assert project["project_format_version"] == "7.0"
     behaviors = project["behaviors_conf"]
@@ -338,10 +339,14 @@ def test_fiftyone_labels_are_the_fused_segments():
 @pytest.mark.parametrize("num_videos", [0, 1, 2])
 def test_an_interrupted_run_leaves_a_whole_object(form, num_videos, tmp_path):
     path = tmp_path / f"a.{form}"
-    with pytest.raises(KeyboardInterrupt), open_outputs([path], None, Choices(SegmentRule()), ["a", "b"]) as (writer,):
+    videos = {"a": "a.mp4", "b": "b.mp4"}
+    with pytest.raises(KeyboardInterrupt), open_outputs([path], None, Choices(SegmentRule()), videos) as outputs:
         for name in ["a", "b"][:num_videos]:
-            writer.write(make_result(), name)
+            outputs.write(make_result(), name)
         raise KeyboardInterrupt
+    if not num_videos:
+        assert not path.exists()
+        return
     assert list(json.loads(path.read_bytes())[find_writer(form).member]) == ["a", "b"][:num_videos]
 
 

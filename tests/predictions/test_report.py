@@ -187,9 +187,10 @@ def test_a_page_of_ten_hours_is_below_a_megabyte(film, tmp_path, monkeypatch):
 
 def write_reports(folder, results, names=None, **choices):
     names = names or [Path(result.video).stem for result in results]
-    with open_outputs([folder], "html", Choices(SegmentRule(), **choices), names) as writers:
+    videos = dict.fromkeys(names, "x.mp4")
+    with open_outputs([folder], "html", Choices(SegmentRule(), **choices), videos) as outputs:
         for result, name in zip(results, names, strict=False):
-            writers[0].write(result, name)
+            outputs.write(result, name)
 
 
 def test_an_overview_lists_and_links_all_reports(film, tmp_path):
@@ -204,16 +205,20 @@ def test_an_overview_lists_and_links_all_reports(film, tmp_path):
 
 
 def test_an_overview_is_written_after_an_interrupt(film, tmp_path):
-    with pytest.raises(KeyboardInterrupt), open_outputs([tmp_path / "o"], "html", Choices(SegmentRule()), "ab") as (w,):
-        w.write(make_result(film), "a")
+    videos = {"a": "a.mp4", "b": "b.mp4"}
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_outputs([tmp_path / "o"], "html", Choices(SegmentRule()), videos) as outputs,
+    ):
+        outputs.write(make_result(film), "a")
         raise KeyboardInterrupt
     assert Page(tmp_path / "o" / "index.html").links == ["a.html"]
 
 
 def test_a_video_named_like_the_overview_is_refused(tmp_path):
     with (
-        pytest.raises(errors.UsageError, match="rename"),
-        open_outputs([tmp_path / "o"], "html", Choices(SegmentRule()), ["index"]),
+        pytest.raises(errors.UsageError, match="twice"),
+        open_outputs([tmp_path / "o"], "html", Choices(SegmentRule()), {"index": "index.mp4"}),
     ):
         pass
 

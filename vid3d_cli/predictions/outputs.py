@@ -104,9 +104,7 @@ def open_outputs(
         yield outputs
 
 
-def _open(
-    path: Path, form: str, choices: Choices, names: Sequence[str], overwrite: bool, stack: ExitStack
-) -> Writer:
+def _open(path: Path, form: str, choices: Choices, names: Sequence[str], overwrite: bool, stack: ExitStack) -> Writer:
     kind = find_writer(form)
     if path == STDOUT:
         return kind(stack.enter_context(open_output(path)), choices)

@@ -21,7 +21,7 @@ from ...records import FUSED, STREAMS, rank
 from ...segments import Curves, Segment, find_segments
 from ...text import printable
 from ...video.sources import is_url
-from ..formats import Choices, Writer
+from ..formats import Writer
 from .overview import Overview
 from .pages import generate, to_inert_json
 from .thumbnails import Thumbnail, read_thumbnails
