@@ -100,8 +100,7 @@ def _open(path: Path, form: str, choices: Choices, overwrite: bool, stack: ExitS
     # A path that cannot be written fails now, not when the first video is done.
     if _is_directory(path):
         with output_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=path).close()
+            TemporaryFile(dir=next(place for place in (path, *path.absolute().parents) if place.exists())).close()
     else:
         AtomicFile(path).discard()
     return _FilePerVideo(lambda name: _file_of(path, form, name), kind, choices, overwrite)
@@ -153,7 +152,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _is_directory(path: Path) -> bool:
-    return path != STDOUT and (path.is_dir() or not path.suffix)
+    return path != STDOUT and (path.is_dir() or not (path.suffix or path.exists()))
 
 
 def _takes_form(path: Path) -> bool:
