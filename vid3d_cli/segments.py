@@ -7,9 +7,9 @@
     a class's curve            .9     .7  .2         its mean over the clips that cover a cell, by their seconds in it
     segments                   [----------]          runs of cells where the class is best, and reaches the threshold
 
-Source: temporal actionness grouping (TAG), in "Temporal Action Detection with Structured Segment Networks" (Zhao et
-al., ICCV 2017), joins the parts of a curve above a threshold into segments. Its curve says how likely any action is,
-and many thresholds give many proposals; here each class has a curve, and there is one threshold.
+Source: temporal actionness grouping (TAG) joins the parts of a curve above a threshold into segments (Zhao et al.,
+"Temporal Action Detection with Structured Segment Networks", ICCV 2017). Its curve says how likely any action is, and
+many thresholds give many proposals; here each class has a curve, and there is one threshold.
 """
 
 from __future__ import annotations

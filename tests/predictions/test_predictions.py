@@ -298,12 +298,19 @@ def test_outputs_without_a_video_do_not_appear(tmp_path, one_video):
         (["a.jsonl"], "csv", "--format csv: the suffix of {}/a.jsonl names the format; leave one of them out"),
         (["a.xyz"], None, "{}/a.xyz: the suffix names no format; choose one of .jsonl, .csv"),
         (["out"], None, "{}/out is a directory: add --format, as in --format vtt"),
+        (["a.csv"], None, "{}/a.csv is one of the videos: choose another name for --out"),
+        (["b.mp4/x.jsonl"], None, "{}/b.mp4/x.jsonl: cannot be written: "),
+        (["b.mp4/x"], "csv", "{}/b.mp4/x: cannot be written: Not a directory"),
     ],
 )
 def test_outputs_that_cannot_be(tmp_path, monkeypatch, one_video, paths, form, message):
     monkeypatch.chdir(tmp_path)
     paths = [tmp_path / path for path in paths]
-    with pytest.raises(UsageError) as raised, open_them(*paths, form=form, names=["a", "b"]):
-        pass
+    for video in ("a.csv", "b.mp4"):
+        (tmp_path / video).write_text(video)
+    videos = {"a": "a.csv", "b": str(tmp_path / "b.mp4")}
+    opened = open_outputs(paths, form, Choices(SegmentRule()), videos, overwrite=True)
+    with pytest.raises((UsageError, OutputError)) as raised, opened:
+        pytest.fail("the networks would run")
     assert message.format(tmp_path) in str(raised.value)
-    assert not list(tmp_path.iterdir())
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.csv": "a.csv", "b.mp4": "b.mp4"}

@@ -90,6 +90,8 @@ def classify(
     threshold: Annotated[
         float | None,
         typer.Option(
+            min=0,
+            max=1,
             metavar="SCORE",
             help="Least score of a segment, 0 to 1.",
             show_default="0, or 0.2 with --multi-label",

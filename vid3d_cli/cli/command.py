@@ -138,6 +138,7 @@ _WANTED = {
     r"valid int": "give a whole number",
     r"valid (number|float)": "give a number",
     r"(?:greater than or equal to |x>=)(\d+(?:\.\d+)?)": "give {} or more",
+    r"(?:less than or equal to |x<=)(\d+(?:\.\d+)?)": "give {} or less",
 }
 """What to say when the parser's message about a value matches."""
 

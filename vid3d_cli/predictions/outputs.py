@@ -114,8 +114,7 @@ def _open(path: Path, form: str, choices: Choices, names: Sequence[str], overwri
     # A path that cannot be written fails now, not when the first video is done.
     if _is_directory(path):
         with output_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=path).close()
+            TemporaryFile(dir=next(place for place in (path, *path.absolute().parents) if place.exists())).close()
     else:
         AtomicFile(path).discard()
     return _FilePerVideo(path, form, choices, names, overwrite, _overview_of(path, form))
@@ -174,7 +173,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _is_directory(path: Path) -> bool:
-    return path != STDOUT and (path.is_dir() or not path.suffix)
+    return path != STDOUT and (path.is_dir() or not (path.suffix or path.exists()))
 
 
 def _takes_form(path: Path) -> bool:
