@@ -95,8 +95,8 @@ class Boris(JsonObject):
         """Return where BORIS finds a video: relative if it lies below the project, else absolute."""
         if is_url(video):
             return without_password(video)
-        absolute = os.path.abspath(video)  # noqa: PTH100  (links stay)
-        return absolute if self.path is None else absolute.removeprefix(os.path.join(self.path.absolute().parent, ""))  # noqa: PTH118
+        folder = "" if self.path is None else os.path.join(self.path.absolute().parent, "")  # noqa: PTH118
+        return os.path.abspath(video).removeprefix(folder)  # noqa: PTH100  (links stay)
 
 
 def _behavior(number: int, label: str) -> dict[str, Any]:

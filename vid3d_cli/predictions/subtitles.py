@@ -31,7 +31,8 @@ class _Subtitles(Writer):
         self.stream.write(self.head or ("" if segments else "\n"))  # a file without cues exists, too
         for number, segment in enumerate(segments, start=1):
             start, end = (_clock(ms) for ms in span_ms(segment))
-            self.write_cue(number, start, end, f"{printable(segment.label)} ({100 * segment.score:.0f} %)")
+            label = printable(segment.label).replace("\\", f"\\{WORD_JOINER}")  # mpv breaks the line at \N
+            self.write_cue(number, start, end, f"{label} ({100 * segment.score:.0f} %)")
 
     def write_cue(self, number: int, start: str, end: str, text: str) -> None:
         raise NotImplementedError
@@ -51,8 +52,8 @@ class Srt(_Subtitles):
     """SubRip, for players."""
 
     def write_cue(self, number: int, start: str, end: str, text: str) -> None:
-        # Players obey HTML (<i>), ASS ({\an8}, \N) and "-->", and there is no escape.
-        text = re.sub(r"[<{\\]|--(?=>)", rf"\g<0>{WORD_JOINER}", text)
+        # Players obey HTML (<i>, &lt;), ASS ({\an8}) and "-->", and there is no escape. They hide all in braces.
+        text = re.sub("[<&]|--(?=>)", rf"\g<0>{WORD_JOINER}", text.replace("{", "(").replace("}", ")"))
         self.stream.write(f"{number}\n{start.replace('.', ',')} --> {end.replace('.', ',')}\n{text}\n\n")
 
 
