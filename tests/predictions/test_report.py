@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import time
@@ -158,6 +159,13 @@ def test_a_video_that_is_gone_fails(tmp_path):
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_pipe_is_not_read_again(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    make_result(tmp_path / "pipe").save(tmp_path / "r.html")
+    assert Page(tmp_path / "r.html").data["thumbnails"] == []
+    assert "The video is not a file that can be read again" in (tmp_path / "r.html").read_text()
+
+
 @pytest.mark.parametrize(("rotation", "seek_from"), [(0, 600.0), (90, 0.0)])
 def test_thumbnails_show_the_frames_of_their_times(tmp_path, monkeypatch, rotation, seek_from):
     monkeypatch.setattr("vid3d_cli.predictions.report.thumbnails.SEEK_FROM_SECONDS", seek_from)
@@ -284,6 +292,7 @@ def video_seconds(page):
 
 def wait_for_player(page):
     wait_until(page, "document.querySelector('video').readyState >= 2")
+    page.wait_for_timeout(50)  # for its event
 
 
 @pytest.mark.exhaustive
@@ -309,6 +318,33 @@ def test_clicks_seek_and_the_label_follows(open_page, report):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("suffix", ["webm", "mkv"])
+@pytest.mark.parametrize("first", [0.0, 0.6])
+def test_the_frame_of_a_segment_is_shown(open_page, tmp_path, first, suffix):
+    """Also where the first frame is late: the player counts from the start of the file, vid3d from the first frame."""
+    times = [first + i / 25 for i in range(50)]
+    sound = {"with_audio": True} if suffix == "mkv" else {}
+    film = write_video(tmp_path / f"f.{suffix}", times_seconds=times, width=320, height=240, codec="libvpx", **sound)
+    make_result(film).save(tmp_path / "r.html", embed=True)  # a script may read the pixels of an embedded video
+    page = open_page(tmp_path / "r.html")
+    wait_for_player(page)
+    for row in (2, 1, 3):
+        page.locator("#rows tr").nth(row).click()
+        assert video_seconds(page) == pytest.approx(0.5 * row + first, abs=0.1)
+        pixels = page.evaluate(
+            """() => {
+                const canvas = document.createElement("canvas");
+                [canvas.width, canvas.height] = [320, 240];
+                const context = canvas.getContext("2d");
+                context.drawImage(document.querySelector("video"), 0, 0);
+                return Array.from(context.getImageData(0, 0, 320, 240).data);
+            }"""
+        )
+        shown = read_index(np.reshape(np.array(pixels, np.uint8), (240, 320, 4))[..., :3])
+        assert shown == pytest.approx(12.5 * row, abs=1)
+
+
+@pytest.mark.exhaustive
 def test_the_label_follows_playback(open_page, report):
     page = open_page(report)
     wait_for_player(page)
@@ -328,8 +364,8 @@ def test_the_label_follows_playback(open_page, report):
     for label, seconds in page.evaluate("window.seen"):
         seen.setdefault(label, seconds)
     assert list(seen) == ["walking", "running", "<b>jumping</b>"]
-    assert seen["running"] == pytest.approx(0.5, abs=0.1)
-    assert seen["<b>jumping</b>"] == pytest.approx(1.0, abs=0.1)
+    assert seen["running"] == pytest.approx(0.5, abs=0.3)  # a busy machine draws few frames
+    assert seen["<b>jumping</b>"] == pytest.approx(1.0, abs=0.3)
 
 
 @pytest.mark.exhaustive

@@ -11,6 +11,8 @@
   };
   const video = $("video");
   let hasPlayer = video !== null;
+  let isReady = false; // the player takes seeks
+  let offset = 0; // seconds of the player at the first frame
   let now = data.start; // ms
   let stream = data.streams[0];
   let current = null; // the row of the table for now
@@ -60,7 +62,7 @@
   // Time --------------------------------------------------------------------------------------------------------------
   function seek(time) {
     now = clamp(time);
-    if (hasPlayer) video.currentTime = now / 1000 + data.offset;
+    if (isReady) video.currentTime = now / 1000 + offset;
     update();
   }
   function update() {
@@ -98,13 +100,13 @@
       box.scrollTop = row.offsetTop + row.offsetHeight - box.clientHeight;
   }
   function follow() {
-    if (!hasPlayer) return;
-    now = clamp((video.currentTime - data.offset) * 1000 + 1); // 1: browsers round down
+    if (!isReady) return;
+    now = clamp((video.currentTime - offset) * 1000 + 1); // 1: browsers round down
     update();
     if (!video.paused) requestAnimationFrame(follow);
   }
   function losePlayer() {
-    hasPlayer = false;
+    hasPlayer = isReady = false;
     video.hidden = true;
     $("viewer").hidden = false;
     update();
@@ -114,13 +116,18 @@
     video.addEventListener("error", losePlayer);
     video.addEventListener("loadedmetadata", () => {
       if (!video.videoWidth) losePlayer(); // it would play the sound only
-      else if (data.start > 0 || data.offset > 0) seek(now);
+    });
+    // Where sound comes first, players count from there. Chromium also keeps the times of a file that begins later.
+    video.addEventListener("loadeddata", () => {
+      offset = Math.max(data.offset, video.currentTime);
+      isReady = hasPlayer;
+      if (now > 0 || offset > 0) seek(now);
     });
     if (video.error) losePlayer();
     $("file").addEventListener("change", (event) => {
       const [file] = event.target.files;
       if (!file) return;
-      hasPlayer = true;
+      [hasPlayer, isReady] = [true, false];
       video.hidden = false;
       $("viewer").hidden = true;
       video.src = URL.createObjectURL(file);
