@@ -156,7 +156,7 @@ def _choose_font(label: str, em: int) -> tuple[str, _Font]:
     is_leftwards = any(unicodedata.bidirectional(c) in ("R", "AL") for c in text)
     if features.check("raqm") or not is_leftwards:  # else letters would come in the wrong order
         for name in _FONTS:
-            font = _load_font(name, em) if name else _own_font(em)
+            font = _find_font(name, em) if name else _own_font(em)
             if font is not None and all(_has_glyph(font, c) for c in set(text)):
                 return text, font
     font = _own_font(em)
@@ -168,10 +168,16 @@ def _own_font(em: int) -> _Font:
     return ImageFont.load_default(em)
 
 
+def _find_font(name: str, em: int) -> _Font | None:
+    font = _load_font(name)
+    return font and font.font_variant(size=em)
+
+
 @lru_cache(64)
-def _load_font(name: str, em: int) -> _Font | None:
+def _load_font(name: str) -> ImageFont.FreeTypeFont | None:
+    """Search the system for a font, which takes a while if it is not there."""
     try:
-        return ImageFont.truetype(name, em)
+        return ImageFont.truetype(name)
     except OSError:
         return None
 

@@ -134,7 +134,8 @@ class _Track:
         packet.pts = packet.dts = round(self._last / self._base)
         if self._decoder is None:
             packet.stream = self._stream
-            self._target.mux(packet)
+            with contextlib.suppress(av.error.InvalidDataError):  # damage
+                self._target.mux(packet)
         else:
             self._encode(packet)
 
@@ -152,7 +153,9 @@ class _Track:
 
 
 def _is_copied(stream: av.AudioStream) -> bool:
-    return stream.codec_context.codec.canonical_name in COPIED
+    context = stream.codec_context
+    name = context.codec.canonical_name
+    return name in COPIED and not (name == "mp3" and context.sample_rate < 16000)  # which FFmpeg refuses in MP4
 
 
 def _usable(source: av.container.InputContainer) -> list[av.AudioStream]:
@@ -191,7 +194,7 @@ def encode(video: str, path: str, allow_playlists: str = "") -> None:
     """Write the audio tracks of a video to an MP4 file, at their times in the video; runs in its own process."""
     with (
         open_container(video, allow_playlists=bool(allow_playlists)) as source,
-        av.open(f"file:{path}", "w", "mp4") as target,
+        av.open(f"file:{path}", "w", "mp4", options={"movie_timescale": "48000"}) as target,
     ):
         streams = _usable(source)
         tracks = {stream.index: _Track(stream, target, Fraction(0)) for stream in streams}
