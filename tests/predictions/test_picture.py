@@ -148,11 +148,10 @@ def test_overlapping_classes_have_lanes_of_their_own(tmp_path):
     assert heights[1] - heights[0] == pytest.approx(3 * 2 * 0.2, abs=0.02)  # two lanes more in each of three rows
 
 
-def test_without_matplotlib_nothing_runs():
-    code = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from vid3d_cli.predictions.formats import find_writer\n"
-        "find_writer('png')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert 'needs matplotlib: pip install "vid3d[plots]"' in done.stderr.splitlines()[-1]
+def test_without_matplotlib_nothing_runs(tmp_path):
+    code = "import sys; sys.modules['matplotlib'] = None\nfrom vid3d_cli.cli import main\nmain()"
+    (tmp_path / "a.mp4").write_bytes(b"never read")
+    arguments = ["classify", "a.mp4", "--model", "s3d_mini", "-o", "x.png"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    message = 'vid3d: error: a timeline as a picture needs matplotlib: pip install "vid3d[plots]"\n'
+    assert (done.returncode, done.stderr) == (2, message)
