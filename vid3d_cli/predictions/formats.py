@@ -56,6 +56,8 @@ class Writer(ABC):
     """Whether a file may hold several videos."""
     is_binary: ClassVar[bool] = False
     """Whether it must not go to a terminal or a pipe."""
+    holds_segments: bool = True
+    """Whether it shows segments, so that `Choices.rule` has an effect."""
 
     def __init__(self, stream: TextIO, choices: Choices, path: Path | None = None) -> None:
         self.stream, self.choices, self.path = stream, choices, path
