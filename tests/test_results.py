@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import json
 import re
 import sys
 from dataclasses import replace
@@ -135,9 +136,29 @@ def test_a_file_that_cannot_be_written(tmp_path):
 
 
 def test_saved_segments_follow_the_rule(tmp_path):
-    RESULT.save(tmp_path / "a.csv", segments=True, min_seconds=3)
-    lines = (tmp_path / "a.csv").read_text().splitlines()
-    assert [line.split(",")[1:5] for line in lines if ",fused," in line] == [["0.0", "4.0", "fused", "jump"]]
+    RESULT.save(tmp_path / "a.jsonl", segments=True, min_seconds=3)
+    segments = RESULT.segments(min_seconds=3)
+    assert len(segments) < len(RESULT.segments())
+    saved = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+    assert [(s["stream"], s["label"], s["start_seconds"], s["end_seconds"]) for s in saved] == [
+        (s.stream, s.label, s.start_seconds, s.end_seconds) for s in segments
+    ]
+
+
+def test_a_file_without_segments_is_empty_and_replaces_an_old_one(tmp_path):
+    (tmp_path / "a.jsonl").write_text("old")
+    RESULT.save(tmp_path / "a.jsonl", segments=True, threshold=1, overwrite=True)
+    assert (tmp_path / "a.jsonl").read_text() == ""
+
+
+def test_a_video_is_not_replaced_by_its_predictions(tmp_path):
+    video = tmp_path / "a.csv"
+    video.write_bytes(b"frames")
+    (tmp_path / "link.csv").symlink_to(video)
+    for name in ("a.csv", "link.csv"):
+        with pytest.raises(vid3d.UsageError, match=rf"{name} is the video itself: choose another name"):
+            replace(RESULT, video=str(video)).save(tmp_path / name, overwrite=True)
+    assert video.read_bytes() == b"frames"
 
 
 # Notebooks -----------------------------------------------------------------------------------------------------------

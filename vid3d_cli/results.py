@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -235,7 +236,10 @@ class VideoResult(HoldsArrays):
         choices = Choices(SegmentRule(smooth, threshold, min_seconds, multi_label), k, per, segments, embed)
         if not overwrite and os.path.lexists(path):
             raise OutputExists(f"{path}: already exists; choose another name, or give overwrite=True")
-        with open_output(path, overwrite=overwrite, keep_partial=False) as stream:
+        with suppress(OSError, ValueError):  # there is no file of one of the names
+            if path.samefile(self.video):
+                raise UsageError(f"{path} is the video itself: choose another name")
+        with open_output(path, overwrite=overwrite, keep_partial=False, keep_empty=True) as stream:
             writer = find_writer(form)(stream, choices, path)
             writer.write(self, str(source_of(self.video).output_stem))
             writer.close()
