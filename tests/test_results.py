@@ -118,6 +118,8 @@ def test_every_format_is_saved(video, tmp_path, form):
         ("a.csv", {"per": "clips"}, r"^per='clips': did you mean 'clip'\? Choose one of clip, video$"),
         ("a.csv", {"k": -1}, "^k=-1: give 0 or more$"),
         ("a.csv", {"threshold": 2}, "^threshold=2: give a score from 0 to 1$"),
+        ("a.csv", {"min_seconds": 1}, "min_seconds and multi_label are for segments: give segments=True$"),
+        ("a.csv", {"embed": True}, r"^embed=True is for a report: give a file with the suffix \.html$"),
         ("a.csv", {"form": "vtt"}, "save: got an unexpected keyword argument 'form'"),
     ],
 )
@@ -230,3 +232,5 @@ def test_a_video_of_any_length_has_a_picture(seconds):
 def test_an_embedding_has_no_timeline():
     result = replace(RESULT, labels=(), video="<i>.mp4")
     assert result._repr_html_() == "<pre>VideoResult(&lt;i&gt;.mp4, 4 clips)</pre>"
+    with pytest.raises(vid3d.UsageError, match="i3d gives an embedding and has no classes to save"):
+        result.save("x.csv")
