@@ -221,7 +221,7 @@ class VideoResult(HoldsArrays):
             embed: whether .html holds the video itself.
 
         Raises:
-            UsageError: an unknown suffix, an argument that is out of range or has no effect, or a result without classes.
+            UsageError: an unknown suffix, no classes, or an argument that is out of range or has no effect.
             OutputExists: the file exists.
             OutputError: it cannot be written.
             VideoError: the format shows frames, and the video cannot be read.
