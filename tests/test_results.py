@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import json
 import re
 import sys
 from dataclasses import replace
@@ -117,6 +118,8 @@ def test_every_format_is_saved(video, tmp_path, form):
         ("a.csv", {"per": "clips"}, r"^per='clips': did you mean 'clip'\? Choose one of clip, video$"),
         ("a.csv", {"k": -1}, "^k=-1: give 0 or more$"),
         ("a.csv", {"threshold": 2}, "^threshold=2: give a score from 0 to 1$"),
+        ("a.csv", {"min_seconds": 1}, "min_seconds and multi_label are for segments: give segments=True$"),
+        ("a.csv", {"embed": True}, r"^embed=True is for a report: give a file with the suffix \.html$"),
         ("a.csv", {"form": "vtt"}, "save: got an unexpected keyword argument 'form'"),
     ],
 )
@@ -135,9 +138,29 @@ def test_a_file_that_cannot_be_written(tmp_path):
 
 
 def test_saved_segments_follow_the_rule(tmp_path):
-    RESULT.save(tmp_path / "a.csv", segments=True, min_seconds=3)
-    lines = (tmp_path / "a.csv").read_text().splitlines()
-    assert [line.split(",")[1:5] for line in lines if ",fused," in line] == [["0.0", "4.0", "fused", "jump"]]
+    RESULT.save(tmp_path / "a.jsonl", segments=True, min_seconds=3)
+    segments = RESULT.segments(min_seconds=3)
+    assert len(segments) < len(RESULT.segments())
+    saved = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+    assert [(s["stream"], s["label"], s["start_seconds"], s["end_seconds"]) for s in saved] == [
+        (s.stream, s.label, s.start_seconds, s.end_seconds) for s in segments
+    ]
+
+
+def test_a_file_without_segments_is_empty_and_replaces_an_old_one(tmp_path):
+    (tmp_path / "a.jsonl").write_text("old")
+    RESULT.save(tmp_path / "a.jsonl", segments=True, threshold=1, overwrite=True)
+    assert (tmp_path / "a.jsonl").read_text() == ""
+
+
+def test_a_video_is_not_replaced_by_its_predictions(tmp_path):
+    video = tmp_path / "a.csv"
+    video.write_bytes(b"frames")
+    (tmp_path / "link.csv").symlink_to(video)
+    for name in ("a.csv", "link.csv"):
+        with pytest.raises(vid3d.UsageError, match=rf"{name} is the video itself: choose another name"):
+            replace(RESULT, video=str(video)).save(tmp_path / name, overwrite=True)
+    assert video.read_bytes() == b"frames"
 
 
 # Notebooks -----------------------------------------------------------------------------------------------------------
@@ -190,7 +213,7 @@ def test_names_are_only_text(video):
 
 
 def test_a_long_video_has_a_small_picture():
-    num_clips = 20 * MAX_SEGMENTS
+    num_clips = 5 * MAX_SEGMENTS
     result = make_result([i % 3 for i in range(num_clips)], seconds=36_000 / num_clips, labels=["a" * 30, "b", "c"])
     html = result._repr_html_()
     assert len(html.encode()) < 200_000
@@ -209,3 +232,5 @@ def test_a_video_of_any_length_has_a_picture(seconds):
 def test_an_embedding_has_no_timeline():
     result = replace(RESULT, labels=(), video="<i>.mp4")
     assert result._repr_html_() == "<pre>VideoResult(&lt;i&gt;.mp4, 4 clips)</pre>"
+    with pytest.raises(vid3d.UsageError, match="i3d gives an embedding and has no classes to save"):
+        result.save("x.csv")

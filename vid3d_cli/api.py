@@ -38,7 +38,7 @@ _JOB_HINTS = {
 
 
 class Model:
-    """A model whose networks stay loaded: `load` returns one.
+    """A model whose networks stay loaded: `load` returns one. `plan` holds its options, checked and complete.
 
         model = vid3d_cli.load("i3d")                # Model(i3d.kinetics400, rgb + flow, torch on cpu, fp32)
         model.classify("a.mp4").top(5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -220,7 +221,7 @@ class VideoResult(HoldsArrays):
             embed: whether .html holds the video itself.
 
         Raises:
-            UsageError: an unknown suffix, or an argument that is out of range.
+            UsageError: an unknown suffix, no classes, or an argument that is out of range or has no effect.
             OutputExists: the file exists.
             OutputError: it cannot be written.
             VideoError: the format shows frames, and the video cannot be read.
@@ -232,11 +233,22 @@ class VideoResult(HoldsArrays):
             )
         _check_k(k)
         check_known(per, ("clip", "video"), f"per={per!r}")
-        choices = Choices(SegmentRule(smooth, threshold, min_seconds, multi_label), k, per, segments, embed)
+        rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
+        choices = Choices(rule, k, per, segments, embed)
+        kind = find_writer(form)
+        if not self.labels:
+            raise UsageError(f"{self.recipe.model} gives an embedding and has no classes to save: use features()")
+        if rule != SegmentRule() and not segments and not kind.holds_segments:
+            raise UsageError("smooth, threshold, min_seconds and multi_label are for segments: give segments=True")
+        if embed and form != "html":
+            raise UsageError("embed=True is for a report: give a file with the suffix .html")
         if not overwrite and os.path.lexists(path):
             raise OutputExists(f"{path}: already exists; choose another name, or give overwrite=True")
-        with open_output(path, overwrite=overwrite, keep_partial=False) as stream:
-            writer = find_writer(form)(stream, choices, path)
+        with suppress(OSError, ValueError):  # there is no file of one of the names
+            if path.samefile(self.video):
+                raise UsageError(f"{path} is the video itself: choose another name")
+        with open_output(path, overwrite=overwrite, keep_partial=False, keep_empty=True) as stream:
+            writer = kind(stream, choices, path)
             writer.write(self, str(source_of(self.video).output_stem))
             writer.close()
 

@@ -54,7 +54,7 @@ class _FilePerVideo(Writer):
 
     def write(self, result: VideoResult, name: str) -> None:
         path = _file_of(self._target, self._form, name)
-        with open_output(path, overwrite=self._overwrite, keep_partial=False) as stream:
+        with open_output(path, overwrite=self._overwrite, keep_partial=False, keep_empty=True) as stream:
             writer = self._kind(stream, self.choices, path)
             writer.write(result, name)
             writer.close()
