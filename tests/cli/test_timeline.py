@@ -193,6 +193,16 @@ def test_no_color_is_respected(monkeypatch):
     assert "\x1b[36m" not in plain.getvalue()
 
 
+def test_a_terminal_without_unicode_gets_what_it_can_show():
+    """Before: a UnicodeEncodeError, reported as a bug."""
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
+    make_table(stream).write(make_result("1"), "a")
+    make_table(stream, PredictionTables).write(make_result("1"), "a")
+    assert isinstance(stream.buffer, io.BytesIO)
+    lines = stream.buffer.getvalue().decode("ascii").splitlines()
+    assert lines[1].split() == ["0:00.0", "?", "0:01.0", "??", "dancing", "75.0%", "#" * 15]
+
+
 def test_the_table_of_details_grows_by_rows_of_the_same_columns():
     stream = io.StringIO()
     table = make_table(stream, PredictionTables)

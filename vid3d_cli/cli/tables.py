@@ -29,7 +29,8 @@ class _Console(Console):
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
         for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else printable(text, keep="\n"), style, control)
+            shown = text if control else printable(text, keep="\n")
+            yield Segment(shown.encode(self.encoding, "replace").decode(self.encoding), style, control)
 
 
 class _Table(Table):

@@ -140,14 +140,15 @@ class Timeline(Writer):
         space = max(8, width - len(times) - 2 - 2 - _SCORE_WIDTH - 1 - bar)
         name = Text(printable(label))
         name.truncate(space, overflow="ellipsis", pad=True)
-        line = Text.assemble(f"{times}  ", name, f"  {score:{_SCORE_WIDTH}.1%} ", (_bar(score, bar), "cyan"))
+        line = Text.assemble(f"{times}  ", name, f"  {score:{_SCORE_WIDTH}.1%} ", (self._bar(score, bar), "cyan"))
         line.rstrip()
         self._console.print(line, no_wrap=True, crop=True)
 
-
-def _bar(score: float, width: int) -> str:
-    eighths = round(score * width * 8)
-    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+    def _bar(self, score: float, width: int) -> str:
+        if self._console.options.ascii_only:
+            return "#" * round(score * width)
+        eighths = round(score * width * 8)
+        return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
 def _times(start: float, end: float) -> str:
