@@ -121,5 +121,5 @@ def _write_film(
 
 def _find_shift(source: av.container.InputContainer, first: Fraction) -> Fraction:
     """Return when the video or its audio starts: 0 in most files, but any time in a transport stream."""
-    starts = [first, *(s.start_time * time_base(s) for s in source.streams.audio if s.start_time is not None)]
-    return max(Fraction(0), min(starts))
+    starts = (s.start_time * time_base(s) for s in source.streams.audio if s.start_time is not None)
+    return min([first, *(max(start, Fraction(0)) for start in starts)])  # audio codecs may need a lead-in before 0
