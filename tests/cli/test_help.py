@@ -111,7 +111,7 @@ def test_the_methods_in_the_help_are_those_of_the_registry():
         ("classify a.mp4 --model s3d_mini --labels no.txt", "no.txt: no such file"),
         ("classify a.mp4 --window 1000000000", "--window: a window of 1000000000 frames needs more than 602,112 GB"),
         ("models show i3d s3d", "vid3d models show: unexpected extra argument s3d: see vid3d models show --help"),
-        ("flow a.mp4 --out -", "flow cannot go to standard output: name a directory, .npz, or a video"),
+        ("flow a.mp4 --out -", "flow cannot go to standard output: name a directory, .npz, a video"),
         ("features merge a.npy --out -", "features cannot go to standard output: name a file"),
         ("extract a.mp4 --model s3d_mini --out f.npyy", "cannot write features to 'f.npyy': did you mean '.npy'?"),
         ("weights inflate a.pth --to i3D --out a.safetensors", "--to i3D: did you mean 'i3d'?"),

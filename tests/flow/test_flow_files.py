@@ -277,7 +277,7 @@ def write_flow(
             output.write(field, index / float(fps))
 
 
-TARGETS = ["flow", "flow.npz", *(f"flow{suffix}" for suffix in VIDEO_CODECS)]
+TARGETS = ["flow", "flow.npz", "flow.gif", "flow.png", *(f"flow{suffix}" for suffix in VIDEO_CODECS)]
 targets = pytest.mark.parametrize("name", TARGETS)
 
 
@@ -385,9 +385,10 @@ def test_a_video_of_one_frame_has_no_pairs(tmp_path, name):
     assert len(open_flow_files(tmp_path / name, "walk.mp4")) == 0
 
 
-def test_a_video_of_colours_without_pairs_is_an_error(tmp_path):
+@pytest.mark.parametrize("name", ["colours.mp4", "colours.gif", "colours.png"])
+def test_colours_without_pairs_are_an_error(tmp_path, name):
     with pytest.raises(OutputError, match="no pair of frames"):
-        write_flow(tmp_path / "colours.mp4", [])
+        write_flow(tmp_path / name, [])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -400,8 +401,8 @@ def test_tiny_fields_can_be_written(tmp_path, name):
 def test_parents_are_made_and_dots_in_a_directory_need_a_slash(tmp_path):
     write_flow(f"{tmp_path}/a/b/my.video/", some_flow(1))
     assert len(open_flow_files(tmp_path / "a" / "b" / "my.video", "my.video.mp4")) == 1
-    with pytest.raises(UsageError, match=r"cannot write flow as '\.gif'.*a directory, \.npz, or a video"):
-        write_flow(tmp_path / "x.gif", some_flow(1))
+    with pytest.raises(UsageError, match=r"cannot write flow as '\.xyz'.*a directory, \.npz, a video"):
+        write_flow(tmp_path / "x.xyz", some_flow(1))
 
 
 def test_overwriting_never_deletes_other_files(tmp_path):

@@ -1,10 +1,11 @@
-"""Writes the flow of a video: a directory of 8-bit images, an .npz, or a video in Middlebury colours.
+"""Writes the flow of a video: a directory of 8-bit images, an .npz, or Middlebury colours to look at.
 
     with open_flow_output("walk.npz", fps=Fraction(25), bound_px=20.0, max_px=20.0, recipe=recipe) as output:
         for flow, seconds in pairs:
             output.write(flow, seconds)
 
-One field is in memory at a time. The output appears when the block ends; if the block raises, nothing is left behind.
+One field is in memory at a time; of a .gif and a .png, all that is shown. The output appears when the block ends. If it
+raises, nothing is left behind.
 `files.open_flow_files` reads images and .npz.
 """
 
@@ -32,16 +33,30 @@ from ..errors import OutputError, OutputExists, ShapeError, UsageError
 from ..suggest import did_you_mean
 from ..video.writer import VIDEO_CODECS, VideoWriter
 from .colour import flow_to_rgb
+from .drawing import draw_pair, draw_sheet
 from .fields import check_field, quantise_flow
 from .files import SIDECAR_NAME, is_flow_image_name
+from .gif import encode_gif
 
 JPEG_QUALITY = 95
 """OpenCV's default, which denseflow uses too."""
 
-FORMS = f"a directory, .npz, or a video ({', '.join(VIDEO_CODECS)})"
+FORMS = f"a directory, .npz, a video ({', '.join(VIDEO_CODECS)}), .gif or .png"
 
-_Append = Callable[[NDArray[np.float32], float], object]
-"""Takes a field (H, W, 2) and the time of its first frame in seconds."""
+GIF_WIDTH_PX, GIF_FPS, GIF_SECONDS = 480, 10, 20
+"""Largest width and rate of a .gif, and the seconds that it should show: it is in memory until it is done."""
+
+SHOWN = (*VIDEO_CODECS, ".gif", ".png")
+"""The suffixes of outputs to look at, in colours."""
+
+_Append = Callable[[NDArray[np.float32], float, NDArray[np.uint8] | None], object]
+"""Takes a field (H, W, 2), the time of its first frame in seconds, and this frame (H, W, 3)."""
+
+
+def suffix_of(path: str | Path) -> str:
+    """Return the suffix that decides the form of an output, in lower case; "" for a directory."""
+    is_directory = str(path).endswith(("/", os.sep)) or Path(path).is_dir()
+    return "" if is_directory else Path(path).suffix.lower()
 
 
 class FlowWriter:
@@ -57,12 +72,13 @@ class FlowWriter:
         self._target, self._append = target, append
         self._shape: tuple[int, ...] | None = None
 
-    def write(self, flow: NDArray[np.float32], seconds: float) -> None:
+    def write(self, flow: NDArray[np.float32], seconds: float, rgb: NDArray[np.uint8] | None = None) -> None:
         """Append the flow of one pair.
 
         Args:
             flow: (H, W, 2), pixels per frame step.
             seconds: when the pair's first frame appears.
+            rgb: (H, W, 3), this frame, to be shown with the colours and their scale; None for the colours alone.
 
         Raises:
             ShapeError: the array is not a field, or has another size than the first one.
@@ -73,7 +89,7 @@ class FlowWriter:
         if flow.shape != self._shape:
             raise ShapeError(f"expected flow {self._shape} like the first field, got {flow.shape}")
         with _errors_explained(self._target):
-            self._append(flow, seconds)
+            self._append(flow, seconds, rgb)
         self.num_pairs += 1
 
 
@@ -91,11 +107,11 @@ def open_flow_output(
     """Open an output, whose name decides the form.
 
     Args:
-        path: an .npz, a video, or a directory of images: an existing one, a name without suffix, or one that ends in
-            a slash.
+        path: an .npz, a video, a .gif, a .png with a sheet of all pairs written, or a directory of images: an
+            existing one, a name without suffix, or one that ends in a slash.
         fps: frames per second that the flow is computed at.
         bound_px: what 0 and 255 stand for in images.
-        max_px: motion that a video shows fully saturated.
+        max_px: motion that the colours show fully saturated.
         recipe: how the flow is made; stored with images and .npz.
         overwrite: replace an existing output.
         dtype: float16 (exact to 0.008 px up to 32 px) or float32, for an .npz.
@@ -108,10 +124,10 @@ def open_flow_output(
     target = Path(path)
     if target == Path("-"):
         raise UsageError(f"flow needs a file or a directory, not stdout: give {FORMS}")
-    suffix = target.suffix.lower()
+    suffix = suffix_of(path)
     is_directory = target.is_dir()
     form: AbstractContextManager[_Append]
-    if not suffix or str(path).endswith(("/", os.sep)) or is_directory:
+    if not suffix:
         form = _image_output(target, fps=fps, bound_px=bound_px, recipe=recipe)
         # --overwrite must never delete anything but flow, whatever directory was typed.
         if is_directory and not _holds_only_flow(target):
@@ -123,8 +139,10 @@ def open_flow_output(
         form = _npz_output(target, recipe=recipe, dtype=np.dtype(dtype))
     elif suffix in VIDEO_CODECS:
         form = _video_output(target, fps=fps, max_px=max_px)
+    elif suffix in (".gif", ".png"):
+        form = (_gif_output if suffix == ".gif" else _sheet_output)(target, max_px=max_px)
     else:
-        hint = did_you_mean(suffix, [".npz", *VIDEO_CODECS])
+        hint = did_you_mean(suffix, [".npz", *SHOWN])
         advice = hint or f"use {FORMS}; for a directory whose name has a dot, write {target}/"
         raise UsageError(f"cannot write flow as {suffix!r} ({target}): {advice}")
     if target.exists() and not overwrite:
@@ -151,7 +169,7 @@ def _image_output(target: Path, *, fps: Fraction, bound_px: float, recipe: Mappi
     part = target.absolute().with_name(f".vid3d-{uuid.uuid4().hex[:8]}.part")
     facts: dict[str, Any] = {"bound_px": bound_px, "fps": str(fps), "height_px": 0, "width_px": 0, "num_pairs": 0}
 
-    def append(flow: NDArray[np.float32], seconds: float) -> None:
+    def append(flow: NDArray[np.float32], seconds: float, _: NDArray[np.uint8] | None) -> None:
         facts["height_px"], facts["width_px"], _ = flow.shape
         facts["num_pairs"] += 1
         image = quantise_flow(flow, bound_px)
@@ -187,7 +205,7 @@ def _npz_output(target: Path, *, recipe: Mapping[str, Any], dtype: np.dtype[Any]
     shape = (0, 0, 2)
     times: list[float] = []
 
-    def append(flow: NDArray[np.float32], seconds: float) -> None:
+    def append(flow: NDArray[np.float32], seconds: float, _: NDArray[np.uint8] | None) -> None:
         nonlocal shape
         shape = flow.shape
         raw.write(np.ascontiguousarray(flow, dtype).data)
@@ -225,12 +243,12 @@ def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 
 @contextmanager
 def _video_output(target: Path, *, fps: Fraction, max_px: float) -> Iterator[_Append]:
-    """Write a video of the colours of `flow_to_rgb`, one frame per pair."""
+    """Write a video of what `_draw` draws, one frame per pair."""
     num_pairs = 0
 
-    def append(flow: NDArray[np.float32], seconds: float) -> None:
+    def append(flow: NDArray[np.float32], _: float, rgb: NDArray[np.uint8] | None) -> None:
         nonlocal num_pairs
-        video.write(flow_to_rgb(flow, max_px))
+        video.write(_draw(flow, rgb, max_px))
         num_pairs += 1
 
     # FFmpeg opens its file by name, and picks the container by the suffix.
@@ -243,7 +261,48 @@ def _video_output(target: Path, *, fps: Fraction, max_px: float) -> Iterator[_Ap
         stack.callback(_close_quietly, video)
         video.open()
         yield append
-        if not num_pairs:
-            raise OutputError(f"{target}: the video has no pair of frames, so there is no flow to show")
+        _check_any(target, num_pairs)
         video.finish()
         shutil.copyfileobj(encoded, file, 1 << 20)
+
+
+@contextmanager
+def _gif_output(target: Path, *, max_px: float) -> Iterator[_Append]:
+    """Write what `_draw` draws as an animation that loops, at most `GIF_FPS` frames a second."""
+    images: list[NDArray[np.uint8]] = []
+    times: list[float] = []
+
+    def append(flow: NDArray[np.float32], seconds: float, rgb: NDArray[np.uint8] | None) -> None:
+        if times and seconds < times[0] + len(times) / GIF_FPS - 1e-6:
+            return
+        image = _draw(flow, rgb, max_px)
+        height, width = image.shape[:2]
+        if width > GIF_WIDTH_PX:
+            size = GIF_WIDTH_PX, max(1, round(height * GIF_WIDTH_PX / width))
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        images.append(image)
+        times.append(seconds)
+
+    with AtomicFile(target) as file:
+        yield append
+        _check_any(target, len(images))
+        file.write(encode_gif(images, times))
+
+
+@contextmanager
+def _sheet_output(target: Path, *, max_px: float) -> Iterator[_Append]:
+    """Write all pairs as one PNG, see `draw_sheet`."""
+    pairs: list[tuple[NDArray[np.float32], float, NDArray[np.uint8] | None]] = []
+    with AtomicFile(target) as file:
+        yield lambda *pair: pairs.append(pair)
+        _check_any(target, len(pairs))
+        file.write(cv2.imencode(".png", draw_sheet(pairs, max_px)[..., ::-1])[1].tobytes())
+
+
+def _draw(flow: NDArray[np.float32], rgb: NDArray[np.uint8] | None, max_px: float) -> NDArray[np.uint8]:
+    return flow_to_rgb(flow, max_px) if rgb is None else draw_pair(rgb, flow, max_px)
+
+
+def _check_any(target: Path, num_pairs: int) -> None:
+    if not num_pairs:
+        raise OutputError(f"{target}: the video has no pair of frames, so there is no flow to show")

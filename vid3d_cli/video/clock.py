@@ -80,11 +80,12 @@ def parse_seconds(time: str | float, option: str = "the time") -> float:
         UsageError: the text is no time of this form.
     """
     with suppress(ValueError):
-        return float(time)
+        if math.isfinite(seconds := float(time)):
+            return seconds
     if not (found := _CLOCK_TIME.fullmatch(str(time).strip())):
         raise UsageError(f"{option} {time}: give seconds (90, 1.5), 1:30 or 1:02:03.5")
-    hours, minutes, seconds = found.groups()
-    return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
+    hours, minutes, rest = found.groups()
+    return 3600 * int(hours or 0) + 60 * int(minutes) + float(rest)
 
 
 def check_span(fps: Fraction | float | None, start_seconds: float, end_seconds: float | None) -> None:
