@@ -18,7 +18,7 @@ import av.container
 import av.error
 
 from ..durable import AtomicFile
-from ..errors import NotAVideo, OutputError, UsageError
+from ..errors import NotAVideo, OutputError
 from ..records import FUSED
 from ..video import TIMEOUT_SECONDS
 from ..video.audio import AudioCopy
@@ -48,13 +48,17 @@ class Film(Writer):
 
     def write(self, result: VideoResult, name: str) -> None:
         assert self.path is not None and isinstance(self.stream.buffer, AtomicFile)  # it is binary
-        _check_source(result.video, self.path)
+        video = result.video
+        if not is_url(video) and Path(video).exists() and not is_rereadable(video):
+            raise NotAVideo(
+                video, "a film reads its video a second time, which a pipe or a camera cannot; save it first"
+            )
         segments = result.segments_by(self.choices.rule, [FUSED])
         _log.info("writing %s …", self.path)
         try:
             _write_film(
                 self.stream.buffer.part,
-                result.video,
+                video,
                 segments,
                 result.end_seconds,
                 allow_playlists=self.choices.allow_playlists,
@@ -62,15 +66,6 @@ class Film(Writer):
         except av.error.FFmpegError as error:  # reading raises errors of our own
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or error}") from error
         self.stream.buffer.seek(0, 2)
-
-
-def _check_source(video: str, path: Path) -> None:
-    if is_url(video) or not Path(video).exists():  # a missing file fails when it is opened
-        return
-    if not is_rereadable(video):
-        raise NotAVideo(video, "a film reads its video a second time, which a pipe or a camera cannot; save it first")
-    if path.exists() and path.samefile(video):
-        raise UsageError(f"{path}: is the video itself; give the film another name")
 
 
 def _write_film(
@@ -121,5 +116,5 @@ def _write_film(
 
 def _find_shift(source: av.container.InputContainer, first: Fraction) -> Fraction:
     """Return when the video or its audio starts: 0 in most files, but any time in a transport stream."""
-    starts = [first, *(s.start_time * time_base(s) for s in source.streams.audio if s.start_time is not None)]
-    return max(Fraction(0), min(starts))
+    starts = (s.start_time * time_base(s) for s in source.streams.audio if s.start_time is not None)
+    return min([first, *(max(start, Fraction(0)) for start in starts)])  # audio codecs may need a lead-in before 0
