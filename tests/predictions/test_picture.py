@@ -148,6 +148,12 @@ def test_overlapping_classes_have_lanes_of_their_own(tmp_path):
     assert heights[1] - heights[0] == pytest.approx(3 * 2 * 0.2, abs=0.02)  # two lanes more in each of three rows
 
 
+def test_many_overlapping_classes_are_named_in_the_legend(tmp_path):
+    make_result(list(range(14)), [f"k{k}" for k in range(14)]).save(tmp_path / "a.svg", multi_label=True, threshold=0.0)
+    texts = texts_of(tmp_path / "a.svg")
+    assert [texts.count(f"k{k}") for k in range(14)] == [1] * 14
+
+
 def test_without_matplotlib_nothing_runs(tmp_path):
     code = "import sys; sys.modules['matplotlib'] = None\nfrom vid3d_cli.cli import main\nmain()"
     (tmp_path / "a.mp4").write_bytes(b"never read")
