@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+import typer.testing
 from torch import nn
 from typer.testing import CliRunner
 from videos import write_video
 
 import vid3d_cli.cli
+import vid3d_cli.jobs.planning
 import vid3d_cli.models.clip_model
 import vid3d_cli.models.weights
+import vid3d_cli.run.feeds
 import vid3d_cli.runtimes
 from vid3d_cli.models.backbones import BackboneOutput
 from vid3d_cli.models.manifest import find_model
+from vid3d_cli.run.reader import ClipReader
 from vid3d_cli.run.threads import count_cores
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # share the cores among the workers
@@ -52,10 +57,23 @@ def _own_cache(tmp_path_factory):
         yield
 
 
+def read_in_thread(plan, video, workers=None, decoders=None):
+    """Replaces ClipReader of a run: it decodes in this process, where a decoder process takes 0.3 s to start."""
+    return ClipReader(plan, video, workers)
+
+
 @pytest.fixture
-def tiny_model(monkeypatch, tmp_path):
+def decoder_processes():
+    """Make `tiny_model` decode in processes, as runs do."""
+
+
+@pytest.fixture
+def tiny_model(monkeypatch, tmp_path, request):
     """Make every model a TinyNet in torch, with its checkpoints on disk; return the checkpoint's path."""
     monkeypatch.setattr(vid3d_cli.runtimes, "has_openvino", lambda: False)
+    if "decoder_processes" not in request.fixturenames:
+        for module in (vid3d_cli.run.feeds, vid3d_cli.jobs.planning):
+            monkeypatch.setattr(module, "ClipReader", read_in_thread)
     checkpoint = tmp_path / "checkpoint.pt"
     checkpoint.write_bytes(b"stands in for a verified checkpoint")
 
@@ -72,6 +90,14 @@ def tiny_model(monkeypatch, tmp_path):
 def video(tmp_path):
     """A video of 40 frames at 25 fps."""
     return write_video(tmp_path / "video.mp4", num_frames=40)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_command():
+    """Build the command line's parser once; CliRunner builds it for every call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.testing._get_command))
+        yield
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_net
+from conftest import read_in_thread, tiny_net
 
 import vid3d_cli.api
 import vid3d_cli.cli
@@ -30,7 +30,6 @@ import vid3d_cli.models.weights
 import vid3d_cli.run.feeds
 import vid3d_cli.runtimes
 import vid3d_cli.runtimes.torch
-from vid3d_cli.run.reader import ClipReader
 
 CHECKPOINT = "checkpoint.pt"
 WRITING = ("pwrite", "fsync", "replace", "ftruncate", "unlink")
@@ -89,7 +88,7 @@ def _run(args, cwd, die_at, has_decoders, limits):
 
 def decode_in_threads():
     """Make jobs decode in threads instead of processes."""
-    vid3d_cli.run.feeds.ClipReader = lambda plan, video, workers, decoders: ClipReader(plan, video, workers)
+    vid3d_cli.run.feeds.ClipReader = read_in_thread
 
 
 def use_tiny_net(checkpoint):

@@ -1,6 +1,7 @@
 """The Python API, with the real network where it matters."""
 
 import threading
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -10,6 +11,7 @@ from seeded import SeededCase
 from videos import write_video
 
 import vid3d_cli as vid3d
+import vid3d_cli.models.clip_model
 from vid3d_cli.errors import CheckpointError
 from vid3d_cli.run.reader import ClipReader
 
@@ -114,3 +116,66 @@ def test_the_recipe_says_how_flow_came_about(tiny_model, video, tmp_path, vid3d)
     assert vid3d_cli.classify(video, streams="rgb").recipe.flow is None
     with pytest.raises(vid3d_cli.UsageError, match="is the flow of one video"):
         vid3d_cli.extract([video, "b.mp4"], flow_files=tmp_path / "flow")
+
+
+# A model that stays loaded -------------------------------------------------------------------------------------------
+
+MINI = "s3d_mini.camera_motion"
+
+
+def test_a_loaded_model_gives_the_same_results_and_loads_once(tiny_model, video, monkeypatch):
+    loaded = []
+    create_model = vid3d_cli.models.clip_model.create_model
+    monkeypatch.setattr(
+        vid3d_cli.models.clip_model, "create_model", lambda *a, **k: loaded.append(k["stream"]) or create_model(*a, **k)
+    )
+    model = vid3d.load(MINI, window=16, threads=1)
+    assert loaded == ["rgb", "flow"]
+    assert repr(model) == f"Model({MINI}, rgb + flow, torch on cpu, fp32)"
+    results = [model.classify(video), model.classify(str(video)), *model.extract([video])]
+    assert loaded == ["rgb", "flow"]
+    assert results == 3 * [vid3d.classify(video, model=MINI, window=16, threads=1)]
+
+
+def test_iterators_of_a_loaded_model_take_turns(tiny_model, video, tmp_path):
+    model = vid3d.load(MINI, streams="rgb")
+    videos = [video, write_video(tmp_path / "b.mp4", num_frames=90)]
+    expected = list(model.extract(videos))
+    one, other = model.extract(videos), model.extract(videos[::-1])
+    assert [next(one), next(other)] == expected[:1] + expected[1:]
+    assert [next(one), next(other)] == expected[::-1]
+
+
+def test_a_loaded_model_survives_a_bad_video(tiny_model, video):
+    model = vid3d.load(MINI, streams="rgb")
+    with pytest.raises(vid3d.VideoError, match=r"gone\.mp4: no such file"):
+        model.classify("gone.mp4")
+    failures = []
+    results = model.extract(["gone.mp4", video], on_failure=lambda failure, _: failures.append(failure.error))
+    assert [*results] == [model.classify(video)]
+    assert failures == ["VideoNotFound"]
+    with pytest.raises(vid3d.UsageError, match="timeout='1': give a number or None"):
+        model.extract(video, timeout="1")
+    with pytest.raises(vid3d.UsageError, match="no videos given"):
+        model.extract([])
+
+
+def test_loading_warns_once_and_an_embedding_has_no_classes(tiny_model, video):
+    with pytest.warns(vid3d.Vid3dWarning, match="runs on rgb alone") as caught:
+        model = vid3d.load("s3d_g.howto100m")
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (result,) = model.extract(video)
+    assert result.labels == ()
+    with pytest.raises(vid3d.UsageError, match="gives an embedding and has no classes"):
+        model.classify(video)
+
+
+def test_errors_of_loading(tmp_path):
+    with pytest.raises(vid3d.UsageError, match="unknown model 'x'"):
+        vid3d.load("x")
+    with pytest.raises(vid3d.UsageError, match="unknown option 'windw'"):
+        vid3d.load(windw=3)
+    with pytest.raises(vid3d.WeightsError, match=r"gone\.pt: no such file"):
+        vid3d.load(weights={"rgb": tmp_path / "gone.pt"})

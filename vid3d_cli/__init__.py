@@ -3,7 +3,11 @@
     import vid3d_cli as vid3d
 
     result = vid3d.classify("video.mp4", model="i3d")                  # VideoResult(video.mp4, 8 clips, archery 95 %)
-    vid3d.top_k(result.logits["fused"], result.labels, 5)              # list of Prediction; also result.to_dict()
+    result.top(5)                                                      # list of Prediction; top_k() of any logits
+    result.segments()                                                  # list of Segment: what is seen when
+    result.save("video.csv")                                           # or another format; also to_dict, to_pandas
+    model = vid3d.load("i3d")                                          # a Model, which stays loaded
+    model.classify("another.mp4")
     for result in vid3d.extract("videos/", model="i3d"): ...           # features with their seconds
     summary = vid3d.extract("videos/", out="feats.npy", model="i3d")   # a JobSummary; the same call resumes the job
     store = vid3d.open_store("feats.npy")                              # output of vid3d extract, in any format
@@ -30,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import classify, extract, make_plan
+    from .api import Model, classify, extract, load, make_plan
     from .errors import UsageError, Vid3dError, Vid3dWarning, VideoError, WeightsError
     from .features.stores import open_store
     from .flow.methods import optical_flow
@@ -50,7 +54,7 @@ if sys.platform == "win32":
     raise ImportError("vid3d needs a POSIX system, such as Linux or macOS: on Windows, install it in WSL")
 
 _HOMES = {
-    "api": ["classify", "extract", "make_plan"],
+    "api": ["Model", "classify", "extract", "load", "make_plan"],
     "errors": ["UsageError", "Vid3dError", "Vid3dWarning", "VideoError", "WeightsError"],
     "features.stores": ["open_store"],
     "flow.methods": ["optical_flow"],
@@ -71,12 +75,14 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022  (in the order of use)
     "classify",
     "extract",
+    "load",
     "open_store",
     "optical_flow",
     "create_model",
     "make_plan",
     "Options",
     "Plan",
+    "Model",
     "VideoResult",
     "JobSummary",
     "VideoFailure",

@@ -19,6 +19,8 @@ from .options import Options
 from .plan import Plan
 from .results import VideoResult
 from .run import local
+from .run.load import Networks
+from .run.load import load as load_networks
 from .run.local import OnClips, OnFailure
 from .suggest import did_you_mean
 from .video import TIMEOUT_SECONDS
@@ -35,15 +37,94 @@ _JOB_HINTS = {
 """What `**options` of `extract` takes with `out`, beside the fields of `Options`."""
 
 
+class Model:
+    """A model whose networks stay loaded: `load` returns one. `plan` holds its options, checked and complete.
+
+        model = vid3d_cli.load("i3d")                # Model(i3d.kinetics400, rgb + flow, torch on cpu, fp32)
+        model.classify("a.mp4").top(5)
+        for result in model.extract("videos/"): ...
+
+    Use it in one thread at a time, or load one model per thread. Two iterators of `extract` may take turns.
+    """
+
+    def __init__(self, plan: Plan, networks: Networks) -> None:
+        self.plan, self._networks = plan, networks
+
+    def __repr__(self) -> str:
+        recipe = self._networks.recipe
+        return f"Model({self.plan.model}, {' + '.join(self.plan.networks)}, {recipe.runtime}, {recipe.precision})"
+
+    @checked
+    def classify(self, video: Video) -> VideoResult:
+        """Return the actions recognised in one video, like `vid3d_cli.classify`.
+
+        Args:
+            video: path or URL.
+
+        Raises:
+            UsageError: several videos, or a model without classes.
+            VideoError: the video cannot be used.
+        """
+        return _classify(self.plan, video, self._networks)
+
+    @checked
+    def extract(
+        self,
+        videos: Video | Iterable[Video],
+        *,
+        jobs: int | None = None,
+        timeout: float | None = TIMEOUT_SECONDS,
+        on_failure: OnFailure | None = None,
+        on_clips: OnClips | None = None,
+    ) -> Iterator[VideoResult]:
+        """Return an iterator over one result per video, like `vid3d_cli.extract` without `out`.
+
+        Args:
+            videos: path or URL, or several; directories, globs and "@list.txt" stand for the videos in them.
+            jobs: how many videos are read at the same time; None for 2 to 8, depending on the cores.
+            timeout: seconds without progress before a video fails; None for no limit.
+            on_failure: called with each failed video, and the others continue; None raises the failure.
+            on_clips: called with the progress within a video; see `vid3d_cli.extract`.
+
+        Raises:
+            UsageError: no videos; raised at the call.
+            VideoError: while iterating, unless `on_failure` is given.
+        """
+        return _extract(self.plan, _find(videos), jobs, timeout, on_failure, on_clips, self._networks)
+
+
+@checked
+def load(model: str = "i3d", **options: Any) -> Model:
+    """Return a model whose networks are loaded once, for many calls.
+
+        model = vid3d_cli.load("i3d", streams="rgb")
+        for name in ("a.mp4", "b.mp4"):
+            print(model.classify(name))
+
+    Args:
+        model: name of a model; its weights are downloaded if they are not on disk.
+        **options: fields of `Options`, such as streams="rgb", window=16, stride=8.
+
+    Raises:
+        UsageError: options that do not fit.
+        WeightsError: checkpoints that are missing or do not fit.
+    """
+    plan = make_plan(model=model, **options)
+    networks = load_networks(plan)
+    _warn([*plan.warnings, *networks.warnings])
+    return Model(plan, networks)
+
+
 @checked
 def classify(video: Video, *, model: str = "i3d", **options: Any) -> VideoResult:
     """Return the actions recognised in one video.
 
         result = vid3d_cli.classify("video.mp4")     # VideoResult(video.mp4, 8 clips, archery 95 %)
-        vid3d_cli.top_k(result.logits["fused"], result.labels, 5)
+        result.top(5)
 
     Args:
-        video: path or URL. For several videos, iterate over `extract`, which yields the same results.
+        video: path or URL. For several videos, iterate over `extract`, which yields the same results; or `load` a model
+            and classify them one by one.
         model: name of a model; its weights are downloaded if they are not on disk.
         **options: fields of `Options`, such as streams="rgb", window=16, stride=8.
 
@@ -52,7 +133,10 @@ def classify(video: Video, *, model: str = "i3d", **options: Any) -> VideoResult
         WeightsError: checkpoints that are missing or do not fit.
         VideoError: the video cannot be used.
     """
-    plan = make_plan(model=model, **options)
+    return _classify(make_plan(model=model, **options), video)
+
+
+def _classify(plan: Plan, video: Video, networks: Networks | None = None) -> VideoResult:
     plan.check_classes()
     sources = find_sources([fspath(video)])
     if len(sources) > 1:
@@ -60,9 +144,10 @@ def classify(video: Video, *, model: str = "i3d", **options: Any) -> VideoResult
             f"{video} names {len(sources)} videos, and classify takes one: iterate over extract({str(video)!r}), which "
             "yields a result for each"
         )
-    results = local.run(plan, [sources[0].video])
+    results = local.run(plan, [sources[0].video], networks=networks)
     try:
-        _warn([*plan.warnings, *results.warnings])
+        if networks is None:
+            _warn([*plan.warnings, *results.warnings])
         assert results.networks is not None
         results.networks.check_classes()
         return next(results)
@@ -126,19 +211,37 @@ def extract(
         VideoError: without `out`, while iterating, unless `on_failure` is given.
         OutputError: the output cannot be written. Committed rows are kept, and the same call resumes.
     """
-    given = [videos] if isinstance(videos, (str, PathLike)) else list(videos)
-    sources = find_sources([fspath(video) for video in check("videos", given, Sequence[Video])])
+    sources = _find(videos)
     if out is not None:
         if on_failure is not None or on_clips is not None:
             raise UsageError("with out, on_event reports failures and clips: leave on_failure and on_clips out")
         return _extract_to(fspath(out), sources, model, jobs, timeout, on_event, options)
     if on_event is not None:
         raise UsageError("on_event is for jobs: give out, or use on_failure and on_clips")
-    plan = make_plan(model=model, **options)
+    return _extract(make_plan(model=model, **options), sources, jobs, timeout, on_failure, on_clips)
+
+
+def _find(videos: Video | Iterable[Video]) -> list[Source]:
+    given = [videos] if isinstance(videos, (str, PathLike)) else list(videos)
+    return find_sources([fspath(video) for video in check("videos", given, Sequence[Video])])
+
+
+def _extract(
+    plan: Plan,
+    sources: list[Source],
+    jobs: int | None,
+    timeout: float | None,
+    on_failure: OnFailure | None,
+    on_clips: OnClips | None,
+    networks: Networks | None = None,
+) -> Iterator[VideoResult]:
     paths = [source.video for source in sources]
     plan.check_videos(paths)
-    results = local.run(plan, paths, jobs=jobs, timeout=timeout, on_failure=on_failure, on_clips=on_clips)
-    _warn([*plan.warnings, *results.warnings])
+    results = local.run(
+        plan, paths, jobs=jobs, timeout=timeout, on_failure=on_failure, on_clips=on_clips, networks=networks
+    )
+    if networks is None:
+        _warn([*plan.warnings, *results.warnings])
     return results
 
 

@@ -129,15 +129,16 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 @contextmanager
-def open_output(path: Path | None, *, overwrite: bool = False, keep_partial: bool = True) -> Iterator[TextIO]:
+def open_output(
+    path: Path | None, *, overwrite: bool = False, keep_partial: bool = True, keep_empty: bool = False
+) -> Iterator[TextIO]:
     """Yield a text stream to stdout (None or "-"), or to a file that appears whole at the end of the block.
-
-    A file to which nothing was written does not appear.
 
     Args:
         path: path of the file.
         overwrite: whether the file may exist.
         keep_partial: whether what was written is kept if the block raises.
+        keep_empty: whether a file appears to which nothing was written.
 
     Raises:
         OutputExists: the file exists.
@@ -160,7 +161,7 @@ def open_output(path: Path | None, *, overwrite: bool = False, keep_partial: boo
         except BaseException:  # its last lines did not fit on the disk
             file.discard()
             raise
-        file.commit() if file.tell() and (has_ended or keep_partial) else file.discard()
+        file.commit() if (file.tell() or keep_empty) and (has_ended or keep_partial) else file.discard()
 
 
 class _PartFile(io.FileIO):

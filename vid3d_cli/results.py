@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import checked
-from .errors import UsageError
-from .predictions.formats import Choices
-from .predictions.outputs import open_outputs
-from .predictions.records import prediction_records
+from .durable import open_output
+from .errors import OutputExists, UsageError
+from .predictions.formats import FORMATS, Choices, find_writer, format_of
+from .predictions.lines import CSV_COLUMNS
+from .predictions.records import prediction_records, streams_of
 from .recipe import Recipe
-from .records import FUSED, STREAMS, ClipOutput, HoldsArrays, rank, softmax
+from .records import FUSED, STREAMS, ClipOutput, HoldsArrays, Prediction, rank, softmax
 from .segments import Curves, Segment, SegmentRule, find_segments, make_curves
+from .suggest import check_known
+from .video.sources import source_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class VideoResult(HoldsArrays):
-    """The scores and features of one video; `==` compares all of them."""
+    """The scores and features of one video; `==` compares all of them. A notebook shows it as a timeline."""
 
     video: str
     """Path or URL as given."""
@@ -48,6 +53,11 @@ class VideoResult(HoldsArrays):
         clips = f"{len(self.clips)} clip{'' if len(self.clips) == 1 else 's'}"
         return f"VideoResult({', '.join([self.video, clips, *(f'{p.label} {100 * p.score:.0f} %' for p in best)])})"
 
+    def _repr_html_(self) -> str:
+        from .predictions.notebook import draw_timeline
+
+        return draw_timeline(self)
+
     @checked
     def features(self, stream: str | None = None) -> NDArray[np.float32]:
         """Return the clip features as a matrix.
@@ -70,6 +80,20 @@ class VideoResult(HoldsArrays):
         return np.stack([np.concatenate([clip.features[s] for s in streams], axis) for clip in self.clips])
 
     @checked
+    def top(self, k: int = 5, stream: str = FUSED) -> list[Prediction]:
+        """Return the k classes with the highest scores for the whole video, best first.
+
+        Args:
+            k: how many classes; all if there are fewer.
+            stream: "rgb", "flow" or "fused".
+
+        Raises:
+            UsageError: this stream did not run, or k is negative.
+        """
+        _check_k(k)
+        return rank(self._logits_of(stream), self.labels, k)
+
+    @checked
     def to_dict(self, k: int = 5) -> dict[str, Any]:
         """Return the k best classes of the video and of its clips, as values that JSON can hold.
 
@@ -81,10 +105,36 @@ class VideoResult(HoldsArrays):
         Raises:
             UsageError: k is negative.
         """
-        if k < 0:
-            raise UsageError(f"k={k}: give 0 or more")
+        _check_k(k)
         *clips, whole = prediction_records(self, k=k)
         return {**whole, "clips": clips}
+
+    @checked
+    def to_pandas(self, k: int = 5) -> Any:
+        """Return the k best classes of the clips and of the video as a pandas DataFrame: the rows of the CSV file.
+
+            table = result.to_pandas()
+            table[(table.stream == "fused") & (table["rank"] == 1)]
+
+        Returns:
+            A row per clip, stream and class, best first: video, clip, start_seconds, end_seconds, stream, rank (from
+            1), label, score, logit. The clip is <NA> in the last rows, which are those of the whole video.
+
+        Raises:
+            UsageError: k is negative, or pandas is not installed.
+        """
+        _check_k(k)
+        try:
+            import pandas
+        except ImportError:
+            raise UsageError("to_pandas needs pandas: pip install pandas") from None
+        rows = [
+            [*(record[name] for name in CSV_COLUMNS[:4]), stream, place, p["label"], p["score"], p["logit"]]
+            for record in prediction_records(self, k=k)
+            for stream, predictions in streams_of(record).items()
+            for place, p in enumerate(predictions, start=1)
+        ]
+        return pandas.DataFrame(rows, columns=CSV_COLUMNS).astype({"clip": "Int64"})
 
     @property
     def start_seconds(self) -> float:
@@ -123,35 +173,92 @@ class VideoResult(HoldsArrays):
         streams = [s for s in (*STREAMS, FUSED) if s in self.logits] if streams is None else streams
         return [s for name in streams for s in find_segments(self.curves(name, rule.smooth), self.labels, name, rule)]
 
+    @checked
     def curves(self, stream: str = FUSED, smooth: int = 1) -> Curves:
-        """Return the scores of a stream over time."""
+        """Return the scores of a stream over time, averaged where clips overlap.
+
+        Args:
+            stream: "rgb", "flow" or "fused".
+            smooth: average the scores of so many neighbouring clips.
+
+        Raises:
+            UsageError: this stream did not run, or smooth is below 1.
+        """
+        self._logits_of(stream)
+        SegmentRule(smooth)
         spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in self.clips]
         return make_curves(spans, softmax(np.stack([clip.logits[stream] for clip in self.clips])), smooth)
 
     @checked
-    def save(self, path: str | PathLike[str], *, overwrite: bool = False, **choices: Any) -> None:
+    def save(
+        self,
+        path: str | PathLike[str],
+        *,
+        overwrite: bool = False,
+        smooth: int = 1,
+        threshold: float | None = None,
+        min_seconds: float = 0.0,
+        multi_label: bool = False,
+        k: int = 5,
+        per: str = "clip",
+        segments: bool = False,
+        embed: bool = False,
+        allow_playlists: bool = False,
+    ) -> None:
         """Write the result to a file, whose suffix names the format.
 
             result.save("video.vtt", min_seconds=1)
 
         Args:
-            path: .jsonl, .csv, or another suffix of `predictions.formats.FORMATS`.
+            path: a file; its suffix is one of `vid3d_cli.predictions.formats.FORMATS`, such as .csv or .html.
             overwrite: whether the file may exist.
-            **choices: those of `segments`; and k, per, segments, embed, see `predictions.formats.Choices`.
+            smooth: for segments, as are the next three; see `segments`.
+            threshold: see `segments`.
+            min_seconds: see `segments`.
+            multi_label: see `segments`.
+            k: classes per stream, best first.
+            per: "clip" or "video": which records .jsonl and .csv hold.
+            segments: whether they hold segments instead.
+            embed: whether .html holds the video itself.
+            allow_playlists: whether a video that is read again may be a playlist, see `Options`.
 
         Raises:
-            UsageError: an unknown suffix or choice.
+            UsageError: an unknown suffix, no classes, or an argument that is out of range or has no effect.
             OutputExists: the file exists.
             OutputError: it cannot be written.
             VideoError: the format shows frames, and the video cannot be read.
         """
-        rule = {name: choices.pop(name) for name in list(choices) if name in SegmentRule.__dataclass_fields__}
-        try:
-            chosen = Choices(SegmentRule(**rule), **choices)
-        except TypeError:
+        path = Path(path)
+        if (form := format_of(path)) is None:
             raise UsageError(
-                f"save knows no choice {', '.join(choices)}: see help(vid3d_cli.VideoResult.save)"
-            ) from None
-        name = PurePath(self.video).stem
-        with open_outputs([Path(path)], None, chosen, [name], overwrite=overwrite) as writers:
-            writers[0].write(self, name)
+                f"{path}: give a file with one of the suffixes {', '.join(f'.{name}' for name in FORMATS)}"
+            )
+        _check_k(k)
+        check_known(per, ("clip", "video"), f"per={per!r}")
+        rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
+        choices = Choices(rule, k, per, segments, embed, allow_playlists)
+        kind = find_writer(form)
+        if not self.labels:
+            raise UsageError(f"{self.recipe.model} gives an embedding and has no classes to save: use features()")
+        if rule != SegmentRule() and not segments and not kind.holds_segments:
+            raise UsageError("smooth, threshold, min_seconds and multi_label are for segments: give segments=True")
+        if embed and form != "html":
+            raise UsageError("embed=True is for a report: give a file with the suffix .html")
+        if not overwrite and os.path.lexists(path):
+            raise OutputExists(f"{path}: already exists; choose another name, or give overwrite=True")
+        with suppress(OSError, ValueError):  # there is no file of one of the names
+            if path.samefile(self.video):
+                raise UsageError(f"{path} is the video itself: choose another name")
+        with open_output(path, overwrite=overwrite, keep_partial=False, keep_empty=True) as stream:
+            writer = kind(stream, choices, path)
+            writer.write(self, str(source_of(self.video).output_stem))
+            writer.close()
+
+    def _logits_of(self, stream: str) -> NDArray[np.float32]:
+        check_known(stream, self.logits, f"stream={stream!r}")
+        return self.logits[stream]
+
+
+def _check_k(k: int) -> None:
+    if k < 0:
+        raise UsageError(f"k={k}: give 0 or more")

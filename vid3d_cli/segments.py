@@ -7,8 +7,9 @@
     a class's curve            .9     .7  .2         its mean over the clips that cover a cell, by their seconds in it
     segments                   [----------]          runs of cells where the class is best, and reaches the threshold
 
-Source: scores of sliding windows are averaged where they overlap, and a class's curve is cut at a threshold, as in TAG
-(Zhao et al., ICCV 2017), with one threshold instead of many.
+Source: temporal actionness grouping (TAG) joins the parts of a curve above a threshold into segments (Zhao et al.,
+"Temporal Action Detection with Structured Segment Networks", ICCV 2017). Its curve says how likely any action is, and
+many thresholds give many proposals; here each class has a curve, and there is one threshold.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class SegmentRule:
     threshold: float | None = None
     """Least score of a class, 0 to 1; None for 0, or 0.2 with `multi_label`."""
     min_seconds: float = 0.0
-    """Join segments of one class across shorter gaps, then drop shorter segments."""
+    """Join segments of one class across shorter gaps, whatever else is in the gap; then drop shorter segments."""
     multi_label: bool = False
     """Whether classes may overlap; else only the best class of each moment has a segment."""
 
@@ -94,22 +95,15 @@ def make_curves(spans: Sequence[tuple[float, float]], scores: NDArray[np.floatin
 
 def _average_overlaps(bounds: Array, starts: Array, ends: Array, scores: Array) -> Array:
     """Return (N, K): the mean score of the clips that cover a cell, weighted by the seconds they cover."""
-    num_clips = len(starts)
-    total, weights = np.zeros_like(scores), np.zeros(num_clips)
-    for distance in range(num_clips):
-        num_covering = 0
-        for first, second in {(distance, 0), (0, distance)}:  # the later clip, and the earlier
-            cells, clips = slice(second, num_clips - first), slice(first, num_clips - second)
-            covered = np.minimum(ends[clips], bounds[1:][cells]) - np.maximum(starts[clips], bounds[:-1][cells])
-            covered = covered.clip(min=0)
-            total[cells] += covered[:, None] * scores[clips]
-            weights[cells] += covered
-            num_covering += np.count_nonzero(covered)
-        if distance and not num_covering:
-            break
-    # A clip of no length, such as a single frame, covers nothing: its cell has its own score.
-    is_covered = weights > 0
-    return np.where(is_covered[:, None], total / np.where(is_covered, weights, 1)[:, None], scores)
+    averaged: Array = scores.copy()  # what covers nothing, such as a clip of no length, keeps its own score
+    first = np.searchsorted(np.maximum.accumulate(ends), bounds[:-1], "right")
+    last = np.searchsorted(starts, bounds[1:], "left")
+    for i, clips in enumerate(map(slice, first.tolist(), last.tolist())):
+        seconds = np.minimum(ends[clips], bounds[i + 1]) - np.maximum(starts[clips], bounds[i])
+        seconds = seconds.clip(min=0)
+        if seconds.any():
+            averaged[i] = seconds @ scores[clips] / seconds.sum()
+    return averaged
 
 
 def _smooth(scores: Array, width: int) -> Array:
@@ -141,9 +135,9 @@ def find_segments(curves: Curves, labels: Sequence[str], stream: str, rule: Segm
     runs = [(first, end, k) for k in classes for first, end in _runs(is_seen[:, k])]
     if rule.min_seconds:
         runs = _join(runs, curves.bounds, rule)
-        runs = [run for run in runs if curves.bounds[run[1]] - curves.bounds[run[0]] >= rule.min_seconds]
-        runs = _join(runs, curves.bounds, rule)
-    return [_make_segment(curves, *run, labels[run[2]], stream) for run in sorted(runs)]
+        runs = [run for run in runs if not _is_shorter(curves.bounds[run[1]] - curves.bounds[run[0]], rule)]
+    in_order = sorted(runs, key=lambda run: (run[0], run[2]))
+    return [_make_segment(curves, *run, labels[run[2]], stream) for run in in_order]
 
 
 def _runs(is_seen: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
@@ -153,15 +147,25 @@ def _runs(is_seen: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 
 
 def _join(runs: list[tuple[int, int, int]], bounds: Array, rule: SegmentRule) -> list[tuple[int, int, int]]:
-    """Join runs of one class across shorter gaps than `rule.min_seconds`, in which no other class has a segment."""
+    """Join runs of one class across shorter gaps than `rule.min_seconds`.
+
+    Unless classes may overlap, what other classes have in the gap is left out; the earlier class has precedence.
+    """
     joined: list[tuple[int, int, int]] = []
-    by_track = (lambda run: (run[2], run[0])) if rule.multi_label else (lambda run: (0, run[0]))
-    for first, end, k in sorted(runs, key=by_track):
-        if joined and joined[-1][2] == k and bounds[first] - bounds[joined[-1][1]] < rule.min_seconds:
-            joined[-1] = (joined[-1][0], end, k)
+    for first, end, k in sorted(runs, key=lambda run: (run[2] if rule.multi_label else 0, run[0])):
+        before = len(joined) - 1
+        while before >= 0 and _is_shorter(bounds[first] - bounds[joined[before][1]], rule):
+            if joined[before][2] == k:
+                joined[before:] = [(joined[before][0], end, k)]
+                break
+            before = -1 if rule.multi_label else before - 1
         else:
             joined.append((first, end, k))
     return joined
+
+
+def _is_shorter(seconds: float, rule: SegmentRule) -> bool:
+    return seconds < rule.min_seconds - 1e-6  # times are rounded
 
 
 def _make_segment(curves: Curves, first: int, end: int, k: int, label: str, stream: str) -> Segment:

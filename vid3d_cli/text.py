@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-# Control characters, what changes the direction of writing or is invisible, and bytes of names that are not UTF-8.
-_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+# Control characters, what changes the direction of writing or is invisible, bytes of names that are not UTF-8, and the
+# two other characters that XML 1.0 cannot hold and FFmpeg refuses.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff\ufffe\uffff]")
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TinyNet
-from vid3d_cli.predictions.files import JsonLines, prediction_records
 from videos import write_audio, write_video
 
 import vid3d_cli
@@ -25,6 +24,9 @@ from vid3d_cli.cli.options import parse_weights
 from vid3d_cli.errors import UsageError
 from vid3d_cli.features.stores import open_store
 from vid3d_cli.models.manifest import find_model
+from vid3d_cli.predictions.formats import FORMATS
+from vid3d_cli.predictions.lines import JsonLines
+from vid3d_cli.predictions.records import prediction_records
 
 COMMANDS = ["demo", "classify", "extract", "eval", "flow", "probe", "models"]
 WEIGHTS_COMMANDS = ["list", "pull", "verify", "path", "add"]
@@ -88,7 +90,6 @@ def test_classify_fuses_by_weights(vid3d, tiny_model, video):
 def test_classify_formats_hold_the_same(vid3d, tiny_model, video, tmp_path):
     options = ["classify", video, "--topk", 2, "--window", 20]
     records = lines_of(vid3d(*options))
-    assert json.loads(vid3d(*options, "--format", "json").stdout) == records
     rows = list(csv.DictReader(io.StringIO(vid3d(*options, "--format", "csv").stdout)))
     assert len(rows) == len(records) * 3 * 2
     assert [r["label"] for r in rows[:2]] == [p["label"] for p in records[0]["rgb"]]
@@ -103,9 +104,11 @@ def test_classify_formats_hold_the_same(vid3d, tiny_model, video, tmp_path):
 
 def test_clips_are_written_before_the_video_ends(vid3d, tiny_model, video, monkeypatch):
     happened = []
-    forward, write = TinyNet.forward, JsonLines.write
+    forward, write = TinyNet.forward, JsonLines._write_all
     monkeypatch.setattr(TinyNet, "forward", lambda net, clips: (happened.append("run"), forward(net, clips))[1])
-    monkeypatch.setattr(JsonLines, "write", lambda writer, records: (happened.append("write"), write(writer, records)))
+    monkeypatch.setattr(
+        JsonLines, "_write_all", lambda writer, records: (happened.append("write"), write(writer, records))
+    )
     options = {"streams": "rgb", "window": 10, "fps": "native"}
     result = vid3d("classify", video, "--streams", "rgb", "--window", 10, "--fps", "native", "--batch-size", 1)
     assert happened[happened.index("write") :] == ["write", *["run", "write"] * 3, "write"]  # 4 clips, then the video
@@ -120,7 +123,7 @@ def test_dense_windows_are_written_once(vid3d, video):
 
 
 def test_a_video_that_fails_midway_has_written_its_clips(vid3d, tiny_model, video, monkeypatch, tmp_path):
-    forward, write, written = TinyNet.forward, JsonLines.write, []
+    forward, write, written = TinyNet.forward, JsonLines._write_all, []
 
     def give_nan_once(net, clips):
         if len(written) == 2:
@@ -129,7 +132,9 @@ def test_a_video_that_fails_midway_has_written_its_clips(vid3d, tiny_model, vide
         return forward(net, clips)
 
     monkeypatch.setattr(TinyNet, "forward", give_nan_once)
-    monkeypatch.setattr(JsonLines, "write", lambda writer, records: (written.append("clip"), write(writer, records)))
+    monkeypatch.setattr(
+        JsonLines, "_write_all", lambda writer, records: (written.append("clip"), write(writer, records))
+    )
     other = write_video(tmp_path / "other.mp4", num_frames=10)
     options = ["--streams", "rgb", "--window", 10, "--batch-size", 1, "--fps", "native"]
     for output in ([], ["-o", "out.jsonl"]):
@@ -145,14 +150,18 @@ def test_a_video_that_fails_midway_has_written_its_clips(vid3d, tiny_model, vide
 
 def test_the_suffix_of_the_output_chooses_the_format(vid3d, tiny_model, video, tmp_path):
     options = ["classify", video, "--topk", 1, "--per", "video", "--streams", "rgb"]
-    for name, form in {"a.csv": "csv", "a.JSON": "json", "a.jsonl": "jsonl"}.items():
+    for name, form in {"a.csv": "csv", "a.JSONL": "jsonl"}.items():
         assert vid3d(*options, "-o", name).exit_code == 0
         assert (tmp_path / name).read_text() == vid3d(*options, "--format", form).stdout
     assert vid3d(*options, "-o", "a.txt", "--format", "csv").exit_code == 0
     assert (tmp_path / "a.txt").read_text() == (tmp_path / "a.csv").read_text()
-    for name in ("a.srt", "a"):
+    suffixes = ", ".join(f".{form}" for form in FORMATS)
+    for name, message in {
+        "a.xyz": f"a.xyz: the suffix names no format; choose one of {suffixes}, or add --format",
+        "a": "a is a directory: add --format, as in --format vtt",
+    }.items():
         result = vid3d(*options, "-o", name)
-        assert (result.exit_code, "choose one of .json, .jsonl, .csv, or add --format" in result.stderr) == (2, True)
+        assert (result.exit_code, result.stderr) == (2, f"vid3d: error: {message}\n")
 
 
 def test_a_dash_is_stdout(vid3d, tiny_model, video, tmp_path):
@@ -335,8 +344,8 @@ def test_another_recipe_is_refused_before_weights_are_fetched(vid3d, tiny_model,
 
 def test_names_that_are_not_utf8(vid3d, tiny_model, tmp_path):
     video = write_video(tmp_path / os.fsdecode(b"caf\xe9.mp4"), num_frames=10)
-    for form in ("json", "jsonl", "csv"):
-        assert vid3d("classify", video, "--format", form, "-o", f"out.{form}").exit_code == 0
+    for form in ("jsonl", "csv"):
+        assert vid3d("classify", video, "-o", f"out.{form}").exit_code == 0
     (record,) = [r for r in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()) if r["clip"] is None]
     assert record["video"] == str(video)
     assert rb"caf\udce9.mp4" in (tmp_path / "out.csv").read_bytes()
@@ -388,7 +397,7 @@ def test_a_job_without_results_leaves_no_output(vid3d, tiny_model, broken, tmp_p
     [
         (["--topk", "0"], "--topk 0: give 1 or more"),
         (["--per", "frame"], "--per frame: choose one of clip, video"),
-        (["--format", "xml"], "--format xml: choose one of table, json, jsonl, csv"),
+        (["--format", "xml"], f"--format xml: choose one of table, {', '.join(FORMATS)}"),
         (["--model", "i3d.kinetic400"], "did you mean 'i3d.kinetics400'"),
         (["--weights", "i3d.pt"], "write rgb=FILE or flow=FILE"),
         (["--fuse", "1"], "such as 1:1"),
@@ -485,7 +494,7 @@ def test_flow_forms(vid3d, video, tmp_path):
     assert len(list((tmp_path / "images").glob("flow_x_*.jpg"))) == 4
     result = vid3d("flow", video, "--out", "flow.npz")
     assert (result.exit_code, "--overwrite" in result.stderr) == (2, True)
-    assert vid3d("flow", video, "--out", "flow.gif").exit_code == 2
+    assert vid3d("flow", video, "--out", "flow.bmp").exit_code == 2
     assert vid3d("flow", video, "--out", "x.npz", "--flow", "tvl2").exit_code == 2
     assert vid3d("flow", video, "--out", "x.npz", "--dtype", "banana").exit_code == 2
     assert vid3d("extract", video, "--out", "").exit_code == 2

@@ -1,8 +1,7 @@
-"""What a terminal shows while a job runs, and the table of predictions that grows with it."""
+"""What a terminal shows while a job runs."""
 
 import contextlib
 import fcntl
-import io
 import os
 import pty
 import re
@@ -16,7 +15,6 @@ import pytest
 from vid3d_cli.cli import bars
 from vid3d_cli.cli.bars import Bar
 from vid3d_cli.cli.progress import EventPrinter
-from vid3d_cli.cli.tables import PredictionTables
 from vid3d_cli.jobs.events import ClipsDone, Progress, VideoDone
 from vid3d_cli.models.manifest import parse_weights_name
 
@@ -130,22 +128,3 @@ def test_a_terminal_without_a_size_has_a_bar(video, tmp_path):
     assert os.waitpid(pid, 0)[1] == 0, text
     assert b"0/40 frames [00:00]" in text
     assert [line[:6] for line in on_screen(text.decode())] == ["vid3d:", ""]
-
-
-def make_record(video, clip, label):
-    fused = [{"label": label, "score": 0.5, "logit": 1.0}]
-    return {"video": video, "clip": clip, "start_seconds": 0.0, "end_seconds": 9.5, "rgb": fused, "fused": fused}
-
-
-def test_a_table_grows_by_rows_of_the_same_columns():
-    text = io.StringIO()
-    table = PredictionTables(text)
-    for record in (make_record("a.mp4", 0, "x"), make_record("a.mp4", 1, "long " * 20)):
-        table.write([record])
-        assert record["rgb"][0]["label"][:10] in text.getvalue()
-    table.write([make_record("a.mp4", None, "y")])
-    table.write([make_record("b.mp4", 0, "z")])
-    lines = text.getvalue().splitlines()
-    assert [sum(name in line for line in lines) for name in ("a.mp4", "b.mp4", "seconds")] == [1, 1, 2]
-    assert len({line.index("50.0%") for line in lines if "50.0%" in line}) == 1
-    assert any("whole video" in line for line in lines)

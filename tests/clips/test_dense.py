@@ -145,7 +145,7 @@ def test_the_examples_in_the_docstrings_are_right():
 # Networks
 # ---------------------------------------------------------------------------------------------------------------------
 
-DEEP = {"p3d131", "p3d199", "r2plus1d_34", "mc3_18"}
+DEEP = {"p3d131", "p3d199", "r2plus1d_34", "mc3_18", "r2plus1d_18", "p3d63"}
 """Siblings of smaller networks: only in the exhaustive tests."""
 STEPWISE = [
     pytest.param(name, marks=[pytest.mark.exhaustive] * (name in DEEP))
@@ -247,7 +247,7 @@ def assert_close(found, expected):
 @pytest.mark.parametrize(
     "options",
     [
-        {"window": 16, "stride": 5, "tail": "drop", "end_seconds": 2.5},
+        pytest.param({"window": 16, "stride": 5, "tail": "drop", "end_seconds": 2.5}, marks=pytest.mark.exhaustive),
         {"window": 32, "stride": 12, "start_seconds": 1.0, "end_seconds": 6.1},
         pytest.param({"window": 16, "stride": 8}, marks=pytest.mark.exhaustive),
         pytest.param({"window": 16, "stride": 40}, marks=pytest.mark.exhaustive),
@@ -262,7 +262,7 @@ def test_dense_windows_are_the_same_as_separate_windows(camera_motions, options)
     assert pooled.logits["rgb"].shape == one_by_one.logits["rgb"].shape
 
 
-@pytest.mark.parametrize("num_frames", [5, pytest.param(16, marks=pytest.mark.exhaustive), 64])
+@pytest.mark.parametrize("num_frames", [5, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (16, 64))])
 def test_a_video_of_one_window_gives_the_same_numbers(tmp_path, num_frames):
     """There are no neighbouring frames, so the network sees the same input."""
     video = write_video(tmp_path / "a.mp4", num_frames=num_frames)
@@ -273,6 +273,7 @@ def test_a_video_of_one_window_gives_the_same_numbers(tmp_path, num_frames):
     assert_close(pooled.logits["fused"], one_by_one.logits["fused"])
 
 
+@pytest.mark.exhaustive
 def test_numbers_do_not_depend_on_where_stretches_are_cut(camera_motions, monkeypatch):
     options = {"window": 16, "stride": 4, "dense": True, "streams": "both", "end_seconds": 9.0}
     whole = extract(camera_motions, **options)
@@ -305,6 +306,7 @@ def test_dense_windows_agree_with_separate_windows(camera_motions, window, least
     assert (labels[0] == labels[1]).mean() >= least_agreement
 
 
+@pytest.mark.exhaustive
 def test_crops_may_be_kept_or_averaged(camera_motions):
     options = {"window": 16, "stride": 8, "dense": True, "end_seconds": 2.0}
     centre, kept = extract(camera_motions, **options), extract(camera_motions, crops=3, keep_crops=True, **options)
@@ -323,6 +325,7 @@ def test_the_command_and_its_recipe(vid3d, camera_motions, tmp_path):
     assert json.loads(str(stored["recipe"]))["dense"] == "stretches of 352 frames, margin 48"
 
 
+@pytest.mark.exhaustive
 def test_a_fresh_process_reads_while_it_loads_torch(camera_motions, tmp_path):
     arguments = ["--model", MODEL, "--streams", "rgb", "--end", "2", "--out", "f.npy", "--runtime", "torch"]
     command = [sys.executable, "-m", "vid3d_cli", "extract", camera_motions, "--dense", "--stride", "8", *arguments]
@@ -333,7 +336,7 @@ def test_a_fresh_process_reads_while_it_loads_torch(camera_motions, tmp_path):
 def test_a_dense_run_that_does_not_pay_is_a_warning(vid3d, camera_motions):
     arguments = ["extract", camera_motions, "--model", MODEL, "--streams", "rgb", "--end", 1, "--overwrite", "--dense"]
     for window, stride, warned in ((64, 8, False), (64, 30, True), (16, 16, True)):
-        result = vid3d(*arguments, "--window", window, "--stride", stride, "--out", "f.npy")
+        result = vid3d(*arguments, "--window", window, "--stride", stride, "--out", "f.npy", "--dry-run")
         assert (result.exit_code, "leave --dense out" in result.stderr) == (0, warned)
         assert ("multiple of 8" in result.stderr) == (stride == 30)
 

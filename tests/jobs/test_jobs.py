@@ -553,7 +553,7 @@ def journal_lines(directory):
 
 
 def test_four_workers_that_claim_videos_do_each_of_them_once(many):
-    command = ("extract", "v", "--out", "claimed", "--claim", "--stale-after", "6", *OPTIONS)
+    command = ("extract", "v", "--out", "claimed", "--claim", "--stale-after", "3", *OPTIONS)
     jobs = [start_job(*command, cwd=many) for _ in range(4)]
     wait_until(lambda: len(list((many / "claimed").rglob("*.npz"))) >= count_videos(many) // 4, jobs[0])
     jobs[0].kill()

@@ -29,14 +29,11 @@ from vid3d_cli.models.clip_model import create_model
 from vid3d_cli.models.registry import BACKBONES
 
 CASES = [name for name in case_names() if SeededCase(name).facts["backbone"] in BACKBONES]
-QUICK_CASES = {
-    "i3d_rgb_piergiaj_23f",
-    "mc3_18_torchvision_16f",
-    "r3d18_torchvision_16f",
-    "s3d_kylemin_64f",
-    "s3dg_howto100m_32f",
-    "slowfast_r50_pytorchvideo_32f",
-}
+QUICK_CASES = {"i3d_rgb_piergiaj_23f", "r3d18_torchvision_16f"}
+
+SIBLINGS = {"p3d131", "p3d199", "r2plus1d_34", "mc3_18"}
+"""Networks built of the parts of smaller ones: only in the exhaustive tests."""
+EACH = [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in SIBLINGS)) for name in BACKBONES]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +52,10 @@ def test_a_published_layout_gives_the_numbers_of_the_original(tmp_path, name):
         assert np.abs(answer.numpy() - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.exhaustive] * name.startswith(("p3d131", "p3d199"))) for name in CASES],
+)
 def test_a_published_layout_is_renamed_to_ours(name):
     case = SeededCase(name).facts
     published = {key: torch.empty(shape, device="meta") for key, shape in case["shapes"].items()}
@@ -92,7 +92,7 @@ FORMS = [(name, variant) for name, backbone in BACKBONES.items() for variant in 
     ("name", "variant", "stream"),
     [
         *((name, variant, "rgb") for name, variant in FORMS),
-        *((name, "", "flow") for name in BACKBONES),
+        *(pytest.param(name, "", "flow", marks=[pytest.mark.exhaustive] * (name in SIBLINGS)) for name in BACKBONES),
         *(pytest.param(name, v, "flow", marks=[pytest.mark.exhaustive]) for name, v in FORMS if v),
     ],
 )
@@ -103,7 +103,7 @@ def test_both_stems_give_features_and_logits(name, variant, stream):
     assert output.features.dtype == output.logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_layers_are_modules_that_give_clips_of_maps_or_vectors(name):
     net, shapes = on_meta(name), {}
     assert BACKBONES[name].layers
@@ -123,7 +123,7 @@ def run_on_meta(name, num_frames, side_px, variant=""):
     return on_meta(name, variant=variant)(torch.empty(1, 3, num_frames, side_px, side_px, device="meta"))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_min_frames_is_the_shortest_clip_that_runs(name):
     backbone = BACKBONES[name]
     assert run_on_meta(name, backbone.min_frames, backbone.clip[1]).features.shape == (1, backbone.feature_dim)
@@ -131,7 +131,7 @@ def test_min_frames_is_the_shortest_clip_that_runs(name):
         run_on_meta(name, backbone.min_frames - 1, backbone.clip[1])
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_frame_multiple_is_the_smallest_step_between_lengths_that_run(name):
     backbone = BACKBONES[name]
     if backbone.is_fixed_size:
@@ -158,7 +158,7 @@ def test_other_networks_accept_clips_of_other_sizes(name):
     assert run_on_meta(name, 2 * num_frames, side_px + 32).features.shape == (1, BACKBONES[name].feature_dim)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_steps_are_those_of_the_last_map(name):
     backbone, net = BACKBONES[name], on_meta(name)
     assert isinstance(net, Stepwise) == (backbone.steps is not None)
@@ -172,7 +172,7 @@ def test_steps_are_those_of_the_last_map(name):
         assert margin % stride == 0
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_every_variant_is_another_network(name):
     """Its options change the modules, or the clip."""
     variants = ["", *BACKBONES[name].variants]
@@ -199,7 +199,7 @@ def test_the_2d_networks_fit(name):
         assert renamed.keys() <= on_meta(name).state_dict().keys()
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_the_classifier_is_the_last_weight(name):
     net, other = on_meta(name).state_dict(), on_meta(name, "rgb", 7).state_dict()
     differing = [key for key in net if net[key].shape != other[key].shape]
@@ -218,7 +218,7 @@ def refusal(net, state):
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_half_a_checkpoint_is_refused(name):
     net = on_meta(name)
     state = {key: tensor for i, (key, tensor) in enumerate(net.state_dict().items()) if i % 2}
@@ -228,20 +228,20 @@ def test_half_a_checkpoint_is_refused(name):
     assert missing[0] in message
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_another_number_of_classes_is_refused(name):
     message = refusal(on_meta(name), on_meta(name, "rgb", 7).state_dict())
     assert "misshapen" in message
     assert BACKBONES[name].classifier in message
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_the_other_streams_checkpoint_is_refused(name):
     message = refusal(on_meta(name, "flow"), on_meta(name, "rgb").state_dict())
     assert "misshapen" in message
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_another_networks_checkpoint_is_refused(name):
     class Other(nn.Module):
         def __init__(self):
@@ -256,8 +256,8 @@ FAMILIES = [  # what refuses a checkpoint says which network it is of
     ("s3d", "rgb", "i3d", "rgb"),
     ("i3d", "flow", "i3d", "rgb"),
     ("r3d_18", "rgb", "r2plus1d_18", "rgb"),
-    ("p3d63", "rgb", "p3d199", "flow"),
-    ("slowfast_r50", "rgb", "two_stream", "rgb"),
+    pytest.param("p3d63", "rgb", "p3d199", "flow", marks=pytest.mark.exhaustive),
+    pytest.param("slowfast_r50", "rgb", "two_stream", "rgb", marks=pytest.mark.exhaustive),
 ]
 
 
@@ -377,7 +377,10 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize(("name", "stream", "num_classes"), SIZES)
+@pytest.mark.parametrize(
+    ("name", "stream", "num_classes"),
+    [pytest.param(*size, marks=[pytest.mark.exhaustive] * (size[0] in SIBLINGS)) for size in SIZES],
+)
 def test_sizes_are_those_of_the_public_implementations(name, stream, num_classes):
     net = on_meta(name, stream, num_classes)
     with FlopCounterMode(display=False) as counter:
@@ -419,7 +422,18 @@ SMALL_CLIPS = {
     "fstcn": ((30, 204, 204), "tcl3"),
     "two_stream": ((10, 224, 224), ""),
 }
-LARGE = ("p3d131", "p3d199", "r2plus1d_34", "c3d", "fstcn")
+LARGE = (
+    "p3d131",
+    "p3d199",
+    "r2plus1d_34",
+    "c3d",
+    "fstcn",
+    "i3d",
+    "two_stream",
+    "slowfast_r50",
+    "r2plus1d_18",
+    "mc3_18",
+)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +454,9 @@ def test_clips_do_not_mix_and_their_layout_in_memory_does_not_matter(name):
         assert (expected[0] - expected[1]).abs().max() > 1e-3 * largest
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] if name in LARGE else []) for name in BACKBONES]
+)
 def test_training_reaches_every_parameter(name):
     with torch.device("meta"):
         net = BACKBONES[name].build("rgb", 5).train()
@@ -449,7 +465,7 @@ def test_training_reaches_every_parameter(name):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", EACH)
 def test_every_parameter_learns(name):
     shape, variant = SMALL_CLIPS.get(name, ((10, 40, 56), ""))
     backbone = BACKBONES[name]

@@ -8,13 +8,18 @@ import sys
 
 import numpy as np
 import pytest
-from vid3d_cli.predictions.files import CSV_COLUMNS, WRITERS, prediction_records, streams_of
 
 from vid3d_cli import Fusion
+from vid3d_cli.errors import OutputError, OutputExists, UsageError
 from vid3d_cli.fusion import pool_video
+from vid3d_cli.predictions.formats import FORMATS, Choices, Writer, find_writer, format_of
+from vid3d_cli.predictions.lines import CSV_COLUMNS, SEGMENT_COLUMNS
+from vid3d_cli.predictions.outputs import open_outputs
+from vid3d_cli.predictions.records import prediction_records, segment_record, streams_of
 from vid3d_cli.recipe import Recipe
 from vid3d_cli.records import ClipOutput, ClipSpan
 from vid3d_cli.results import VideoResult
+from vid3d_cli.segments import SegmentRule
 
 LABELS = ("abseiling", 'saying "hi", loudly', "pêche à la ligne", "跳舞")
 # Sums of halves, so that means and fusions are exact.
@@ -92,48 +97,50 @@ def test_one_stream_is_reported_with_the_fusion_and_without_the_other():
     assert whole["fused"] == whole["flow"]
 
 
-def test_json_lines_hold_one_record_per_line_unescaped():
-    text = io.StringIO()
-    writer = WRITERS["jsonl"](text)
-    results = [make_result(), make_result(video="b.mp4")]
+def make_writer(form, stream, **choices):
+    return find_writer(form)(stream, Choices(SegmentRule(), **choices))
+
+
+def write_all(form, results, **choices):
+    """Return what a format writes of results."""
+    text = io.StringIO(newline="")
+    writer = make_writer(form, text, **choices)
     for result in results:
-        writer.write(prediction_records(result, k=2))
+        writer.write(result, "name")
     writer.close()
-    assert text.getvalue().endswith("\n")
+    return text.getvalue()
+
+
+def test_json_lines_hold_one_record_per_line_unescaped():
+    results = [make_result(), make_result(video="b.mp4")]
+    text = write_all("jsonl", results, k=2)
+    assert text.endswith("\n")
     expected = [record for result in results for record in prediction_records(result, k=2)]
-    assert [json.loads(line) for line in text.getvalue().splitlines()] == expected
-    assert "ünïcode" in text.getvalue()
-    assert "跳舞" in text.getvalue()
+    assert [json.loads(line) for line in text.splitlines()] == expected
+    assert "ünïcode" in text
+    assert "跳舞" in text
 
 
-def test_json_lines_are_flushed_after_each_video():
-    raw = io.BytesIO()
-    writer = WRITERS["jsonl"](io.TextIOWrapper(raw, encoding="utf-8"))
-    writer.write(prediction_records(make_result(), k=2))
-    assert len(raw.getvalue().splitlines()) == 3
-
-
-@pytest.mark.parametrize("num_videos", [0, 1, 3])
-def test_a_json_array_is_valid_for_any_number_of_videos(num_videos):
-    text = io.StringIO()
-    writer = WRITERS["json"](text)
-    for _ in range(num_videos):
-        writer.write(prediction_records(make_result(), k=2))
-    writer.close()
-    assert json.loads(text.getvalue()) == list(prediction_records(make_result(), k=2)) * num_videos
-    assert text.getvalue().endswith("]\n")
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_clips_are_flushed_when_they_are_done_and_written_once(form):
+    raw, result = io.BytesIO(), make_result()
+    writer = make_writer(form, io.TextIOWrapper(raw, "utf-8", newline=""), k=1)
+    sizes = []
+    for clip in result.clips:
+        writer.write_clips(result.video, [clip], LABELS)
+        sizes.append(len(raw.getvalue()))
+    writer.write(result, "name")
+    assert 0 < sizes[0] < sizes[1] < len(raw.getvalue())
+    assert raw.getvalue().decode() == write_all(form, [result], k=1)
 
 
 @pytest.mark.parametrize("streams", [("rgb", "flow"), ("rgb",)])
 def test_csv_equals_the_records(streams):
-    text = io.StringIO(newline="")
     result = make_result(streams=streams)
-    writer = WRITERS["csv"](text)
-    writer.write(prediction_records(result, k=3))
-    writer.close()
-    assert "\r" not in text.getvalue()
-    assert text.getvalue().splitlines()[0] == ",".join(CSV_COLUMNS)
-    lines = list(csv.DictReader(io.StringIO(text.getvalue(), newline="")))
+    text = write_all("csv", [result], k=3)
+    assert "\r" not in text
+    assert text.splitlines()[0] == ",".join(CSV_COLUMNS)
+    lines = list(csv.DictReader(io.StringIO(text, newline="")))
     expected = [
         {
             "video": record["video"],
@@ -154,10 +161,27 @@ def test_csv_equals_the_records(streams):
     assert len(lines) == 3 * (len(streams) + 1) * 3  # records × streams and fusion × ranks
 
 
-def test_csv_without_videos_is_its_header():
-    text = io.StringIO()
-    WRITERS["csv"](text).close()
-    assert text.getvalue() == "video,clip,start_seconds,end_seconds,stream,rank,label,score,logit\n"
+def test_segments_are_records_in_every_line_format():
+    result = make_result()
+    expected = [segment_record(result.video, segment) for segment in result.segments()]
+    assert [list(record) for record in expected] == [
+        ["video", "start_seconds", "end_seconds", "label", "score", "stream"]
+    ] * len(expected)
+    text = write_all("jsonl", [result], segments=True)
+    assert [json.loads(line) for line in text.splitlines()] == expected
+    rows = list(csv.DictReader(io.StringIO(write_all("csv", [result], segments=True), newline="")))
+    assert rows == [{name: str(record[name]) for name in SEGMENT_COLUMNS} for record in expected]
+
+
+@pytest.mark.parametrize(
+    "segments, header",
+    [
+        (False, "video,clip,start_seconds,end_seconds,stream,rank,label,score,logit\n"),
+        (True, "video,start_seconds,end_seconds,stream,label,score\n"),
+    ],
+)
+def test_csv_without_videos_is_its_header(segments, header):
+    assert write_all("csv", [], segments=segments) == header
 
 
 def test_streams_of_a_record_end_with_the_fusion():
@@ -170,16 +194,14 @@ def test_confident_streams_fused_on_probabilities_are_still_json():
         raise ValueError(f"{constant} is no JSON")
 
     logits = [{"rgb": np.float32([300, 0, 0, 0]), "flow": np.float32([300, 0, 0, 0])}]
-    text = io.StringIO()
-    WRITERS["jsonl"](text).write(prediction_records(make_result(fuse_on="probs", logits=logits), k=4))
-    for line in text.getvalue().splitlines():
+    for line in write_all("jsonl", [make_result(fuse_on="probs", logits=logits)], k=4).splitlines():
         assert json.loads(line, parse_constant=refuse)["fused"][0]["score"] == 1
 
 
 def test_the_formats_are_known_without_numpy():
-    code = "import sys; from vid3d_cli.predictions.files import WRITERS; print('numpy' in sys.modules, *WRITERS)"
+    code = "import sys; from vid3d_cli.predictions.formats import FORMATS; print('numpy' in sys.modules, *FORMATS)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "json", "jsonl", "csv"]
+    assert done.stdout.split() == ["False", *FORMATS]
 
 
 def test_csv_of_any_name_is_read_back():
@@ -187,10 +209,108 @@ def test_csv_of_any_name_is_read_back():
     pandas = pytest.importorskip("pandas")
     names = ["a\rb", "a\nb", "a\r\nb", 'quote",comma', "=1+2", "+x", "-y", "@z", " lead", "é", "\udcff"]
     text = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="surrogateescape", newline="")
-    writer = WRITERS["csv"](text)
+    writer = make_writer("csv", text, k=1, per="video")
     for name in names:
-        writer.write([{**record, "video": name} for record in prediction_records(make_result(), k=1, per="video")])
+        writer.write(make_result(video=name), "name")
     text.flush()
     assert isinstance(text.buffer, io.BytesIO)
     frame = pandas.read_csv(io.BytesIO(text.buffer.getvalue()))
     assert list(dict.fromkeys(frame["video"])) == [*names[:-1], r"\udcff"]
+
+
+# Outputs --------------------------------------------------------------------------------------------------------------
+
+
+class OneVideo(Writer):
+    """A format of one video a file, which fails for a video of the name "broken"."""
+
+    holds_many = False
+
+    def write(self, result, name):
+        self.stream.write(f"{name}\n")
+        if result.video == "broken":
+            raise OutputError("broken")
+
+    def close(self):
+        self.stream.write("end\n")
+
+
+@pytest.fixture
+def one_video(monkeypatch):
+    monkeypatch.setitem(FORMATS, "one", "lines:OneVideo")
+    monkeypatch.setattr("vid3d_cli.predictions.lines.OneVideo", OneVideo, raising=False)
+
+
+def open_them(*paths, form=None, names=("a",), overwrite=False):
+    return open_outputs(
+        paths, form, Choices(SegmentRule()), {name: f"{name}.mp4" for name in names}, overwrite=overwrite
+    )
+
+
+def test_the_longest_suffix_names_the_format(monkeypatch, tmp_path):
+    monkeypatch.setitem(FORMATS, "long.csv", "lines:Csv")
+    names = {"a.csv": "csv", "A.JSONL": "jsonl", "a.b.csv": "csv", "a.long.csv": "long.csv", "a": None, ".csv": None}
+    assert {name: format_of(tmp_path / name) for name in names} == names
+
+
+def test_a_directory_gets_a_file_per_video_each_when_it_is_done(tmp_path, one_video):
+    out = tmp_path / "out"
+    with open_them(out, form="one", names=["a", "deep/b", "c"]) as outputs:
+        outputs.write(make_result(), "a")
+        assert (out / "a.one").read_text() == "a\nend\n"
+        outputs.write(make_result(), "deep/b")
+        with pytest.raises(OutputError):
+            outputs.write(make_result(video="broken"), "c")
+    files = {str(path.relative_to(out)): path.read_text() for path in out.rglob("*") if path.is_file()}
+    assert files == {"a.one": "a\nend\n", "deep/b.one": "deep/b\nend\n"}  # and no temporary file
+    with pytest.raises(OutputExists, match=r"a\.one \(and 1 more\)"), open_them(out, form="one", names=["a", "deep/b"]):
+        pass
+    with open_them(out, form="one", names=["a"], overwrite=True) as outputs:
+        outputs.write(make_result(), "a")
+
+
+def test_a_run_that_fails_keeps_what_is_done(tmp_path, one_video):
+    lines, one = tmp_path / "a.jsonl", tmp_path / "a.one"
+    with pytest.raises(RuntimeError), open_them(lines, one) as outputs:
+        outputs.write(make_result(), "a")
+        outputs.write_clips("b", make_result().clips, LABELS)
+        raise RuntimeError
+    assert len(lines.read_text().splitlines()) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.one"]
+
+
+def test_outputs_without_a_video_do_not_appear(tmp_path, one_video):
+    with open_them(tmp_path / "a.csv", tmp_path / "a.one") as outputs, pytest.raises(OutputError):
+        outputs.writers[1].write(make_result(video="broken"), "a")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "paths, form, message",
+    [
+        (
+            ["a.one"],
+            None,
+            "{}/a.one: one holds one video, and there are 2: name a directory, as in --out out/ --format one",
+        ),
+        (["a.jsonl", "a.jsonl"], None, "--out names {}/a.jsonl twice: leave one of them out"),
+        (["out", "out/a.csv"], "csv", "--out names {}/out/a.csv twice: leave one of them out"),
+        (["a.jsonl"], "csv", "--format csv: the suffix of {}/a.jsonl names the format; leave one of them out"),
+        (["a.xyz"], None, "{}/a.xyz: the suffix names no format; choose one of .jsonl, .csv"),
+        (["out"], None, "{}/out is a directory: add --format, as in --format vtt"),
+        (["a.csv"], None, "{}/a.csv is one of the videos: choose another name for --out"),
+        (["b.mp4/x.jsonl"], None, "{}/b.mp4/x.jsonl: cannot be written: "),
+        (["b.mp4/x"], "csv", "{}/b.mp4/x: cannot be written: Not a directory"),
+    ],
+)
+def test_outputs_that_cannot_be(tmp_path, monkeypatch, one_video, paths, form, message):
+    monkeypatch.chdir(tmp_path)
+    paths = [tmp_path / path for path in paths]
+    for video in ("a.csv", "b.mp4"):
+        (tmp_path / video).write_text(video)
+    videos = {"a": "a.csv", "b": str(tmp_path / "b.mp4")}
+    opened = open_outputs(paths, form, Choices(SegmentRule()), videos, overwrite=True)
+    with pytest.raises((UsageError, OutputError)) as raised, opened:
+        pytest.fail("the networks would run")
+    assert message.format(tmp_path) in str(raised.value)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.csv": "a.csv", "b.mp4": "b.mp4"}

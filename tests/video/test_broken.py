@@ -194,7 +194,7 @@ def num_rows(path: Path) -> int:
     return count_clips(len(frames), length=WINDOW, stride=WINDOW)
 
 
-def test_a_job_over_the_corpus(corpus, vid3d, tiny_model):
+def test_a_job_over_the_corpus(corpus, vid3d, decoder_processes, tiny_model):
     files = {case: path for case, path in corpus.items() if not case.is_no_file}
     result, rows, failures = extract(vid3d, list(files.values()), streams="both")
     assert result.exit_code == 1
@@ -213,7 +213,7 @@ def test_a_job_over_the_corpus(corpus, vid3d, tiny_model):
 
 
 @pytest.mark.parametrize("num_videos", [15, pytest.param(60, marks=pytest.mark.exhaustive)])
-def test_a_job_over_flipped_bytes(vid3d, tiny_model, tmp_path, num_videos):
+def test_a_job_over_flipped_bytes(vid3d, decoder_processes, tiny_model, tmp_path, num_videos):
     data = flippable_video(".mp4")
     paths = [tmp_path / f"{seed}.mp4" for seed in range(num_videos)]
     for seed, path in enumerate(paths):

@@ -259,7 +259,7 @@ def test_the_table_of_probe_names_what_is_unusual(vid3d, tmp_path):
     assert "untagged, interlaced" in " ".join(vid3d("probe", "a.mkv", "--format", "table").stdout.split())
 
 
-def test_a_job_warns_once_and_not_if_the_option_is_given(tiny_model, tmp_path):
+def test_a_job_warns_once_and_not_if_the_option_is_given(decoder_processes, tiny_model, tmp_path):
     for name in "ab":
         write_interlaced(tmp_path / f"{name}.mkv")
     options = {"model": "s3d_mini", "streams": "rgb"}

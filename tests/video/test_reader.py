@@ -306,8 +306,11 @@ def test_resampling_a_variable_rate(way, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-@pytest.mark.parametrize("fps", [None, Fraction(10), Fraction(30)])
+@pytest.mark.parametrize("fps", [None, pytest.param(Fraction(10), marks=pytest.mark.exhaustive), Fraction(30)])
 @pytest.mark.parametrize("is_offset", [False, True])
+@pytest.mark.parametrize(
+    "way", ["in this process", pytest.param("decoder process", marks=pytest.mark.exhaustive)], indirect=True
+)
 def test_a_span_is_a_part_of_the_whole(way, tmp_path, suffix, fps, is_offset):
     first = Fraction(3) if is_offset and suffix != "avi" else Fraction(0)
     path = write_video(tmp_path / f"a.{suffix}", times_seconds=[first + Fraction(i, 25) for i in range(225)])

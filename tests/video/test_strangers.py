@@ -242,7 +242,7 @@ def test_a_pipe_is_no_video(name):
         probe(name)
 
 
-def test_every_way_refuses_and_allows_alike(tmp_path, private, tiny_model, vid3d):
+def test_every_way_refuses_and_allows_alike(tmp_path, private, decoder_processes, tiny_model, vid3d):
     from vid3d_cli import classify
 
     playlist = tmp_path / "walk.m3u8"

@@ -102,6 +102,7 @@ def _values(metavar: str, ctx: Any) -> Iterable[str]:
     """Return the values of a metavar; none for files, whose names shells complete."""
     from ..models.manifest import model_entries
     from ..models.registry import BACKBONES
+    from ..predictions.formats import FORMATS
 
     if "|" in metavar:
         return [re.sub(r"\[.*", "", word) for word in metavar.split("|") if word.islower()]
@@ -112,6 +113,7 @@ def _values(metavar: str, ctx: Any) -> Iterable[str]:
         "LAYER": getattr(backbone, "layers", ()),
         "VARIANT": getattr(backbone, "variants", ()),
         "METHOD": METHODS,
+        "FORMAT": ("table", *FORMATS),
     }
     return names.get(metavar.strip("[]…"), ())
 
@@ -136,6 +138,7 @@ _WANTED = {
     r"valid int": "give a whole number",
     r"valid (number|float)": "give a number",
     r"(?:greater than or equal to |x>=)(\d+(?:\.\d+)?)": "give {} or more",
+    r"(?:less than or equal to |x<=)(\d+(?:\.\d+)?)": "give {} or less",
 }
 """What to say when the parser's message about a value matches."""
 

@@ -37,7 +37,11 @@ class _JsonHandler(logging.Handler):
 class _Handler(logging.Handler):
     """Prints above a progress bar, not into it."""
 
+    num_messages = 0
+    """How many messages this process has printed."""
+
     def emit(self, record: logging.LogRecord) -> None:
+        _Handler.num_messages += 1
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}:"
         if prefix and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             prefix = typer.style(prefix, _COLOURS.get(record.levelno), bold=True)
@@ -54,6 +58,11 @@ class _Handler(logging.Handler):
         if isinstance(record.args, tuple):
             record.args = tuple(printable(str(x)) if isinstance(x, (str, Path)) else x for x in record.args)
         return printable(super().format(record), keep="\n\t")
+
+
+def count_messages() -> int:
+    """Return how many messages were printed, which may stand below what stdout shows."""
+    return _Handler.num_messages
 
 
 def set_verbosity(verbose: bool, quiet: bool, as_json: bool = False) -> None:

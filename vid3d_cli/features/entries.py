@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from ..errors import OutputError
 from ..records import ClipSpan, HoldsArrays, VideoFailure, to_json
 from ..results import VideoResult
 from ..video.fingerprint import Fingerprint
-from ..video.sources import is_url
+from ..video.sources import is_url, without_password
 from .format import DTYPES, FeatureFormat
 
 SPAN_COLUMNS = {
@@ -141,11 +140,6 @@ class VideoFeatures(HoldsArrays):
 def video_key(video: str) -> str:
     """Return the same key for `a.mp4` and `./a.mp4`; relative paths stay relative, so that a tree can be moved."""
     return without_password(video) if is_url(video) else os.path.normpath(video)
-
-
-def without_password(video: str) -> str:
-    """Return a URL without user name and password, which no file of an output contains; a path as it is."""
-    return re.sub(r"^([^/]*//)[^/?#]*@", r"\1", video) if is_url(video) else video
 
 
 def readable(video: str) -> str:

@@ -22,9 +22,8 @@ from types import TracebackType
 
 from ..durable import cannot_write, output_errors
 from ..errors import UsageError
-from ..features.entries import without_password
 from ..records import to_json
-from ..video.sources import Source
+from ..video.sources import Source, without_password
 from .locking import only_one
 
 CLAIMS = ".claims"

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 FORMATS = {
     "jsonl": "lines:JsonLines",
     "csv": "lines:Csv",
+    "json": "datasets:ActivityNet",
+    "vtt": "subtitles:Vtt",
+    "srt": "subtitles:Srt",
+    "eaf": "elan:Eaf",
+    "boris": "boris:Boris",
+    "fiftyone.json": "datasets:FiftyOne",
+    "html": "report.page:Report",
+    "mp4": "film:Film",
     "png": "picture:Png",
     "svg": "picture:Svg",
     "pdf": "picture:Pdf",
@@ -44,6 +52,30 @@ class Choices:
     """Whether they hold segments instead."""
     embed: bool = False
     """Whether a report holds the video itself."""
+    allow_playlists: bool = False
+    """Whether a video that is read again may be a playlist that opens other files and addresses."""
+
+
+class Index(ABC):
+    """Collects what a directory's overview shows of each of its files."""
+
+    file_name: ClassVar[str]
+
+    def __init__(self, choices: Choices) -> None:
+        self.choices = choices
+
+    @abstractmethod
+    def add(self, result: VideoResult, name: str) -> None:
+        """Take a video whose file is written; a few hundred bytes of it are kept."""
+
+    @abstractmethod
+    def write(self, stream: TextIO, names: Sequence[str]) -> None:
+        """Write the overview.
+
+        Args:
+            stream: text stream, UTF-8.
+            names: of all videos; those without a file failed, or were not reached.
+        """
 
 
 class Writer(ABC):
@@ -57,8 +89,12 @@ class Writer(ABC):
 
     holds_many: ClassVar[bool] = True
     """Whether a file may hold several videos."""
+    index: ClassVar[type[Index] | None] = None
+    """Writes the overview of a directory of such files, if the format has one."""
     is_binary: ClassVar[bool] = False
     """Whether it must not go to a terminal or a pipe."""
+    holds_segments: bool = True
+    """Whether it shows segments, so that `Choices.rule` has an effect."""
 
     def __init__(self, stream: TextIO, choices: Choices, path: Path | None = None) -> None:
         self.stream, self.choices, self.path = stream, choices, path

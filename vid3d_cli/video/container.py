@@ -220,7 +220,7 @@ def choose_stream(container: av.container.InputContainer, video: str, *, has_thr
     return stream
 
 
-def time_base(stream: av.VideoStream) -> Fraction:
+def time_base(stream: av.VideoStream | av.AudioStream) -> Fraction:
     """Return the seconds per unit of the stream's times."""
     return _fraction(stream.time_base) or Fraction(1, AV_TIME_BASE)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,18 +15,18 @@ from .writer import write_video
 
 FPS = 25
 WIDTH_PX, HEIGHT_PX = 320, 240
-SEGMENT_SECONDS = 2.56
+MOTION_SECONDS = 2.56
 
 MOTIONS = ("static", "pan-right", "tilt-up", "zoom-in", "roll-clockwise", "shake", "pan-left", "zoom-out")
-"""What the camera does, one segment each, in this order. In pan-right, the camera moves right and the image left."""
+"""What the camera does in the demo, in this order. In pan-right, the camera moves right and the image left."""
 
 PAN_PX, TILT_PX, ZOOM, ROLL_DEGREES, SHAKE_PX = 1.6, 1.4, 1.007, 0.6, 3.0
 """Per frame, at the size of the video."""
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A part of the video with one camera motion."""
+class Motion:
+    """A camera motion of the video."""
 
     label: str
     start_seconds: float
@@ -61,25 +61,31 @@ class _Camera:
         return np.asarray(seen, np.uint8)
 
 
-def render(path: Path, seed: int = 0) -> list[Segment]:
+def render(
+    path: Path, seed: int = 0, motions: Sequence[str] = MOTIONS, motion_seconds: float = MOTION_SECONDS
+) -> list[Motion]:
     """Write the video.
 
     Args:
         path: .mp4, or another suffix of `writer.VIDEO_CODECS`.
         seed: random seed of the scene and the shake.
+        motions: what the camera does, of the labels of `s3d_mini.camera_motion`.
+        motion_seconds: how long each motion takes; rounded to frames of 1/25 s.
 
     Returns:
         The true camera motions, in the order of time.
     """
-    write_video(path, _frames(np.random.default_rng(seed)), fps=Fraction(FPS))
-    return [Segment(label, i * SEGMENT_SECONDS, (i + 1) * SEGMENT_SECONDS) for i, label in enumerate(MOTIONS)]
+    num_frames = round(motion_seconds * FPS)  # of each motion
+    write_video(path, _frames(np.random.default_rng(seed), motions, num_frames), fps=Fraction(FPS))
+    bounds = [i * num_frames / FPS for i in range(len(motions) + 1)]
+    return [Motion(label, bounds[i], bounds[i + 1]) for i, label in enumerate(motions)]
 
 
-def _frames(rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
+def _frames(rng: np.random.Generator, motions: Sequence[str], num_frames: int) -> Iterator[NDArray[np.uint8]]:
     scene = _make_scene(rng)
     camera = _Camera(scene.shape[1] / 2, scene.shape[0] / 2)
-    for motion in MOTIONS:
-        for _ in range(round(SEGMENT_SECONDS * FPS)):
+    for motion in motions:
+        for _ in range(num_frames):
             jitter_px = rng.normal(0, SHAKE_PX, 2) if motion == "shake" else np.zeros(2)
             yield camera.view(scene, jitter_px)
             camera.move(motion)

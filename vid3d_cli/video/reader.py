@@ -83,6 +83,8 @@ class VideoInfo:
     start_offset_seconds: float
     """When the first frame appears after the start of the file, which may be that of its sound; all other times are
     relative to the first frame."""
+    has_audio: bool
+    """Whether there is sound."""
 
     @property
     def is_hdr(self) -> bool:
@@ -313,4 +315,5 @@ def _header_info(one_pass: Pass, converter: RgbConverter) -> VideoInfo:
         is_interlaced=first.interlaced_frame,
         pixel_aspect=float(pixel_aspect(stream)),
         start_offset_seconds=_start_offset(one_pass),
+        has_audio=bool(container.streams.audio),
     )

@@ -102,6 +102,12 @@ def find_sources(
     return [Source(one.video, stem) for one, stem in zip(found.values(), stems, strict=True)]
 
 
+def source_of(video: str) -> Source:
+    """Return the source of one path or URL, which need not exist."""
+    found = _Found(video, base=None if is_url(video) else _absolute(video).parent)
+    return Source(video, *_output_stems([found]))
+
+
 def _absolute(name: str | Path) -> Path:
     """Return the absolute path without "..", without resolving links: a link gets its own outputs."""
     return Path(os.path.abspath(name))  # noqa: PTH100
@@ -110,6 +116,11 @@ def _absolute(name: str | Path) -> Path:
 def is_url(name: str) -> bool:
     """Whether a name is a URL with a scheme, not a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+
+
+def without_password(video: str) -> str:
+    """Return a URL without user name and password, which no file of an output contains; a path as it is."""
+    return re.sub(r"^([^/]*//)[^/?#]*@", r"\1", video) if is_url(video) else video
 
 
 # From names to videos ------------------------------------------------------------------------------------------------

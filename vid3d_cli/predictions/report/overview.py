@@ -1,0 +1,111 @@
+"""`index.html`: the overview of a directory of reports, a row a video."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+from urllib.parse import quote
+
+from ...records import FUSED, rank
+from ...text import printable
+from ..formats import Choices, Index
+from .pages import generate
+
+if TYPE_CHECKING:
+    from ...results import VideoResult
+
+NUM_CELLS = 120
+"""A video's timeline has so many cells, each with the label that is seen in its middle."""
+NUM_COLOURS = 8
+MAX_MISSING = 200
+"""Videos without a report that are listed by name."""
+
+
+class _Row(NamedTuple):
+    """What is kept of a video: 500 bytes."""
+
+    name: str
+    seconds: float
+    num_lost_frames: int
+    best: int
+    """Number of the video's best label."""
+    score: float
+    cells: array[int]
+    """Numbers of labels, 0 for none."""
+
+
+class Overview(Index):
+    """Collects a row for each report that is written."""
+
+    file_name = "index.html"
+
+    def __init__(self, choices: Choices) -> None:
+        super().__init__(choices)
+        self._rows: list[_Row] = []
+        self._numbers: dict[str, int] = {}
+
+    def add(self, result: VideoResult, name: str) -> None:
+        start, end = result.start_seconds, result.end_seconds
+        cells = array("H", bytes(2 * NUM_CELLS))
+        for segment in sorted(result.segments_by(self.choices.rule, [FUSED]), key=lambda segment: segment.score):
+            first, last = (
+                round(NUM_CELLS * (seconds - start) / max(end - start, 1e-9) - 0.001)
+                for seconds in (segment.start_seconds, segment.end_seconds)
+            )
+            number = self._number_of(segment.label)
+            cells[first:last] = array("H", [number] * (last - first))
+        (best,) = rank(result.logits[FUSED], result.labels, 1)
+        number = self._number_of(best.label)
+        self._rows.append(_Row(name, end - start, result.num_lost_frames, number, best.score, cells))
+
+    def _number_of(self, label: str) -> int:
+        return self._numbers.setdefault(label, len(self._numbers) + 1)
+
+    def write(self, stream: TextIO, names: Sequence[str]) -> None:
+        seen = Counter(number for row in self._rows for number in row.cells if number)
+        colours = {number: colour for colour, (number, _) in enumerate(seen.most_common(NUM_COLOURS))}
+        labels = {number: printable(label) for label, number in self._numbers.items()}
+        done = {row.name for row in self._rows}
+        missing = [name for name in names if name not in done]
+        pieces = generate(
+            "overview.html",
+            "overview.js",
+            num_videos=len(self._rows),
+            seconds=sum(row.seconds for row in self._rows),
+            legend=[(labels[number], colour) for number, colour in colours.items()],
+            rows=(self._describe(row, labels, colours) for row in self._rows),
+            has_lost=any(row.num_lost_frames for row in self._rows),
+            missing=[printable(name) for name in missing[:MAX_MISSING]],
+            num_missing=len(missing),
+            num_cells=NUM_CELLS,
+        )
+        stream.writelines(pieces)
+
+    def _describe(self, row: _Row, labels: dict[int, str], colours: dict[int, int]) -> dict[str, object]:
+        return {
+            "name": printable(row.name),
+            "href": f"{quote(os.fsencode(row.name))}.html",
+            "label": labels[row.best],
+            "colour": colours.get(row.best),
+            "score": row.score,
+            "seconds": row.seconds,
+            "lost": row.num_lost_frames,
+            "parts": list(_draw(row.cells, labels, colours)),
+        }
+
+
+def _draw(cells: array[int], labels: dict[int, str], colours: dict[int, int]) -> Iterator[tuple[str, str, str]]:
+    """Yield the parts of a timeline: CSS class, label and SVG path, one for each label."""
+    paths: dict[int, str] = {}
+    start = 0
+    for number, run in groupby(cells):
+        width = sum(1 for _ in run)
+        if number:
+            paths[number] = f"{paths.get(number, '')}M{start} 0h{width}v1h-{width}z"
+        start += width
+    for number, path in paths.items():
+        yield f"k{colours[number]}" if number in colours else "other", labels[number], path

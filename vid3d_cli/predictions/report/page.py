@@ -1,0 +1,213 @@
+"""`.html`: a page that shows one video: player, timeline, curves, segments, recipe."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+import os
+import secrets
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+
+from ...durable import read_errors
+from ...errors import TooLarge, UsageError
+from ...records import FUSED, STREAMS, rank
+from ...segments import Curves, Segment, find_segments
+from ...text import printable
+from ...video.sources import is_url
+from ..formats import Writer
+from .overview import Overview
+from .pages import generate, to_inert_json
+from .thumbnails import Thumbnail, read_thumbnails
+
+if TYPE_CHECKING:
+    from ...results import VideoResult
+    from ...segments import SegmentRule
+    from ...video.reader import VideoInfo
+
+MAX_CURVES = 8
+"""Classes with a colour and a curve."""
+MIN_PEAK = 0.05
+"""A class whose score never reaches this, and which has no segment, has no curve."""
+MAX_POINTS = 1000
+"""Of a curve; more cells are averaged."""
+MAX_SEGMENTS = 2000
+"""Of a stream; the longest are kept."""
+
+MAX_EMBEDDED_BYTES = 350 * 2**20
+"""Browsers take data: URIs of up to 512 MB, and base64 adds a third."""
+
+
+class Report(Writer):
+    """Writes one HTML file that works offline, beside the video or with the video in it (`choices.embed`)."""
+
+    holds_many = False
+    index = Overview
+
+    def write(self, result: VideoResult, name: str) -> None:
+        if not result.labels:
+            raise UsageError(f"{printable(result.video)}: its model has no classes to report")
+        info, thumbnails = _read_video(result)
+        mark = secrets.token_hex(16)  # stands for the embedded video while the page is made
+        source, why_no_player = self._find_source(result.video, mark)
+        data = {
+            "offset": 0.0 if info is None else info.start_offset_seconds,
+            "size": [16, 9] if info is None else [info.width, info.height],
+            "thumbnails": [[_thousandths(t), base64.b64encode(jpeg).decode()] for t, jpeg in thumbnails],
+            **describe_scores(result, self.choices.rule),
+        }
+        pieces = generate(
+            "page.html",
+            "page.js",
+            result=result,
+            title=printable(_name_of(result.video)),
+            best=[(printable(p.label), p.score) for p in rank(result.logits[FUSED], result.labels, 3)],
+            info=info,
+            source=source,
+            why_no_player=why_no_player,
+            advice=_advise(result.video),
+            rule=self.choices.rule,
+            recipe=list(_flat(asdict(result.recipe))),
+            data=to_inert_json(data),
+        )
+        for piece in pieces:
+            before, found, after = piece.partition(mark)
+            self.stream.write(before)
+            if found:
+                self._embed(Path(result.video))
+                self.stream.write(after)
+
+    def _find_source(self, video: str, mark: str) -> tuple[str | None, str | None]:
+        """Return the address of the video as the page sees it; or why there is none, as a sentence."""
+        if is_url(video):
+            return None, "The video is not a local file, so this page has no player."
+        path = Path(os.path.abspath(video))  # noqa: PTH100  (links stay)
+        if not path.is_file():
+            return None, "The video is not a file that can be read again, so this page has no player and no thumbnails."
+        if self.choices.embed:
+            if path.stat().st_size > MAX_EMBEDDED_BYTES:
+                size, limit = path.stat().st_size // 2**20, MAX_EMBEDDED_BYTES // 2**20
+                raise TooLarge(video, f"{size} MB are too much to embed, browsers play {limit}: leave out --embed")
+            kind = mimetypes.guess_type(path.name)[0] or "video/mp4"
+            return f"data:{kind};base64,{mark}", None
+        if self.path is None:
+            return f"file://{quote(os.fsencode(path))}", None
+        folder = os.path.abspath(self.path.parent)  # noqa: PTH100
+        return quote(os.fsencode(os.path.relpath(path, folder))), None
+
+    def _embed(self, path: Path) -> None:
+        with read_errors(path), path.open("rb") as file:
+            while data := file.read(3 * 2**18):
+                self.stream.write(base64.b64encode(data).decode())
+
+
+def _read_video(result: VideoResult) -> tuple[VideoInfo | None, list[Thumbnail]]:
+    path = Path(result.video)
+    if not is_url(result.video) and path.exists() and not path.is_file():  # a pipe or a camera: it cannot be read again
+        return None, []
+    return read_thumbnails(result.video, result.start_seconds, result.end_seconds)
+
+
+def _name_of(video: str) -> str:
+    """Return the file name, of a URL too; without the rest of a URL, which may hold passwords."""
+    return Path(urlsplit(video).path).name or "video" if is_url(video) else Path(video).name
+
+
+def _advise(video: str) -> str:
+    """Return the command that makes a video which every browser plays."""
+    stem = printable(Path(video).stem)
+    return shlex.join(["ffmpeg", "-i", printable(_name_of(video)), "-pix_fmt", "yuv420p", f"{stem}-h264.mp4"])
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the names and values of a recipe, with dots between the levels."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None and value != "":
+            yield f"{prefix}{key}", printable(str(value) if not isinstance(value, bool) else ("no", "yes")[value])
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+def shown_streams(result: VideoResult) -> list[str]:
+    """Return the streams to show, the most important first: fused, unless it is the copy of the only one."""
+    ran = [stream for stream in STREAMS if stream in result.logits]
+    return ran if len(ran) == 1 else [FUSED, *ran]
+
+
+def describe_scores(result: VideoResult, rule: SegmentRule) -> dict[str, Any]:
+    """Return the segments and curves of a result as compact values: times in ms, scores in thousandths."""
+    streams: list[dict[str, Any]] = []
+    classes: list[int] = []
+    labels: list[str] = []
+    for stream in shown_streams(result):
+        curves = result.curves(stream, rule.smooth)
+        segments = find_segments(curves, result.labels, stream, rule)
+        if not streams:
+            classes = choose_classes(curves, segments, result.labels)
+            labels = [result.labels[k] for k in classes]
+        kept = longest(segments)
+        labels += sorted({segment.label for segment in kept}.difference(labels))
+        number_of = {label: number for number, label in reversed(list(enumerate(labels)))}
+        numbers = [
+            [_thousandths(s.start_seconds), _thousandths(s.end_seconds), number_of[s.label], _thousandths(s.score)]
+            for s in kept
+        ]
+        cells = decimate(curves, classes)
+        streams.append({"name": stream, "num_segments": len(segments), "segments": numbers, **cells})
+    start = _thousandths(result.start_seconds)
+    return {
+        "start": start,
+        "end": max(_thousandths(result.end_seconds), start + 1),
+        "labels": [printable(label) for label in labels],  # those with a colour come first
+        "num_classes": len(classes),
+        "streams": streams,
+    }
+
+
+def choose_classes(curves: Curves, segments: list[Segment], labels: Sequence[str]) -> list[int]:
+    """Return the classes that get a colour, by first appearance: the longest seen, then the highest scores."""
+    numbers = {label: k for k, label in enumerate(labels)}
+    seconds = np.zeros(curves.scores.shape[1])
+    seen: dict[int, None] = {}
+    for segment in segments:
+        seen[k := numbers[segment.label]] = None
+        seconds[k] += segment.end_seconds - segment.start_seconds
+    peaks = curves.scores.max(axis=0)
+    order = np.lexsort((-peaks, -seconds)).tolist()
+    chosen: list[int] = [k for k in order if seconds[k] or peaks[k] >= MIN_PEAK][:MAX_CURVES] or order[:1]
+    return sorted(chosen, key=lambda k: list(seen).index(k) if k in seen else len(seen))
+
+
+def longest(segments: list[Segment]) -> list[Segment]:
+    """Return the longest segments, as many as a page shows, in their order."""
+    if len(segments) <= MAX_SEGMENTS:
+        return segments
+    kept = sorted(range(len(segments)), key=lambda i: segments[i].start_seconds - segments[i].end_seconds)
+    return [segments[i] for i in sorted(kept[:MAX_SEGMENTS])]
+
+
+def decimate(curves: Curves, classes: list[int]) -> dict[str, Any]:
+    """Return bounds and scores of at most `MAX_POINTS` cells; neighbours are averaged by their seconds."""
+    num_cells = len(curves.scores)
+    firsts = np.unique(np.linspace(0, num_cells, min(num_cells, MAX_POINTS), endpoint=False).astype(int))
+    weights = np.diff(curves.bounds).clip(min=1e-9)[:, None]
+    sums = np.add.reduceat(curves.scores[:, classes] * weights, firsts)
+    scores = sums / np.add.reduceat(weights, firsts)
+    bounds = [*curves.bounds[firsts], curves.bounds[-1]]
+    return {
+        "bounds": [_thousandths(seconds) for seconds in bounds],
+        "curves": [[_thousandths(score) for score in curve] for curve in scores.T],
+    }
+
+
+def _thousandths(value: float) -> int:
+    return round(1000 * float(value))

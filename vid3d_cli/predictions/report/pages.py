@@ -1,0 +1,70 @@
+"""Makes HTML pages from the templates in this folder: one file each, which asks no network for anything."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ...version import __version__
+
+FOLDER = Path(__file__).parent
+
+
+def generate(template: str, script: str, **values: Any) -> Iterator[str]:
+    """Yield a page in pieces that are valid UTF-8.
+
+    Args:
+        template: a file in this folder. It escapes all values.
+        script: a file in this folder: the only script that the page runs.
+        **values: what the template shows.
+    """
+    code, style = _read(script), _read("style.css")
+    page = _templates().get_template(template)
+    values |= {"style": Markup(style), "script": Markup(code), "script_hash": _hash(code), "version": __version__}
+    for piece in page.generate(**values):
+        yield piece.encode("utf-8", "backslashreplace").decode()
+
+
+def to_inert_json(value: Any) -> Markup:
+    """Return JSON that no HTML parser takes for markup, as the text of a <script type="application/json">."""
+    text = json.dumps(value, separators=(",", ":"))  # ASCII: also U+2028 is an escape
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def format_time(seconds: float) -> str:
+    """Return "0:05.2" or "1:02:05.2"."""
+    tenths = round(10 * seconds)
+    hours, minutes = divmod(tenths // 600, 60)
+    rest = f"{tenths % 600 / 10:04.1f}"
+    return f"{hours}:{minutes:02d}:{rest}" if hours else f"{minutes}:{rest}"
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["time"] = format_time
+    return templates
+
+
+def _read(name: str) -> str:
+    return (FOLDER / name).read_text("utf-8")
+
+
+def _hash(code: str) -> str:
+    return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
