@@ -148,6 +148,7 @@ def test_the_scale_suits_most_pairs():
     assert find_max_motion([pair_of(0.01)] * 12) == LEAST_MAX_MOTION_PX
     assert find_max_motion([pair_of(3.14159)] * 12) == 3.1
     assert find_max_motion([pair_of(2)] * 11 + [pair_of(60)]) == 2
+    assert find_max_motion([pair_of(0.1)] * 11 + [pair_of(6)]) == 6  # little happens, and this is shown
     pair = pair_of(2)
     pair.streams["flow"][0, :2] = 500  # a few wrong vectors
     assert find_max_motion([pair]) == 2

@@ -29,6 +29,8 @@ HOSTILE = [
     "-->",
 ]
 
+forms = pytest.mark.parametrize("form", ["png", "svg", pytest.param("pdf", marks=pytest.mark.exhaustive)])
+
 
 def make_result(best, labels, *, streams=("rgb", "flow"), video="dir/film.mp4", seconds=1.0):
     """A result whose clip i, a second long, shows class best[i]."""
@@ -85,7 +87,7 @@ def test_blocks_have_the_times_of_the_segments(tmp_path):
     assert share == pytest.approx(0.25, abs=0.01)
 
 
-@pytest.mark.parametrize("form", ["png", "svg", "pdf"])
+@forms
 def test_equal_results_give_equal_files(tmp_path, form):
     before = dict(matplotlib.rcParams)
     for name in ("a", "b"):
@@ -94,7 +96,7 @@ def test_equal_results_give_equal_files(tmp_path, form):
     assert dict(matplotlib.rcParams) == before
 
 
-@pytest.mark.parametrize("form", ["png", "svg", "pdf"])
+@forms
 def test_names_and_labels_are_inert(tmp_path, form):
     video = "dir/$a$ 😀 <b>\udcff\n.mp4"
     result = make_result([k for k in range(len(HOSTILE)) for _ in range(9)], HOSTILE, video=video)
@@ -121,7 +123,7 @@ def test_a_pdf_embeds_its_fonts_as_text(tmp_path):
     [
         ([0], 1, {}),
         (range(50), 50, {}),
-        ([k % 7 for k in range(2000)], 7, {}),
+        pytest.param([k % 7 for k in range(2000)], 7, {}, marks=pytest.mark.exhaustive),
         ([0, 1, 2], 3, {"threshold": 1.0}),
         ([k % 3 for k in range(30)], 3, {"multi_label": True, "threshold": 0.0}),
     ],
@@ -146,6 +148,12 @@ def test_overlapping_classes_have_lanes_of_their_own(tmp_path):
         with Image.open(tmp_path / f"{name}.png") as image:
             heights.append(image.height / 300)
     assert heights[1] - heights[0] == pytest.approx(3 * 2 * 0.2, abs=0.02)  # two lanes more in each of three rows
+
+
+def test_many_overlapping_classes_are_named_in_the_legend(tmp_path):
+    make_result(list(range(14)), [f"k{k}" for k in range(14)]).save(tmp_path / "a.svg", multi_label=True, threshold=0.0)
+    texts = texts_of(tmp_path / "a.svg")
+    assert [texts.count(f"k{k}") for k in range(14)] == [1] * 14
 
 
 def test_without_matplotlib_nothing_runs(tmp_path):

@@ -21,7 +21,6 @@ _GREY = (128, 128, 128)
 
 SHEET_PAIRS = 12
 """Pairs on a sheet."""
-_COLUMNS = 4
 _TILE_PX = (320, 240)
 """Largest width and height of a frame on a sheet."""
 _MARGIN_PX, _BAND_PX = 12, 96
@@ -62,7 +61,7 @@ def draw_sheet(pairs: Sequence[tuple[NDArray[np.float32], float, Image8 | None]]
     num_images = 1 if pairs[0][2] is None else 2
     share = min(_TILE_PX[0] / width, _TILE_PX[1] / height)
     tile_width, tile_height = max(1, round(share * width)), max(1, round(share * height))
-    num_columns = min(_COLUMNS, len(pairs))
+    num_columns = min(6 if height > width else 4, len(pairs))
     num_rows = -(-len(pairs) // num_columns)
     step_x, step_y = tile_width + _MARGIN_PX, num_images * (tile_height + _GAP_PX) + _MARGIN_PX
     sheet = np.full(

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -57,6 +57,8 @@ _MAX_LANES = 12
 """Lanes of a row that have the full height."""
 _MAX_LEGEND_LINES = 8
 _MAX_CHARACTERS = 40
+_SMALL = 7.5
+"""Points of labels."""
 
 _FONTS = (
     *("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Droid Sans Fallback"),
@@ -133,11 +135,6 @@ def _installed_fonts() -> list[str]:
     return [_FONTS[0], *(name for name in _FONTS[1:] if name in installed)]
 
 
-class _Block(NamedTuple):
-    segment: Segment
-    lane: int
-
-
 def draw_timeline(result: VideoResult, choices: Choices) -> Figure:
     """Return a figure of a video's segments and score curves.
 
@@ -147,50 +144,43 @@ def draw_timeline(result: VideoResult, choices: Choices) -> Figure:
     """
     streams = [stream for stream in STREAMS if stream in result.logits]
     streams += [FUSED] if len(streams) != 1 else []
-    rows = {stream: _place(result.segments_by(choices.rule, [stream])) for stream in streams}
+    rows = {stream: result.segments_by(choices.rule, [stream]) for stream in streams}
     curves = result.curves(streams[-1], choices.rule.smooth)
-    shown = _shown_classes(result.labels, [block.segment for block in rows[streams[-1]]], curves, choices.k)
+    shown = _classes_with_curves(result.labels, rows[streams[-1]], curves, choices.k)
+    all_segments = [segment for stream in reversed(streams) for segment in rows[stream]]
     span = float(curves.bounds[0]), float(max(curves.bounds[-1], curves.bounds[0] + 1 / result.fps))
+    page = _Page(span, class_colours([*(segment.label for segment in all_segments), *shown]))
 
-    ordered = [block.segment.label for stream in reversed(streams) for block in rows[stream]]
-    colours = class_colours([*ordered, *shown])
-    lanes = {stream: max((block.lane + 1 for block in blocks), default=1) for stream, blocks in rows.items()}
-    seconds = _seconds_of(block.segment for blocks in rows.values() for block in blocks)
-    pen = _Pen(Figure(figsize=(WIDTH_INCHES, 1)))
-    inches_per_second = pen.inner / (span[1] - span[0])
-    written = {
-        block.segment.label
-        for stream, blocks in rows.items()
-        for block in blocks
-        if lanes[stream] <= _MAX_LANES and pen.fits(block.segment, inches_per_second)
-    }
-    longest_first = sorted(seconds, key=lambda label: -seconds[label])
-    legend = pen.wrap([label for label in dict.fromkeys([*longest_first, *shown]) if label not in written])
-    heights = {stream: _LANE * min(lanes[stream], _MAX_LANES) for stream in streams}
-    pen.set_height(_TITLE + sum(heights.values()) + _GAP * len(streams) + _CURVES + _AXIS + _ENTRY * len(legend) + _GAP)
-    pen.write(_file_name(result.video), 0, _TITLE / 2, size=9, limit=90)
-    top = _TITLE
+    page.write(_file_name(result.video), _LEFT, _TITLE / 2, size=9, limit=90)
+    y = _TITLE
     for stream in streams:
-        pen.draw_row(stream, rows[stream], lanes[stream], top, heights[stream], span, colours)
-        top += heights[stream] + _GAP
-    pen.draw_curves(curves, result.labels, shown, top, span, colours)
-    pen.draw_legend(legend, top + _CURVES + _AXIS, colours)
-    return pen.figure
+        y += page.draw_row(stream, rows[stream], y) + _GAP
+    top_of_curves = y
+    y += _CURVES + _AXIS
+    seconds = _seconds_of(all_segments)
+    longest_first = sorted(seconds, key=lambda label: -seconds[label])
+    for line in page.wrap([label for label in dict.fromkeys([*longest_first, *shown]) if label not in page.written]):
+        for x, label in line:
+            page.draw_entry(label, x, y + _ENTRY / 2)
+        y += _ENTRY
+    page.end(y + _GAP)
+    page.draw_curves(curves, result.labels, shown, top_of_curves)
+    return page.figure
 
 
-def _place(segments: Iterable[Segment]) -> list[_Block]:
-    """Give every segment a lane: that of its class if it is free, else the first free one."""
+def _place(segments: Sequence[Segment]) -> list[int]:
+    """Return a lane for every segment: that of its class if it is free, else the first free one."""
     lanes: list[tuple[float, str]] = []  # end and label of the last segment in each
-    blocks = []
+    placed = []
     for segment in segments:
         free = [i for i, (end, _) in enumerate(lanes) if end <= segment.start_seconds] or [len(lanes)]
         lane = next((i for i in free if i < len(lanes) and lanes[i][1] == segment.label), free[0])
         lanes[lane : lane + 1] = [(segment.end_seconds, segment.label)]
-        blocks.append(_Block(segment, lane))
-    return blocks
+        placed.append(lane)
+    return placed
 
 
-def _seconds_of(segments: Iterable[Segment]) -> dict[str, float]:
+def _seconds_of(segments: Sequence[Segment]) -> dict[str, float]:
     """Return how long each class is seen."""
     seconds: dict[str, float] = {}
     for segment in segments:
@@ -198,13 +188,24 @@ def _seconds_of(segments: Iterable[Segment]) -> dict[str, float]:
     return seconds
 
 
-def _shown_classes(labels: Sequence[str], segments: Sequence[Segment], curves: Curves, k: int) -> list[str]:
-    """Return the classes whose curves are drawn: those seen longest, then those of the highest mean score."""
+def _classes_with_curves(labels: Sequence[str], segments: Sequence[Segment], curves: Curves, k: int) -> list[str]:
+    """Return the classes seen longest, then those of the highest mean score."""
     seconds = _seconds_of(segments)
     means, peaks = curves.scores.mean(axis=0), curves.scores.max(axis=0)
     found = [i for i, label in enumerate(labels) if label in seconds or peaks[i] >= _LEAST_PEAK]
     found.sort(key=lambda i: (seconds.get(labels[i], 0), means[i]), reverse=True)
     return [labels[i] for i in found[: max(k, min(len(seconds), _MAX_CURVES))]]
+
+
+def _average_cells(bounds: Any, scores: Any) -> tuple[Any, Any]:
+    """Return at most `_MAX_CELLS` cells, each the mean of equally many."""
+    step = -(-len(scores) // _MAX_CELLS)
+    if step == 1:
+        return bounds, scores
+    firsts = np.arange(0, len(scores), step)
+    seconds = np.diff(bounds)[:, None] + 1e-12
+    means = np.add.reduceat(scores * seconds, firsts) / np.add.reduceat(seconds, firsts)
+    return np.append(bounds[firsts], bounds[-1]), means
 
 
 def _file_name(video: str) -> str:
@@ -229,165 +230,106 @@ def _format_seconds(seconds: float, longest: float, step: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if longest >= 3600 else f"{60 * hours + rest // 60}:{rest % 60:02}"
 
 
-class _Pen:
-    """Draws into a figure; positions are inches from its top left corner."""
+class _Page:
+    """Draws into a figure; x and y are inches from its top left corner.
 
-    inner = WIDTH_INCHES - _LEFT - _RIGHT
-    """Width of the time axis."""
+    Args:
+        span: start and end of the time axis in seconds.
+        colours: of the classes.
+    """
 
-    def __init__(self, figure: Figure) -> None:
-        self.figure = figure
-        self._canvas = FigureCanvasAgg(figure)
-        self._widths: dict[tuple[str, float], float] = {}
+    def __init__(self, span: tuple[float, float], colours: Mapping[str, str]) -> None:
+        self.figure = Figure(figsize=(WIDTH_INCHES, 1))
+        self._canvas = FigureCanvasAgg(self.figure)
+        self._axes = self.figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[], xlim=(0, WIDTH_INCHES))
+        self._span, self._colours = span, colours
+        self._inches_per_second = (WIDTH_INCHES - _LEFT - _RIGHT) / (span[1] - span[0])
+        self._widths: dict[str, float] = {}
+        self.written: set[str] = set()
+        """Classes whose label is in a block."""
 
-    def set_height(self, inches: float) -> None:
-        self.figure.set_size_inches(WIDTH_INCHES, inches)
-
-    def width_of(self, text: str, size: float = 7.5) -> float:
-        """Return the inches that a text takes."""
-        if (text, size) not in self._widths:
-            drawn = self.figure.text(0, 0, text, size=size, parse_math=False)
-            extent = drawn.get_window_extent(self._canvas.get_renderer())  # type: ignore[no-untyped-call]
-            self._widths[text, size] = extent.width / self.figure.dpi
-            drawn.remove()
-        return self._widths[text, size]
-
-    def fits(self, segment: Segment, inches_per_second: float) -> bool:
-        inches = (segment.end_seconds - segment.start_seconds) * inches_per_second
-        return inches > 0.15 and self.width_of(_shorten(segment.label)) + 0.06 <= inches
-
-    def write(
-        self, text: str, x: float, y: float, size: float = 7.5, limit: int = _MAX_CHARACTERS, **style: Any
-    ) -> None:
+    def write(self, text: str, x: float, y: float, *, limit: int = _MAX_CHARACTERS, **style: Any) -> Any:
         """Write a stranger's text as it is, vertically centred."""
-        height = self.figure.get_figheight()
-        self.figure.text(
-            (_LEFT + x) / WIDTH_INCHES,
-            1 - y / height,
-            _shorten(text, limit),
-            size=size,
-            va="center_baseline",
-            parse_math=False,
-            **style,
-        )
+        style = {"size": _SMALL, "va": "center_baseline", **style}
+        return self._axes.text(x, y, _shorten(text, limit), parse_math=False, **style)
 
-    def _axes(self, top: float, height: float, span: tuple[float, float]) -> Any:
-        whole = self.figure.get_figheight()
-        axes = self.figure.add_axes(
-            (_LEFT / WIDTH_INCHES, 1 - (top + height) / whole, self.inner / WIDTH_INCHES, height / whole)
-        )
-        axes.set_xlim(*span)
-        return axes
+    def width_of(self, label: str) -> float:
+        """Return the inches that a label takes."""
+        if label not in self._widths:
+            drawn = self.write(label, 0, 0)
+            self._widths[label] = drawn.get_window_extent(self._canvas.get_renderer()).width / self.figure.dpi  # type: ignore[no-untyped-call]
+            drawn.remove()
+        return self._widths[label]
 
-    def draw_row(
-        self,
-        stream: str,
-        blocks: Sequence[_Block],
-        num_lanes: int,
-        top: float,
-        height: float,
-        span: tuple[float, float],
-        colours: Mapping[str, str],
-    ) -> None:
-        """Draw the segments of a stream."""
-        axes = self._axes(top, height, span)
-        axes.set_ylim(num_lanes, 0)
-        axes.set_facecolor("#f0f0f0")
-        axes.tick_params(bottom=False, labelbottom=False, left=False, labelleft=False)
-        axes.spines[:].set_visible(False)
-        self.write(stream, -0.08, top + height / 2, size=8, ha="right")
-        inches_per_second = self.inner / (span[1] - span[0])
-        corners, faces, are_wide = [], [], []
-        for segment, lane in blocks:
-            start, end = segment.start_seconds, segment.end_seconds
-            corners.append([(start, lane), (end, lane), (end, lane + 1), (start, lane + 1)])
-            faces.append(colours[segment.label])
-            are_wide.append((end - start) * inches_per_second > 0.04)
-            if num_lanes <= _MAX_LANES and self.fits(segment, inches_per_second):
-                middle = (start + end) / 2 - span[0]
-                self.write(
-                    segment.label,
-                    middle * inches_per_second,
-                    top + (lane + 0.5) * height / num_lanes,
-                    ha="center",
-                    color=_ink_on(colours[segment.label]),
-                )
-        if blocks:
-            edges = ["#ffffff" if is_wide else "none" for is_wide in are_wide]  # an edge would hide a narrow block
-            axes.add_collection(
-                PolyCollection(
-                    corners,
-                    facecolors=faces,
-                    edgecolors=edges,
-                    linewidths=0.6,
-                    rasterized=len(blocks) > _MAX_BLOCKS,
-                ),
-                autolim=False,
-            )
-
-    def draw_curves(
-        self,
-        curves: Curves,
-        labels: Sequence[str],
-        shown: Sequence[str],
-        top: float,
-        span: tuple[float, float],
-        colours: Mapping[str, str],
-    ) -> None:
-        """Draw the scores of some classes, and the time axis."""
-        axes = self._axes(top, _CURVES, span)
-        bounds, scores = _average_cells(curves.bounds, curves.scores[:, [labels.index(label) for label in shown]])
-        for label, values in reversed(list(zip(shown, scores.T, strict=True))):  # the most seen one is on top
-            axes.stairs(values, bounds, baseline=None, color=colours[label], linewidth=1.2)
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-        axes.set_ylabel("score", labelpad=2)
-        longest = span[1]
-        step = next(s for s in [*_STEPS_SECONDS, np.inf] if (span[1] - span[0]) / s <= 10)
-        axes.xaxis.set_major_locator(MultipleLocator(step) if np.isfinite(step) else MultipleLocator(longest))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _format_seconds(seconds, longest, step)))
-        axes.set_xlabel(
-            "time (s)" if longest < 120 else "time (m:ss)" if longest < 3600 else "time (h:mm:ss)", labelpad=2
-        )
-        axes.grid(axis="y", linewidth=0.4, color="#dddddd")
-        axes.set_axisbelow(True)
+    def draw_row(self, stream: str, segments: Sequence[Segment], top: float) -> float:
+        """Draw the segments of a stream, and return the height."""
+        placed = _place(segments)
+        num_lanes = max(placed, default=0) + 1
+        lane_height = _LANE * min(1, _MAX_LANES / num_lanes)
+        height = num_lanes * lane_height
+        self.write(stream, _LEFT - 0.08, top + height / 2, size=8, ha="right")
+        width = WIDTH_INCHES - _LEFT - _RIGHT
+        self._axes.add_patch(Rectangle((_LEFT, top), width, height, facecolor="#f0f0f0"))
+        corners, faces, edges = [], [], []
+        for segment, lane in zip(segments, placed, strict=True):
+            times = segment.start_seconds, segment.end_seconds
+            left, right = (_LEFT + (seconds - self._span[0]) * self._inches_per_second for seconds in times)
+            y = top + lane * lane_height
+            corners.append([(left, y), (right, y), (right, y + lane_height), (left, y + lane_height)])
+            faces.append(colour := self._colours[segment.label])
+            edges.append("#ffffff" if right - left > 0.04 else "none")  # an edge would hide a narrow block
+            if lane_height == _LANE and right - left > 0.15 and self.width_of(segment.label) + 0.06 <= right - left:
+                self.write(segment.label, (left + right) / 2, y + _LANE / 2, ha="center", color=_ink_on(colour))
+                self.written.add(segment.label)
+        if corners:
+            blocks = PolyCollection(corners, facecolors=faces, edgecolors=edges, linewidths=0.6)
+            blocks.set_rasterized(len(corners) > _MAX_BLOCKS)
+            self._axes.add_collection(blocks, autolim=False)
+        return height
 
     def wrap(self, labels: Sequence[str]) -> list[list[tuple[float, str]]]:
-        """Return the lines of a legend: the inches from the left and the text of each entry."""
+        """Return the lines of a legend: x and the label of each entry."""
         lines: list[list[tuple[float, str]]] = []
-        right = np.inf
+        x = np.inf
         for label in labels:
-            width = self.width_of(_shorten(label)) + 0.3
-            if right + width > self.inner:
+            width = self.width_of(label) + 0.3
+            if x + width > WIDTH_INCHES - _RIGHT:
                 lines.append([])
-                right = 0.0
-            lines[-1].append((right, label))
-            right += width
+                x = _LEFT
+            lines[-1].append((x, label))
+            x += width
         if len(lines) > _MAX_LEGEND_LINES:
             num_left_out = sum(map(len, lines[_MAX_LEGEND_LINES - 1 :]))
-            lines[_MAX_LEGEND_LINES - 1 :] = [[(0.0, f"and {num_left_out} classes more")]]
+            lines[_MAX_LEGEND_LINES - 1 :] = [[(_LEFT, f"and {num_left_out} classes more")]]
         return lines
 
-    def draw_legend(self, lines: Sequence[Sequence[tuple[float, str]]], top: float, colours: Mapping[str, str]) -> None:
-        """Draw the lines of `wrap`; an entry without a colour is a remark."""
+    def draw_entry(self, label: str, x: float, y: float) -> None:
+        """Draw a class of the legend; without a colour, it is a remark."""
+        if label in self._colours:
+            self._axes.add_patch(Rectangle((x, y - 0.05), 0.1, 0.1, color=self._colours[label]))
+        self.write(label, x + 0.15, y)
+
+    def end(self, height: float) -> None:
+        """Cut the page."""
+        self.figure.set_size_inches(WIDTH_INCHES, height)
+        self._axes.set_ylim(height, 0)
+
+    def draw_curves(self, curves: Curves, labels: Sequence[str], shown: Sequence[str], top: float) -> None:
+        """Draw the scores of some classes and the time axis, after `end`."""
         height = self.figure.get_figheight()
-        for number, line in enumerate(lines):
-            y = top + (number + 0.5) * _ENTRY
-            for x, label in line:
-                if label in colours:
-                    corner = (_LEFT + x) / WIDTH_INCHES, 1 - (y + 0.05) / height
-                    swatch = Rectangle(corner, 0.1 / WIDTH_INCHES, 0.1 / height, color=colours[label])
-                    swatch.set_transform(self.figure.transFigure)
-                    self.figure.add_artist(swatch)
-                self.write(label, x + 0.15, y)
-
-
-def _average_cells(bounds: Any, scores: Any) -> tuple[Any, Any]:
-    """Return at most `_MAX_CELLS` cells, each the mean of equally many."""
-    step = -(-len(scores) // _MAX_CELLS)
-    if step == 1:
-        return bounds, scores
-    firsts = np.arange(0, len(scores), step)
-    seconds = np.diff(bounds)[:, None] + 1e-12
-    means = np.add.reduceat(scores * seconds, firsts) / np.add.reduceat(seconds, firsts)
-    return np.append(bounds[firsts], bounds[-1]), means
+        width = 1 - (_LEFT + _RIGHT) / WIDTH_INCHES
+        axes = self.figure.add_axes((_LEFT / WIDTH_INCHES, 1 - (top + _CURVES) / height, width, _CURVES / height))
+        bounds, scores = _average_cells(curves.bounds, curves.scores[:, [labels.index(label) for label in shown]])
+        for label, values in reversed(list(zip(shown, scores.T, strict=True))):  # the most seen one is on top
+            axes.stairs(values, bounds, baseline=None, color=self._colours[label], linewidth=1.2)
+        axes.set(xlim=self._span, ylim=(-0.02, 1.02))
+        axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.set_ylabel("score", labelpad=2)
+        longest = self._span[1]
+        step = next((s for s in _STEPS_SECONDS if longest - self._span[0] <= 10 * s), longest)
+        axes.xaxis.set_major_locator(MultipleLocator(step))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _format_seconds(seconds, longest, step)))
+        unit = "s" if longest < 120 else "m:ss" if longest < 3600 else "h:mm:ss"
+        axes.set_xlabel(f"time ({unit})", labelpad=2)
+        axes.grid(axis="y", linewidth=0.4, color="#dddddd")
+        axes.set_axisbelow(True)

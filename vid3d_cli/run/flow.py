@@ -121,9 +121,9 @@ def write_pairs(pairs: Iterable[StreamFrame], output: AbstractContextManager[Flo
 def find_max_motion(pairs: Sequence[StreamFrame]) -> float:
     """Return the motion that full colour should show, in pixels per frame step, to two digits.
 
-    In 80 % of the pairs, 95 % of the pixels move at most so far: neither wrong vectors nor a few shakes of the camera
-    pale the rest.
+    In 80 % of the pairs that move, 95 % of the pixels move at most so far: neither wrong vectors nor a few shakes of
+    the camera pale the rest.
     """
     motions = [np.percentile(np.hypot(*np.moveaxis(p.streams["flow"], -1, 0)), _PIXELS_PERCENT) for p in pairs]
-    typical = np.percentile(motions, _PAIRS_PERCENT) if motions else 0.0
-    return float(f"{max(float(typical), LEAST_MAX_MOTION_PX):.2g}")
+    moving = [motion for motion in motions if motion > LEAST_MAX_MOTION_PX]
+    return float(f"{np.percentile(moving, _PAIRS_PERCENT):.2g}") if moving else LEAST_MAX_MOTION_PX
