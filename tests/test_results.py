@@ -87,7 +87,12 @@ def test_a_table_without_pandas_says_what_to_install(monkeypatch):
         RESULT.to_pandas()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+DRAWN = ("html", "mp4", "png", "svg", "pdf")  # they take longer
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[pytest.mark.exhaustive] if form in DRAWN else []) for form in FORMATS]
+)
 def test_every_format_is_saved(video, tmp_path, form):
     result = make_result([0, 2], video=str(video), seconds=0.8)
     path = tmp_path / "out" / f"a.{form}"

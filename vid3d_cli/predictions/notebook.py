@@ -58,10 +58,10 @@ def draw_timeline(result: VideoResult) -> str:
     # The query of a URL may hold a password.
     name = PurePath(result.video.partition("?")[0] if "://" in result.video else result.video).name
     about = f"{_clock(time.start)} – {_clock(time.end)}, {result.recipe.model}"
-    room_px = _WIDTH - _CHARACTER_PX * (len(about) + 4)
+    room_px = _RIGHT - _CHARACTER_PX * (len(about) + 4)
     parts = [
         _text(0, 13, name, " font-weight='600'", room_px),
-        _text(_WIDTH, 13, about, _MUTED + _AT_END),
+        _text(_RIGHT, 13, about, _MUTED + _AT_END),
     ]
     y = 28
     for stream, segments in rows.items():
