@@ -7,13 +7,16 @@ import os
 import re
 import shutil
 import time
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import cv2
 import numpy as np
 import pytest
+from serving import serve
 from videos import read_index, write_video
 
 from vid3d_cli import errors
@@ -166,6 +169,16 @@ def test_a_pipe_is_not_read_again(tmp_path):
     assert "The video is not a file that can be read again" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.exhaustive
+def test_a_url_has_thumbnails_and_no_player(film, tmp_path):
+    with serve(partial(SimpleHTTPRequestHandler, directory=film.parent)) as server:
+        make_result(f"{server.url}/film.mp4?password=secret").save(tmp_path / "r.html")
+    page = Page(tmp_path / "r.html")
+    assert (page.video, page.links, len(page.data["thumbnails"])) == (None, [], 8)
+    assert "so this page has no player" in (tmp_path / "r.html").read_text()
+    assert "secret" not in (tmp_path / "r.html").read_text()
+
+
 @pytest.mark.parametrize(("rotation", "seek_from"), [(0, 600.0), (90, 0.0)])
 def test_thumbnails_show_the_frames_of_their_times(tmp_path, monkeypatch, rotation, seek_from):
     monkeypatch.setattr("vid3d_cli.predictions.report.thumbnails.SEEK_FROM_SECONDS", seek_from)
@@ -206,8 +219,11 @@ def test_an_overview_lists_and_links_all_reports(film, tmp_path):
     names = ["sub/a & <b>#1", "b", "never reached"]
     write_reports(out, [make_result(film), make_result(film, best=(1, 1), lost=2)], names)
     page = Page(out / "index.html")
-    assert [out / unquote(link) for link in page.links] == [out / "sub/a & <b>#1.html", out / "b.html"]
-    assert all((out / unquote(link)).is_file() for link in page.links)
+    links = [out / unquote(row["href"]) for row in page.data["rows"]]
+    assert links == [out / "sub/a & <b>#1.html", out / "b.html"]
+    assert all(link.is_file() for link in links)
+    assert [row["cells"] for row in page.data["rows"]] == ["1" * 30 + "0" * 30 + "2" * 30 + "0" * 30, "0" * 120]
+    assert [page.data["labels"][row["label"]] for row in page.data["rows"]] == ["running", "running"]
     assert "never reached" in (out / "index.html").read_text()
     assert page.tags.count("b") == 0
 
@@ -220,7 +236,7 @@ def test_an_overview_is_written_after_an_interrupt(film, tmp_path):
     ):
         outputs.write(make_result(film), "a")
         raise KeyboardInterrupt
-    assert Page(tmp_path / "o" / "index.html").links == ["a.html"]
+    assert [row["href"] for row in Page(tmp_path / "o" / "index.html").data["rows"]] == ["a.html"]
 
 
 def test_a_video_named_like_the_overview_is_refused(tmp_path):

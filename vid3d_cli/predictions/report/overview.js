@@ -1,22 +1,80 @@
-// Sorts the table of an overview by the column whose header is clicked; again for the other direction.
+// Lists the videos of an overview, sorted by the column whose header is clicked; again for the other direction.
 (() => {
   "use strict";
+  const { labels, rows } = JSON.parse(document.getElementById("data").textContent);
   const body = document.querySelector("#videos tbody");
-  for (const button of document.querySelectorAll("#videos th button")) {
-    const header = button.closest("th");
-    const column = header.cellIndex;
-    button.addEventListener("click", () => {
-      const isNumber = !["name", "label"].includes(button.dataset.key);
-      const first = isNumber ? "descending" : "ascending";
-      const order = header.getAttribute("aria-sort") === first ? (isNumber ? "ascending" : "descending") : first;
-      for (const other of header.parentElement.children) other.removeAttribute("aria-sort");
+  const headers = [...document.querySelectorAll("#videos th")];
+  const hasLost = headers.some((header) => header.querySelector("[data-key=lost]"));
+  const STEP = 500; // rows to draw at a time
+  const make = (name, className, ...children) => {
+    const element = document.createElement(name);
+    if (className) element.className = className;
+    element.append(...children);
+    return element;
+  };
+  const isolated = (element) => Object.assign(element, { dir: "auto" });
+  function clock(seconds) {
+    const tenths = Math.round(10 * seconds);
+    const minutes = Math.floor(tenths / 600);
+    const rest = ((tenths % 600) / 10).toFixed(1).padStart(4, "0");
+    return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")}:${rest}`;
+  }
+  // A path for each colour.
+  function drawTimeline(cells) {
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", `0 0 ${cells.length} 1`);
+    svg.setAttribute("preserveAspectRatio", "none");
+    svg.setAttribute("aria-hidden", "true");
+    const paths = {};
+    for (const run of cells.matchAll(/(\d)\1*/g))
+      paths[run[1]] = `${paths[run[1]] ?? ""}M${run.index} 0h${run[0].length}v1h-${run[0].length}z`;
+    for (const [colour, d] of Object.entries(paths)) {
+      const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+      path.setAttribute("class", colourClass(colour));
+      path.setAttribute("d", d);
+      svg.append(path);
+    }
+    return svg;
+  }
+  const colourClass = (colour) => (colour < 8 ? `k${colour}` : "other");
+  function drawRow(row) {
+    const link = isolated(make("a", "", row.name));
+    link.href = row.href;
+    const label = isolated(make("span", "", labels[row.label]));
+    const cells = [
+      make("td", "", link),
+      make("td", "", drawTimeline(row.cells)),
+      make("td", "", make("span", `dot ${colourClass(row.colour)}`), label),
+      make("td", "number", `${Math.round(100 * row.score)}\u00a0%`),
+      make("td", "number", clock(row.seconds)),
+    ];
+    if (hasLost) cells.push(make("td", "number", String(row.lost)));
+    return make("tr", "", ...cells);
+  }
+  function draw(upTo) {
+    body.append(...rows.slice(body.rows.length, upTo).map(drawRow));
+    const more = document.getElementById("more");
+    more.hidden = body.rows.length === rows.length;
+    more.querySelector("span").textContent = `${body.rows.length} of ${rows.length}`;
+  }
+  document.querySelector("#more button").addEventListener("click", () => draw(body.rows.length + STEP));
+
+  const collator = new Intl.Collator("en", { numeric: true });
+  for (const header of headers) {
+    const button = header.querySelector("button");
+    button?.addEventListener("click", () => {
+      const { key } = button.dataset;
+      const isText = key === "name" || key === "label";
+      const [first, second] = isText ? ["ascending", "descending"] : ["descending", "ascending"];
+      const order = header.getAttribute("aria-sort") === first ? second : first;
+      for (const other of headers) other.removeAttribute("aria-sort");
       header.setAttribute("aria-sort", order);
-      const value = (row) => row.cells[column].dataset.value;
-      const compare = isNumber
-        ? (a, b) => value(a) - value(b)
-        : (a, b) => value(a).localeCompare(value(b), "en", { numeric: true });
+      const value = (row) => (key === "label" ? labels[row.label] : row[key]);
       const sign = order === "ascending" ? 1 : -1;
-      body.append(...[...body.rows].sort((a, b) => sign * compare(a, b)));
+      rows.sort((a, b) => sign * (isText ? collator.compare(value(a), value(b)) : value(a) - value(b)));
+      body.replaceChildren();
+      draw(STEP);
     });
   }
+  draw(STEP);
 })();

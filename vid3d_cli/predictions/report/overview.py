@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 from urllib.parse import quote
 
 from ...records import FUSED, rank
 from ...text import printable
 from ..formats import Choices, Index
-from .pages import generate
+from .pages import generate, to_inert_json
 
 if TYPE_CHECKING:
     from ...results import VideoResult
@@ -68,7 +67,7 @@ class Overview(Index):
     def write(self, stream: TextIO, names: Sequence[str]) -> None:
         seen = Counter(number for row in self._rows for number in row.cells if number)
         colours = {number: colour for colour, (number, _) in enumerate(seen.most_common(NUM_COLOURS))}
-        labels = {number: printable(label) for label, number in self._numbers.items()}
+        labels = [printable(label) for label in self._numbers]
         done = {row.name for row in self._rows}
         missing = [name for name in names if name not in done]
         pieces = generate(
@@ -76,36 +75,24 @@ class Overview(Index):
             "overview.js",
             num_videos=len(self._rows),
             seconds=sum(row.seconds for row in self._rows),
-            legend=[(labels[number], colour) for number, colour in colours.items()],
-            rows=(self._describe(row, labels, colours) for row in self._rows),
+            legend=[(labels[number - 1], colour) for number, colour in colours.items()],
+            data=to_inert_json({"labels": labels, "rows": [_describe(row, colours) for row in self._rows]}),
             has_lost=any(row.num_lost_frames for row in self._rows),
             missing=[printable(name) for name in missing[:MAX_MISSING]],
             num_missing=len(missing),
-            num_cells=NUM_CELLS,
         )
         stream.writelines(pieces)
 
-    def _describe(self, row: _Row, labels: dict[int, str], colours: dict[int, int]) -> dict[str, object]:
-        return {
-            "name": printable(row.name),
-            "href": f"{quote(os.fsencode(row.name))}.html",
-            "label": labels[row.best],
-            "colour": colours.get(row.best),
-            "score": row.score,
-            "seconds": row.seconds,
-            "lost": row.num_lost_frames,
-            "parts": list(_draw(row.cells, labels, colours)),
-        }
 
-
-def _draw(cells: array[int], labels: dict[int, str], colours: dict[int, int]) -> Iterator[tuple[str, str, str]]:
-    """Yield the parts of a timeline: CSS class, label and SVG path, one for each label."""
-    paths: dict[int, str] = {}
-    start = 0
-    for number, run in groupby(cells):
-        width = sum(1 for _ in run)
-        if number:
-            paths[number] = f"{paths.get(number, '')}M{start} 0h{width}v1h-{width}z"
-        start += width
-    for number, path in paths.items():
-        yield f"k{colours[number]}" if number in colours else "other", labels[number], path
+def _describe(row: _Row, colours: dict[int, int]) -> dict[str, object]:
+    return {
+        "name": printable(row.name),
+        "href": f"{quote(os.fsencode(row.name))}.html",
+        "label": row.best - 1,
+        "colour": colours.get(row.best, NUM_COLOURS),
+        "score": round(row.score, 3),
+        "seconds": round(row.seconds, 1),
+        "lost": row.num_lost_frames,
+        # A digit a cell: its colour, 8 for other labels; or a space.
+        "cells": "".join(str(colours.get(number, NUM_COLOURS)) if number else " " for number in row.cells),
+    }
