@@ -203,6 +203,7 @@ class VideoResult(HoldsArrays):
         per: str = "clip",
         segments: bool = False,
         embed: bool = False,
+        allow_playlists: bool = False,
     ) -> None:
         """Write the result to a file, whose suffix names the format.
 
@@ -219,6 +220,7 @@ class VideoResult(HoldsArrays):
             per: "clip" or "video": which records .jsonl and .csv hold.
             segments: whether they hold segments instead.
             embed: whether .html holds the video itself.
+            allow_playlists: whether a video that is read again may be a playlist, see `Options`.
 
         Raises:
             UsageError: an unknown suffix, no classes, or an argument that is out of range or has no effect.
@@ -234,7 +236,7 @@ class VideoResult(HoldsArrays):
         _check_k(k)
         check_known(per, ("clip", "video"), f"per={per!r}")
         rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
-        choices = Choices(rule, k, per, segments, embed)
+        choices = Choices(rule, k, per, segments, embed, allow_playlists)
         kind = find_writer(form)
         if not self.labels:
             raise UsageError(f"{self.recipe.model} gives an embedding and has no classes to save: use features()")

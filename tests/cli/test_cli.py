@@ -494,7 +494,7 @@ def test_flow_forms(vid3d, video, tmp_path):
     assert len(list((tmp_path / "images").glob("flow_x_*.jpg"))) == 4
     result = vid3d("flow", video, "--out", "flow.npz")
     assert (result.exit_code, "--overwrite" in result.stderr) == (2, True)
-    assert vid3d("flow", video, "--out", "flow.gif").exit_code == 2
+    assert vid3d("flow", video, "--out", "flow.bmp").exit_code == 2
     assert vid3d("flow", video, "--out", "x.npz", "--flow", "tvl2").exit_code == 2
     assert vid3d("flow", video, "--out", "x.npz", "--dtype", "banana").exit_code == 2
     assert vid3d("extract", video, "--out", "").exit_code == 2

@@ -109,7 +109,7 @@ def test_segments_are_written_for_every_stream(vid3d, tiny_model, video, tmp_pat
         ("-o out --format csv --failures out/video.csv", "--failures out/video.csv is also the output"),
         ("-o video.csv --overwrite --failures ./video.csv", "--failures video.csv is also the output"),
         ("-o out", "out is a directory: add --format, as in --format vtt"),
-        ("-o video.mp4 --format csv --overwrite", "video.mp4 is one of the videos: choose another name for --out"),
+        ("-o video.mp4 --overwrite", "video.mp4 is one of the videos: choose another name for --out"),
         ("-o there.csv", "there.csv: already exists; choose another name, or add --overwrite"),
         ("-o video.mp4/x.csv", "video.mp4/x.csv: cannot be written"),
         ("-o video.mp4/x --format csv", "video.mp4/x: cannot be written: Not a directory"),

@@ -70,7 +70,9 @@ def test_parse_seconds_reads_what_clocks_show(seconds, millis):
     assert parse_seconds(clock) == pytest.approx(seconds + millis / 1000, abs=1e-9)
 
 
-@pytest.mark.parametrize("text", ["", "soon", "inf", "nan", "1:60", "1:", ":30", "1:60:00", "1:2:3:4", "1:-5", "1:30 s", "1.5:00"])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "inf", "nan", "1:60", "1:", ":30", "1:60:00", "1:2:3:4", "1:-5", "1:30 s", "1.5:00"]
+)
 def test_parse_seconds_refuses(text):
     with pytest.raises(UsageError, match=r"^--end .*: give seconds"):
         parse_seconds(text, "--end")
