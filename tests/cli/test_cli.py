@@ -680,6 +680,7 @@ def test_a_closed_terminal_ends_a_job_cleanly(tmp_path):
         assert 2 <= len(store.entries()) == 8 - len(not_done)
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_below_stdout_is_one_line(tmp_path):
     write_video(tmp_path / "0.mp4", num_frames=10)
     with Path("/dev/full").open("w") as full:
