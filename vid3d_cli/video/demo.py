@@ -43,9 +43,12 @@ class _Camera:
     clockwise_degrees: float = 0.0
 
     def move(self, motion: str) -> None:
-        """Move by one frame."""
-        self.x_px += {"pan-right": PAN_PX, "pan-left": -PAN_PX}.get(motion, 0.0) / self.zoom
-        self.y_px += {"tilt-down": TILT_PX, "tilt-up": -TILT_PX}.get(motion, 0.0) / self.zoom
+        """Move by one frame, along the camera's own axes."""
+        right = {"pan-right": PAN_PX, "pan-left": -PAN_PX}.get(motion, 0.0) / self.zoom
+        down = {"tilt-down": TILT_PX, "tilt-up": -TILT_PX}.get(motion, 0.0) / self.zoom
+        angle = np.deg2rad(self.clockwise_degrees)
+        self.x_px += right * np.cos(angle) - down * np.sin(angle)
+        self.y_px += right * np.sin(angle) + down * np.cos(angle)
         self.zoom *= {"zoom-in": ZOOM, "zoom-out": 1 / ZOOM}.get(motion, 1.0)
         turn = {"roll-clockwise": ROLL_DEGREES, "roll-counterclockwise": -ROLL_DEGREES}
         self.clockwise_degrees += turn.get(motion, 0.0)
