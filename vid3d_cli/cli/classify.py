@@ -129,7 +129,7 @@ def classify(
     from ..segments import SegmentRule
 
     rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
-    choices = Choices(rule, topk, per, segments, embed, allow_playlists=options.allow_playlists)
+    choices = Choices(rule, topk, per, segments, embed, options.allow_playlists, timeout or None)
     paths = out or [STDOUT]
     if embed and form != "html" and "html" not in map(format_of, paths):
         raise UsageError("--embed is for a report: add --out report.html")

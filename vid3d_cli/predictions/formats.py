@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from ..errors import UsageError
+from ..video import TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from ..records import ClipOutput
@@ -54,6 +55,8 @@ class Choices:
     """Whether a report holds the video itself."""
     allow_playlists: bool = False
     """Whether a video that is read again may be a playlist that opens other files and addresses."""
+    timeout: float | None = TIMEOUT_SECONDS
+    """Seconds without progress before a video that is read again fails; None for no limit."""
 
 
 class Index(ABC):
