@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -130,14 +130,18 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 
 @contextmanager
 def open_output(
-    path: Path | None, *, overwrite: bool = False, keep_partial: bool = True, keep_empty: bool = False
+    path: Path | None,
+    *,
+    overwrite: bool = False,
+    keep_partial: bool | Callable[[], bool] = True,
+    keep_empty: bool = False,
 ) -> Iterator[TextIO]:
     """Yield a text stream to stdout (None or "-"), or to a file that appears whole at the end of the block.
 
     Args:
         path: path of the file.
         overwrite: whether the file may exist.
-        keep_partial: whether what was written is kept if the block raises.
+        keep_partial: whether what was written is kept if the block raises; a function is called then.
         keep_empty: whether a file appears to which nothing was written.
 
     Raises:
@@ -161,7 +165,8 @@ def open_output(
         except BaseException:  # its last lines did not fit on the disk
             file.discard()
             raise
-        file.commit() if (file.tell() or keep_empty) and (has_ended or keep_partial) else file.discard()
+        is_kept = has_ended or (keep_partial() if callable(keep_partial) else keep_partial)
+        file.commit() if is_kept and (file.tell() or keep_empty) else file.discard()
 
 
 class _PartFile(io.FileIO):

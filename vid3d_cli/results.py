@@ -159,7 +159,7 @@ class VideoResult(HoldsArrays):
             multi_label: whether classes may overlap; else only the best class of each moment has a segment.
 
         Returns:
-            The segments by stream (rgb, flow, fused) and start. They lie within the clips.
+            The segments by stream (rgb, flow, fused) and start, between the first clip's start and the last one's end.
 
         Raises:
             UsageError: an argument is out of range.

@@ -112,7 +112,7 @@ def test_segments_are_written_for_every_stream(vid3d, tiny_model, video, tmp_pat
         ("-o video.mp4 --overwrite", "video.mp4 is one of the videos: choose another name for --out"),
         ("-o there.csv", "there.csv: already exists; choose another name, or add --overwrite"),
         ("-o video.mp4/x.csv", "video.mp4/x.csv: cannot be written"),
-        ("-o video.mp4/x --format csv", "video.mp4/x: cannot be written: Not a directory"),
+        ("-o video.mp4/x --format csv", "video.mp4/x/video.csv: cannot be written: Not a directory"),
     ],
 )
 def test_what_cannot_be_written_fails_before_the_networks_run(

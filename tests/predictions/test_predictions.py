@@ -300,7 +300,7 @@ def test_outputs_without_a_video_do_not_appear(tmp_path, one_video):
         (["out"], None, "{}/out is a directory: add --format, as in --format vtt"),
         (["a.csv"], None, "{}/a.csv is one of the videos: choose another name for --out"),
         (["b.mp4/x.jsonl"], None, "{}/b.mp4/x.jsonl: cannot be written: "),
-        (["b.mp4/x"], "csv", "{}/b.mp4/x: cannot be written: Not a directory"),
+        (["b.mp4/x"], "csv", "{}/b.mp4/x/b.csv: cannot be written: Not a directory"),
     ],
 )
 def test_outputs_that_cannot_be(tmp_path, monkeypatch, one_video, paths, form, message):

@@ -22,7 +22,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "--output", "-o", metavar="DIR", help="Directory of the video and the results.")
     ] = Path("vid3d-demo"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that the demo did not make.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of another video.")] = False,
 ) -> None:
     """Try vid3d offline: render a video of camera motions, find them, write a report, and extract features.
 

@@ -135,8 +135,13 @@ def extract(
 
 def refuse_same_file(failures: Path | None, *own: Path) -> None:
     """Raise UsageError for a list of failures that would replace a file of the output."""
-    if failures is not None and failures.absolute() in (path.absolute() for path in own):
+    if failures is not None and _place(failures) in map(_place, own):
         raise UsageError(f"--failures {failures} is also the output: choose another name")
+
+
+def _place(path: Path) -> Path:
+    """Return what is equal for all names of a file that may not exist yet."""
+    return path.parent.resolve() / path.name
 
 
 def check_sharing(

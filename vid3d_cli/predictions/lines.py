@@ -43,9 +43,13 @@ class _Lines(Writer):
 
     def _write_all(self, records: list[Record]) -> None:
         """Append records, and flush them: a pipe's reader sees them at once."""
+        self.begin()
         for record in records:
             self.write_record(record)
         self.stream.flush()
+
+    def begin(self) -> None:
+        """Write what precedes the records, once."""
 
     def write_record(self, record: Record) -> None:
         raise NotImplementedError
@@ -76,7 +80,6 @@ class Csv(_Lines):
         self.stream.write(f"{text}\n")
 
     def write_record(self, record: Record) -> None:
-        self._write_header()
         if self.choices.segments:
             self._rows.writerow([record[name] for name in SEGMENT_COLUMNS])
             return
@@ -86,9 +89,10 @@ class Csv(_Lines):
                 self._rows.writerow([*where, stream, rank, p["label"], p["score"], p["logit"]])
 
     def close(self) -> None:
-        self._write_header()
+        if self.path is None:  # a file without a video does not appear
+            self.begin()
 
-    def _write_header(self) -> None:
+    def begin(self) -> None:
         if not self._has_header:
             self._rows.writerow(SEGMENT_COLUMNS if self.choices.segments else CSV_COLUMNS)
             self._has_header = True

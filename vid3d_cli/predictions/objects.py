@@ -43,8 +43,9 @@ class JsonObject(Writer):
         self._next = ",\n"
 
     def close(self) -> None:
-        self._write_head(())
-        self.stream.write("\n}}\n")
+        if self._next or self.path is None:  # a file without a video does not appear
+            self._write_head(())
+            self.stream.write("\n}}\n")
 
     def _write_head(self, labels: Sequence[str]) -> None:
         if not self._next:

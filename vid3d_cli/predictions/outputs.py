@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -34,7 +35,8 @@ class Outputs:
 
     def write(self, result: VideoResult, name: str) -> None:
         """Write a video to all outputs, see `Writer.write`."""
-        for writer in self.writers:
+        # Those that read the video again come first: if that fails, no record may confirm the video.
+        for writer in sorted(self.writers, key=lambda writer: not isinstance(writer, _FilePerVideo)):
             writer.write(result, name)
         self.num_videos += 1
 
@@ -42,13 +44,11 @@ class Outputs:
 class _FilePerVideo(Writer):
     """Writes each video to a file of its own, which appears whole when the video is done; an overview, at the end."""
 
-    def __init__(
-        self, path: Path, form: str, choices: Choices, names: Sequence[str], overwrite: bool, overview: Path | None
-    ) -> None:
+    def __init__(self, path: Path, form: str, choices: Choices, names: Sequence[str], overwrite: bool) -> None:
         self._target, self._form, self._names, self._overwrite = path, form, names, overwrite
         self._kind = find_writer(form)
         self.choices, self.path, self.holds_segments = choices, None, self._kind.holds_segments
-        self._overview = overview
+        self._overview = overview = _overview_of(path, form)
         self._index = None if self._kind.index is None or overview is None else self._kind.index(choices)
         self._is_empty = True
 
@@ -96,33 +96,32 @@ def open_outputs(
     _refuse_same_files(files, videos)
     refuse_existing([file for file in files if file != STDOUT], overwrite)
     outputs = Outputs([], files)
+    _check_places(files)
     with ExitStack() as stack:
         for path, its_form in forms:
-            writer = _open(path, its_form, choices, list(videos), overwrite, stack)
+            kind = find_writer(its_form)
+            if path == STDOUT or (kind.holds_many and not _is_directory(path)):
+                # An interrupted run without a video does not replace an earlier file.
+                keep = partial(lambda is_new: is_new or outputs.num_videos > 0, not path.exists())
+                stream = stack.enter_context(open_output(path, overwrite=overwrite, keep_partial=keep))
+                writer: Writer = kind(stream, choices, None if path == STDOUT else path)
+            else:
+                writer = _FilePerVideo(path, its_form, choices, list(videos), overwrite)
             outputs.writers.append(writer)
-            stack.callback(_close, writer, outputs)  # finished videos are written even after an interrupt
+            stack.callback(writer.close)  # finished videos are written even after an interrupt
         yield outputs
 
 
-def _open(path: Path, form: str, choices: Choices, names: Sequence[str], overwrite: bool, stack: ExitStack) -> Writer:
-    kind = find_writer(form)
-    if path == STDOUT:
-        return kind(stack.enter_context(open_output(path)), choices)
-    if kind.holds_many and not _is_directory(path):
-        stream = stack.enter_context(open_output(path, overwrite=overwrite))
-        return kind(stream, choices, path)
-    # A path that cannot be written fails now, not when the first video is done.
-    if _is_directory(path):
-        with output_errors(path):
-            TemporaryFile(dir=next(place for place in (path, *path.absolute().parents) if place.exists())).close()
-    else:
-        AtomicFile(path).discard()
-    return _FilePerVideo(path, form, choices, names, overwrite, _overview_of(path, form))
-
-
-def _close(writer: Writer, outputs: Outputs) -> None:
-    if outputs.num_videos or writer.path is None:
-        writer.close()
+def _check_places(files: Sequence[Path]) -> None:
+    """Raise OutputError now, not when the first video is done, for a file that cannot be written."""
+    file_in = {file.parent: file for file in files if file != STDOUT}
+    there = {next(place for place in (p, *p.parents) if place.exists()): file for p, file in file_in.items()}
+    for place, file in there.items():
+        with output_errors(file):
+            TemporaryFile(dir=place).close()
+    for file in files:
+        if file.exists() and not file.is_file():
+            AtomicFile(file).discard()  # raises
 
 
 def _files_of(path: Path, form: str, videos: Mapping[str, str]) -> list[Path]:
@@ -154,7 +153,7 @@ def _overview_of(path: Path, form: str) -> Path | None:
 def _refuse_same_files(files: Sequence[Path], videos: Mapping[str, str]) -> None:
     seen = set()
     for file in files:
-        if (absolute := file.absolute()) in seen:
+        if (absolute := file.parent.resolve() / file.name) in seen:
             raise UsageError(f"--out names {file} twice: leave one of them out")
         seen.add(absolute)
     there = {_identity(file): file for file in files if file.exists()}

@@ -119,7 +119,7 @@ def is_url(name: str) -> bool:
 
 
 def without_password(video: str) -> str:
-    """Return a URL without user name and password, which no file of an output contains; a path as it is."""
+    """Return a URL without user name and password; a path as it is."""
     return re.sub(r"^([^/]*//)[^/?#]*@", r"\1", video) if is_url(video) else video
 
 
