@@ -1,5 +1,6 @@
 """Flow to look at: side by side, as an animation, as a sheet; and the scale that is found from the video."""
 
+import os
 from fractions import Fraction
 
 import av
@@ -11,12 +12,14 @@ from moving import texture
 from PIL import Image
 
 from vid3d_cli.clips.streams import StreamFrame
-from vid3d_cli.errors import OutputExists
+from vid3d_cli.errors import DecoderHangs, OutputExists
 from vid3d_cli.flow.colour import flow_to_rgb
 from vid3d_cli.flow.drawing import draw_pair, draw_sheet
-from vid3d_cli.flow.gif import encode_gif
+from vid3d_cli.flow.methods import create_flow
 from vid3d_cli.flow.writers import GIF_WIDTH_PX, open_flow_output
-from vid3d_cli.run.flow import LEAST_MAX_MOTION_PX, find_max_motion
+from vid3d_cli.run.flow import LEAST_MAX_MOTION_PX, find_max_motion, sample_pairs
+from vid3d_cli.video.pixels import PixelOptions
+from vid3d_cli.video.reader import VideoReader
 from vid3d_cli.video.writer import write_video
 
 HEIGHT, WIDTH = 120, 160
@@ -82,17 +85,39 @@ def test_a_sheet_has_a_tile_per_pair(shape, num_pairs):
     assert max(sheet.shape) < 2000
 
 
-def test_an_animation_has_the_times_and_images_that_were_given(tmp_path):
-    images = [np.full((48, 64, 3), 40 * n, np.uint8) for n in range(5)]
-    (tmp_path / "a.gif").write_bytes(encode_gif(images, [3.0, 3.1, 3.2, 3.5, 3.6]))
-    with Image.open(tmp_path / "a.gif") as gif:
-        assert (gif.n_frames, gif.info["loop"]) == (5, 0)
-        durations = []
-        for number, image in enumerate(images):
+def write_gif(path, images, times, max_px=3.0):
+    """Write fields and black frames, of (x, y) motions that fill the image, as a .gif."""
+    with open_flow_output(path, fps=Fraction(25), bound_px=20, max_px=max_px, recipe={}) as output:
+        for motion, seconds in zip(images, times, strict=True):
+            field = np.broadcast_to(np.float32(motion), (40, 60, 2))
+            output.write(field, seconds, np.zeros((40, 60, 3), np.uint8))
+    with Image.open(path) as gif:
+        shown = []
+        for number in range(gif.n_frames):
             gif.seek(number)
-            durations.append(gif.info["duration"])
-            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - image).max() < 12
-    assert durations == [100, 100, 300, 100, 100]
+            shown.append((gif.info["duration"], np.asarray(gif.convert("RGB"))))
+        assert gif.info["loop"] == 0
+    return shown
+
+
+def test_an_animation_has_the_times_and_colours_that_were_given(tmp_path):
+    motions = [(3, 0), (0, 3), (-3, 0), (0, -3), (1, 1)]
+    shown = write_gif(tmp_path / "a.gif", motions, [3.0, 3.1, 3.2, 3.5, 3.6])
+    assert [duration for duration, _ in shown] == [100, 100, 300, 100, 100]
+    for motion, (_, image) in zip(motions, shown, strict=True):
+        assert np.abs(image[20, 90].astype(int) - flow_to_rgb(np.float32([[motion]]), 3.0)[0, 0]).max() < 16
+        assert image[20, 20].max() < 16  # the frame
+
+
+def test_an_animation_keeps_time_at_a_variable_rate(tmp_path):
+    times = [0.0, 5.0, *(5 + k / 240 for k in range(1, 481))]
+    shown = write_gif(tmp_path / "a.gif", [(np.cos(t), np.sin(t)) for t in 9 * np.array(times)], times)
+    durations = [duration for duration, _ in shown]
+    assert (durations[0], min(durations), sum(durations)) == (5000, 100, 7100)
+
+
+def test_an_animation_may_be_one_image(tmp_path):
+    assert len(write_gif(tmp_path / "a.gif", [(1, 2)], [0.0])) == 1
 
 
 def test_a_gif_is_small_slow_and_in_time(tmp_path):
@@ -139,6 +164,67 @@ def test_a_sheet_shows_the_whole_video(vid3d, tmp_path):
         assert image.width > 4 * WIDTH
 
 
+class Readers:
+    """Stands in for Decoders, without processes."""
+
+    def __init__(self):
+        self.num_opened = 0
+
+    def open(self, video, **options):
+        self.num_opened += 1
+        return VideoReader(video, **options)
+
+
+def sampled(video, decoders, start_seconds=0.0, fps=None):
+    return sample_pairs(
+        decoders,
+        VideoReader(video).info,
+        create_flow("dis-ultrafast"),
+        short_side_px=32,
+        fps=fps,
+        start_seconds=start_seconds,
+        end_seconds=None,
+        pixels=PixelOptions(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "start", "fps", "expected"),
+    [
+        (2, 0, None, [0]),
+        (3, 0, None, [0, 1]),
+        (6, 0, None, [0, 1, 2, 3, 4]),
+        (6, 0.05, None, [2, 3, 4]),
+        (6, 0, Fraction(50), [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]),
+        (13, 0, None, list(range(12))),
+        (25, 0, None, list(range(1, 24, 2))),
+    ],
+)
+def test_a_sheet_misses_no_pair_of_a_short_video(tmp_path, num_frames, start, fps, expected):
+    video = write_moving(tmp_path / "a.mp4", 2, num_frames=num_frames)
+    pairs = sampled(video, Readers(), start, fps)
+    assert [pair.seconds for pair in pairs] == pytest.approx([index / 25 for index in expected])
+
+
+def test_a_video_that_hangs_costs_one_timeout(tmp_path):
+    class Hanging(Readers):
+        def open(self, video, **options):
+            self.num_opened += 1
+            raise DecoderHangs(video, "no frame")
+
+    decoders = Hanging()
+    with pytest.raises(DecoderHangs):
+        sampled(write_moving(tmp_path / "a.mp4", 2), decoders)
+    assert decoders.num_opened == 1
+
+
+@pytest.mark.parametrize(("out", "advice"), [("x.mp4", "or give --max-motion"), ("x.png", "save it to a file first\n")])
+def test_a_pipe_is_not_read_twice(vid3d, tmp_path, out, advice):
+    os.mkfifo(tmp_path / "a.ts")
+    result = vid3d("flow", "a.ts", "--out", out, "--timeout", 1)
+    assert (result.exit_code, advice in result.stderr) == (2, True), result.stderr
+
+
 def pair_of(length_px):
     return StreamFrame(0.0, 0.04, {"flow": np.full((8, 8, 2), length_px / np.sqrt(2), np.float32)})
 
@@ -161,6 +247,10 @@ def test_the_scale_suits_most_pairs():
         (["--out", "x.mp4", "--max-motion", "0"], "--max-motion 0: give pixels per frame"),
         (["--out", "x.npz", "--plain"], "--plain is for videos and .gif"),
         (["--out", "x.png", "--plain"], "--plain is for videos and .gif"),
+        (["--out", "x.npz", "--max-motion", "3"], "--max-motion is for videos, .gif and .png: leave it out for x.npz"),
+        (["--out", "x.gif", "--dtype", "float16"], "--dtype is for .npz"),
+        (["--out", "x/", "--dtype", "float32"], "--dtype is for .npz"),
+        (["--out", "x.mp4", "--bound", "3"], "--bound is for a directory of images"),
         (["--out", "x.mp4", "--end", "inf"], "--end inf: give seconds"),
         (["--out", "x.mp4", "--colour-matrix", "bt2100"], "--colour-matrix bt2100: choose one of"),
     ],

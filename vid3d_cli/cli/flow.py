@@ -24,6 +24,7 @@ PIXELS = "Pixels"
 
 
 def flow(
+    context: typer.Context,
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="File or URL.", show_default=False)],
     out: Annotated[
         str,
@@ -82,7 +83,9 @@ def flow(
     from ..run.flow import find_max_motion, sample_pairs, write_flow, write_pairs
     from ..run.reader import flow_device
     from ..video.clock import check_span, parse_fps, parse_seconds
+    from ..video.container import is_rereadable
     from ..video.process import Decoders
+    from ..video.sources import is_url
     from .bars import Bar
 
     if out == "-":
@@ -90,9 +93,20 @@ def flow(
     if device not in ("auto", "cpu") and not find_flow_method(method).can_use_gpu:
         raise UsageError(f"{method} runs on the CPU: leave out --device, or choose --flow tvl1")
     suffix = suffix_of(out)
-    if plain and (suffix not in SHOWN or suffix == ".png"):
-        raise UsageError(f"--plain is for videos and .gif: leave it out for {out}")
+    for option, suffixes, forms in (
+        ("bound", {""}, "a directory of images"),
+        ("dtype", {".npz"}, ".npz"),
+        ("max_motion", set(SHOWN), "videos, .gif and .png"),
+        ("plain", set(SHOWN) - {".png"}, "videos and .gif"),
+    ):
+        source = context.get_parameter_source(option)
+        if suffix not in suffixes and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{option.replace('_', '-')} is for {forms}: leave it out for {out}")
     max_px = _parse_max_motion(max_motion)
+    needs_sample = suffix == ".png" or (suffix in SHOWN and max_px is None)
+    if needs_sample and not is_url(video) and Path(video).exists() and not is_rereadable(video):
+        advice = "" if suffix == ".png" else ", or give --max-motion"
+        raise UsageError(f"{video}: a pipe or a camera cannot be read twice: save it to a file first{advice}")
     compute = create_flow(method, flow_device(method, device))
     rate = parse_fps(fps)
     start_seconds, end_seconds = parse_seconds(start, "--start"), None if end is None else parse_seconds(end, "--end")
@@ -116,8 +130,8 @@ def flow(
         for warning in pixels.warnings(frames.info):
             log.warning("%s: %s", video, warning)
         pairs = []
-        if suffix == ".png" or (suffix in SHOWN and max_px is None):
-            pairs = sample_pairs(decoders, video, compute, short_side_px=short_side, **reading)
+        if needs_sample:
+            pairs = sample_pairs(decoders, frames.info, compute, short_side_px=short_side, **reading)
         max_px = find_max_motion(pairs) if max_px is None else max_px
         output = open_flow_output(
             out,
@@ -141,7 +155,7 @@ def flow(
                 num_pairs = write_flow(shown, output, compute, short_side_px=short_side, with_frames=not plain)
         if frames.num_lost_frames:
             log.warning("%s: %s lost to damage", video, plural(frames.num_lost_frames, "frame"))
-    scale = f"; full colour is a motion of {max_px:g} px per frame" if suffix in SHOWN else ""
+    scale = f"; hue shows direction, full colour is a motion of {max_px:g} px per frame" if suffix in SHOWN else ""
     log.info("%s → %s%s", plural(num_pairs, "flow field"), out, scale)
 
 

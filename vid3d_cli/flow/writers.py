@@ -27,6 +27,7 @@ import av.error
 import cv2
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from PIL import Image
 
 from ..durable import AtomicFile, sync_directory
 from ..errors import OutputError, OutputExists, ShapeError, UsageError
@@ -36,7 +37,6 @@ from .colour import flow_to_rgb
 from .drawing import draw_pair, draw_sheet
 from .fields import check_field, quantise_flow
 from .files import SIDECAR_NAME, is_flow_image_name
-from .gif import encode_gif
 
 JPEG_QUALITY = 95
 """OpenCV's default, which denseflow uses too."""
@@ -150,7 +150,9 @@ def open_flow_output(
     with ExitStack() as stack:
         with _errors_explained(target):
             append = stack.enter_context(form)
-        yield FlowWriter(target, append)
+        yield (writer := FlowWriter(target, append))
+        if suffix in SHOWN and not writer.num_pairs:
+            raise OutputError(f"{target}: the video has no pair of frames, so there is no flow to show")
         with _errors_explained(target):
             stack.close()
 
@@ -244,13 +246,6 @@ def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 @contextmanager
 def _video_output(target: Path, *, fps: Fraction, max_px: float) -> Iterator[_Append]:
     """Write a video of what `_draw` draws, one frame per pair."""
-    num_pairs = 0
-
-    def append(flow: NDArray[np.float32], _: float, rgb: NDArray[np.uint8] | None) -> None:
-        nonlocal num_pairs
-        video.write(_draw(flow, rgb, max_px))
-        num_pairs += 1
-
     # FFmpeg opens its file by name, and picks the container by the suffix.
     with (
         AtomicFile(target) as file,
@@ -260,8 +255,7 @@ def _video_output(target: Path, *, fps: Fraction, max_px: float) -> Iterator[_Ap
         video = VideoWriter(Path(encoded.name), fps=fps)
         stack.callback(_close_quietly, video)
         video.open()
-        yield append
-        _check_any(target, num_pairs)
+        yield lambda flow, _, rgb: video.write(_draw(flow, rgb, max_px))
         video.finish()
         shutil.copyfileobj(encoded, file, 1 << 20)
 
@@ -269,24 +263,25 @@ def _video_output(target: Path, *, fps: Fraction, max_px: float) -> Iterator[_Ap
 @contextmanager
 def _gif_output(target: Path, *, max_px: float) -> Iterator[_Append]:
     """Write what `_draw` draws as an animation that loops, at most `GIF_FPS` frames a second."""
-    images: list[NDArray[np.uint8]] = []
+    images: list[Image.Image] = []
     times: list[float] = []
 
     def append(flow: NDArray[np.float32], seconds: float, rgb: NDArray[np.uint8] | None) -> None:
-        if times and seconds < times[0] + len(times) / GIF_FPS - 1e-6:
+        if times and seconds < times[-1] + 1 / GIF_FPS - 1e-6:
             return
-        image = _draw(flow, rgb, max_px)
-        height, width = image.shape[:2]
-        if width > GIF_WIDTH_PX:
-            size = GIF_WIDTH_PX, max(1, round(height * GIF_WIDTH_PX / width))
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        image = Image.fromarray(_draw(flow, rgb, max_px))
+        image.thumbnail((GIF_WIDTH_PX, image.height))
         images.append(image)
         times.append(seconds)
 
     with AtomicFile(target) as file:
         yield append
-        _check_any(target, len(images))
-        file.write(encode_gif(images, times))
+        # One palette, or the colours would flicker. Octrees keep rare hues, which are directions; median cut does not.
+        some = np.vstack([np.asarray(image.reduce(2)) for image in images[:: -(-len(images) // 20)]])
+        palette = Image.fromarray(some).quantize(256, Image.Quantize.FASTOCTREE)
+        first, *others = (image.quantize(palette=palette) for image in images)
+        steps_ms = [int(ms) for ms in np.diff(10 * np.rint(100 * np.array(times)))] or [1000 // GIF_FPS]
+        first.save(file, "GIF", save_all=True, append_images=others, duration=[*steps_ms, steps_ms[-1]], loop=0)
 
 
 @contextmanager
@@ -295,14 +290,8 @@ def _sheet_output(target: Path, *, max_px: float) -> Iterator[_Append]:
     pairs: list[tuple[NDArray[np.float32], float, NDArray[np.uint8] | None]] = []
     with AtomicFile(target) as file:
         yield lambda *pair: pairs.append(pair)
-        _check_any(target, len(pairs))
-        file.write(cv2.imencode(".png", draw_sheet(pairs, max_px)[..., ::-1])[1].tobytes())
+        Image.fromarray(draw_sheet(pairs, max_px)).save(file, "PNG")
 
 
 def _draw(flow: NDArray[np.float32], rgb: NDArray[np.uint8] | None, max_px: float) -> NDArray[np.uint8]:
     return flow_to_rgb(flow, max_px) if rgb is None else draw_pair(rgb, flow, max_px)
-
-
-def _check_any(target: Path, num_pairs: int) -> None:
-    if not num_pairs:
-        raise OutputError(f"{target}: the video has no pair of frames, so there is no flow to show")

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from itertools import islice, pairwise
-from math import inf
+from math import ceil, inf
 
 import numpy as np
 
 from ..clips.streams import StreamFrame, align_streams
-from ..errors import VideoError
+from ..errors import DecoderHangs, VideoError
 from ..flow.drawing import SHEET_PAIRS
 from ..flow.methods import FlowFunction
 from ..flow.writers import FlowWriter
 from ..records import Frame
 from ..video.pixels import PixelOptions
 from ..video.process import Decoders, probe
+from ..video.reader import VideoInfo
 from ..workers import Workers
 from .threads import count_cores, one_opencv_thread
 
@@ -66,7 +67,7 @@ def write_flow(
 
 def sample_pairs(
     decoders: Decoders,
-    video: str,
+    info: VideoInfo,
     compute: FlowFunction,
     *,
     short_side_px: int,
@@ -79,7 +80,7 @@ def sample_pairs(
 
     Args:
         decoders: open the video at each of them.
-        video: path or URL.
+        info: of the video.
         compute: what `create_flow` returns.
         short_side_px: size to which the short side of the frames is resized first.
         fps: frames per second, see `Decoders.open`, as for the other arguments.
@@ -90,23 +91,23 @@ def sample_pairs(
     Raises:
         VideoError: the video cannot be used. Damaged places are left out.
     """
-    info = probe(video, decode=False, decoders=decoders)
-    if info.duration_seconds is None:
-        info = probe(video, decoders=decoders)  # only its frames tell
-    end = min(info.duration_seconds or 0.0, inf if end_seconds is None else end_seconds)
-    num_seconds = max(0.0, end - start_seconds - 2 / float(fps or info.fps))  # a pair fits after the last place
+    duration = info.duration_seconds or probe(info.video, decoders=decoders).duration_seconds or 0.0
+    rate = float(fps or info.fps)
+    # 0.01: header times are rounded.
+    end, first = (ceil(at * rate - 0.01) for at in (min(duration, end_seconds or inf), start_seconds))
+    num_pairs = max(1, end - first - 1)
     found: dict[float, StreamFrame] = {}
-    for number in range(SHEET_PAIRS):
-        at = start_seconds + num_seconds * (number + 0.5) / SHEET_PAIRS
-        with (
-            suppress(VideoError),
-            decoders.open(video, fps=fps, start_seconds=at, end_seconds=end_seconds, pixels=pixels) as frames,
-        ):
-            pair = list(islice(frames, 2))
-            aligned = align_streams(
-                pair, size_px=short_side_px, crop_px=None, rgb=True, flow=lambda _, grey: compute(grey)
-            )
-            found.update({entry.seconds: entry for entry, _ in pairwise(aligned)})
+    for index in sorted({first + num_pairs * (2 * n + 1) // (2 * SHEET_PAIRS) for n in range(SHEET_PAIRS)}):
+        at = max(start_seconds, (index - 0.5) / rate)
+        try:
+            with decoders.open(info.video, fps=fps, start_seconds=at, end_seconds=end_seconds, pixels=pixels) as frames:
+                pair = list(islice(frames, 2))
+        except DecoderHangs:  # it would hang at every place
+            raise
+        except VideoError:
+            continue
+        aligned = align_streams(pair, size_px=short_side_px, crop_px=None, rgb=True, flow=lambda _, grey: compute(grey))
+        found.update({entry.seconds: entry for entry, _ in pairwise(aligned)})
     return [found[seconds] for seconds in sorted(found)]
 
 
