@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from ...version import __version__
+from ..views import clock
 
 FOLDER = Path(__file__).parent
 
@@ -41,14 +42,6 @@ def to_inert_json(value: Any) -> Markup:
     return Markup(text)
 
 
-def format_time(seconds: float) -> str:
-    """Return "0:05.2" or "1:02:05.2"."""
-    tenths = round(10 * seconds)
-    hours, minutes = divmod(tenths // 600, 60)
-    rest = f"{tenths % 600 / 10:04.1f}"
-    return f"{hours}:{minutes:02d}:{rest}" if hours else f"{minutes}:{rest}"
-
-
 @cache
 def _templates() -> jinja2.Environment:
     templates = jinja2.Environment(
@@ -58,7 +51,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["time"] = format_time
+    templates.filters["time"] = clock
     return templates
 
 
