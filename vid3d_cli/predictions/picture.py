@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import UsageError
 from ..segments import Curves, Segment, SegmentRule
 from ..text import printable
-from .colours import class_colours
+from .colours import class_colours, ink_on
 from .formats import Writer
 from .views import choose_classes, clock, name_of, seconds_of, shown_streams
 
@@ -182,12 +182,6 @@ def _shorten(text: str, limit: int = _MAX_CHARACTERS) -> str:
     return text if len(text) <= limit else f"{text[: limit - 9]}…{text[-8:]}"
 
 
-def _ink_on(colour: str) -> str:
-    """Return black or white, whichever is easier to read (the luminance of WCAG 2)."""
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    return "#000000" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18 else "#ffffff"
-
-
 class _Page:
     """Draws into a figure; x and y are inches from its top left corner.
 
@@ -237,7 +231,7 @@ class _Page:
             faces.append(colour := self._colours[segment.label])
             edges.append("#ffffff" if right - left > 0.04 else "none")  # an edge would hide a narrow block
             if lane_height == _LANE and right - left > 0.15 and self.width_of(segment.label) + 0.06 <= right - left:
-                self.write(segment.label, (left + right) / 2, y + _LANE / 2, ha="center", color=_ink_on(colour))
+                self.write(segment.label, (left + right) / 2, y + _LANE / 2, ha="center", color=ink_on(colour))
                 self.written.add(segment.label)
         if corners:
             blocks = PolyCollection(corners, facecolors=faces, edgecolors=edges, linewidths=0.6)
