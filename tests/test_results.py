@@ -181,7 +181,8 @@ def shown(root, tag):
 
 def test_a_notebook_shows_segments_and_the_best_classes():
     root = picture(RESULT)
-    assert shown(root, "title")[-3:] == ["jump\n0 s – 4 s, 100 %", "swim\n4 s – 6 s, 100 %", "jump\n6 s – 8 s, 100 %"]
+    spans = ["jump\n0:00.0 – 0:04.0", "swim\n0:04.0 – 0:06.0", "jump\n0:06.0 – 0:08.0"]
+    assert shown(root, "title")[-3:] == [f"{span}, 100 %" for span in spans]
     texts = shown(root, "text")
     assert texts[0] == "a.mp4"
     assert [text for text in texts if text in ("rgb", "flow", "fused")] == ["rgb", "flow", "fused"]

@@ -76,6 +76,14 @@ class Curves:
     scores: Array
     """(N, K), probabilities."""
 
+    def averaged(self, max_cells: int) -> Curves:
+        """Return at most so many cells, each the mean of neighbours, weighted by their seconds."""
+        num_cells = len(self.scores)
+        firsts = np.unique(np.linspace(0, num_cells, min(num_cells, max_cells), endpoint=False).astype(int))
+        seconds = np.diff(self.bounds).clip(min=1e-9)[:, None]
+        means = np.add.reduceat(self.scores * seconds, firsts) / np.add.reduceat(seconds, firsts)
+        return Curves(np.append(self.bounds[firsts], self.bounds[-1]), means)
+
 
 def make_curves(spans: Sequence[tuple[float, float]], scores: NDArray[np.floating], smooth: int = 1) -> Curves:
     """Return the score curves of a video.

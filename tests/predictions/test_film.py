@@ -15,7 +15,7 @@ from videos import damage, read_index, write_video
 
 import vid3d_cli.predictions.overlay as overlay_module
 from vid3d_cli.errors import NotAVideo, OutputError, UsageError, VideoNotFound
-from vid3d_cli.predictions.colours import class_colours
+from vid3d_cli.predictions.colours import DARK, class_colours
 from vid3d_cli.predictions.overlay import Overlay, _choose_font
 from vid3d_cli.recipe import Recipe
 from vid3d_cli.records import ClipOutput, ClipSpan
@@ -163,7 +163,7 @@ def test_labels_and_playhead_are_drawn_at_their_time(tmp_path):
     frames = read_frames(film(source, tmp_path / "film.mp4"))
     assert [read_index(frame[:180]) >= 0 for frame in frames] == [True] * 30
     y = 240 - 7 - 2  # on the timeline
-    colours = list(class_colours(LABELS).values())
+    colours = list(class_colours(LABELS, DARK).values())
     for frame in frames[3:8]:  # the playhead is elsewhere
         assert all(_near(frame[y, x], colour) for x, colour in zip((100, 170, 290), colours, strict=True))
     for n in (2, 12, 22):  # the chip has the colour of the current label
@@ -180,7 +180,7 @@ def test_frames_outside_the_clips_have_no_label_and_are_there(tmp_path):
     result.save(tmp_path / "film.mp4")
     frames = read_frames(tmp_path / "film.mp4")
     assert len(frames) == 30
-    has_label = [_near(frame[213, 10], class_colours(LABELS)["running"]) for frame in frames]
+    has_label = [_near(frame[213, 10], class_colours(LABELS, DARK)["running"]) for frame in frames]
     assert [n for n, seen in enumerate(has_label) if seen] == list(range(10, 20))
 
 
@@ -288,7 +288,7 @@ def test_overlapping_classes_have_a_row_each():
     segments = [Segment(0, 1, label, score, "fused") for label, score in (("b", 0.5), ("a", 0.9))]
     one, two = (Overlay(240, 320, segments[:n], 1.0).draw(np.full((240, 320, 3), 255, np.uint8), 0.5) for n in (1, 2))
     assert (two[:, 0, 0] < 255).sum() > (one[:, 0, 0] < 255).sum()  # a higher band
-    colours = class_colours(["b", "a"])
+    colours = class_colours(["b", "a"], DARK)
     column = two[:, 10].astype(int).tolist()
     where = {label: column.index(list(bytes.fromhex(colours[label][1:]))) for label in "ab"}
     assert where["a"] < where["b"]  # the best first

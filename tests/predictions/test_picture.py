@@ -61,6 +61,11 @@ def test_an_svg_has_its_texts_as_text(tmp_path):
     assert {"score", "time (s)", "0", "0.5", "1"} <= set(texts)
 
 
+def test_the_title_of_a_url_has_no_password(tmp_path):
+    make_result([0, 1], ["walk", "run"], video="http://user:secret@host").save(tmp_path / "a.svg")
+    assert not any("secret" in text for text in texts_of(tmp_path / "a.svg"))
+
+
 def test_a_single_stream_has_one_row(tmp_path):
     make_result([0, 1], ["walk", "run"], streams=("flow",)).save(tmp_path / "a.svg")
     assert {"rgb", "flow", "fused"} & set(texts_of(tmp_path / "a.svg")) == {"flow"}

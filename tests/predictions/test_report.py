@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 from functools import partial
 from html.parser import HTMLParser
@@ -29,6 +30,7 @@ from vid3d_cli.recipe import Recipe
 from vid3d_cli.records import ClipOutput, ClipSpan
 from vid3d_cli.results import VideoResult
 from vid3d_cli.segments import SegmentRule
+from vid3d_cli.video.process import Decoders
 
 HOSTILE = '</script><script>alert("x")</script><b>&amp; --> \u2028\u202e\n😀 שלום \ud800'
 LABELS = ("walking", "running", "<b>jumping</b>", HOSTILE)
@@ -156,17 +158,43 @@ def test_embed_refuses_what_no_browser_plays(film, tmp_path, monkeypatch):
     assert not (tmp_path / "r.html").exists()
 
 
-def test_a_video_that_is_gone_fails(tmp_path):
+def test_a_video_that_is_gone_has_a_report(tmp_path, caplog):
+    make_result(tmp_path / "gone.mp4").save(tmp_path / "r.html")
+    page = Page(tmp_path / "r.html")
+    assert (page.video, page.data["thumbnails"], len(page.data["streams"][0]["segments"])) == (None, [], 4)
+    text = (tmp_path / "r.html").read_text()
+    assert "The video is gone, or is no file that can be read again, so this page has no player." in text
+    assert "It has no thumbnails either." in text
+    assert re.search(r"gone\.mp4: .*; its report has no thumbnails", caplog.text)
+
+
+def test_a_video_that_is_gone_cannot_be_embedded(tmp_path):
     with pytest.raises(errors.VideoNotFound):
-        make_result(tmp_path / "gone.mp4").save(tmp_path / "r.html")
+        make_result(tmp_path / "gone.mp4").save(tmp_path / "r.html", embed=True)
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_playlist_is_read_as_the_video_was(film, tmp_path):
+    (tmp_path / "list.ffconcat").write_text("ffconcat version 1.0\nfile film.mp4\n")
+    for name, allow_playlists, num_thumbnails in (("no.html", False, 0), ("yes.html", True, 8)):
+        make_result(tmp_path / "list.ffconcat").save(tmp_path / name, allow_playlists=allow_playlists)
+        assert len(Page(tmp_path / name).data["thumbnails"]) == num_thumbnails
+
+
+def test_a_server_that_says_nothing_holds_a_report_for_the_timeout_only(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/film.mp4"
+        writer = pages.Report(io.StringIO(), Choices(SegmentRule(), timeout=1.0), None)
+        writer.write(make_result(url), "film")
+    assert "no progress for 1 s" in caplog.text
+    assert "It has no thumbnails either." in writer.stream.getvalue()
 
 
 def test_a_pipe_is_not_read_again(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     make_result(tmp_path / "pipe").save(tmp_path / "r.html")
     assert Page(tmp_path / "r.html").data["thumbnails"] == []
-    assert "The video is not a file that can be read again" in (tmp_path / "r.html").read_text()
+    assert "The video is gone, or is no file that can be read again" in (tmp_path / "r.html").read_text()
 
 
 @pytest.mark.exhaustive
@@ -183,7 +211,8 @@ def test_a_url_has_thumbnails_and_no_player(film, tmp_path):
 def test_thumbnails_show_the_frames_of_their_times(tmp_path, monkeypatch, rotation, seek_from):
     monkeypatch.setattr("vid3d_cli.predictions.report.thumbnails.SEEK_FROM_SECONDS", seek_from)
     path = write_video(tmp_path / "v.mp4", num_frames=200, width=132, height=176, rotation_degrees=rotation)
-    info, thumbnails = read_thumbnails(str(path), 5.5, 8.0)
+    with Decoders() as decoders:
+        info, thumbnails = read_thumbnails(decoders, str(path), 5.5, 8.0)
     assert (info.width, info.height) == (132, 176)
     assert len(thumbnails) == 10
     assert thumbnails[0][0] == pytest.approx(5.5, abs=0.25)
@@ -193,11 +222,21 @@ def test_thumbnails_show_the_frames_of_their_times(tmp_path, monkeypatch, rotati
         assert read_index(image) == int(seconds * 25 + 1e-6)
 
 
+def test_a_frame_that_several_seeks_find_is_stored_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("vid3d_cli.predictions.report.thumbnails.SEEK_FROM_SECONDS", 0.0)
+    path = write_video(tmp_path / "gap.mkv", times_seconds=[0.0, 0.04, 2.0, 2.04])
+    with Decoders() as decoders:
+        _, thumbnails = read_thumbnails(decoders, str(path), 0.0, 2.0)
+    assert len(thumbnails) == len({seconds for seconds, _ in thumbnails}) > 1
+
+
 @pytest.mark.exhaustive
 def test_a_page_of_ten_hours_is_below_a_megabyte(film, tmp_path, monkeypatch):
     noise = np.random.default_rng(0)
     jpeg = noise.bytes(300_000 // MAX_THUMBNAILS)
-    monkeypatch.setattr(pages, "read_thumbnails", lambda *_: (read_thumbnails(str(film), 0, 1)[0], [(0, jpeg)] * 40))
+    with Decoders() as decoders:
+        info, _ = read_thumbnails(decoders, str(film), 0, 1)
+    monkeypatch.setattr(pages, "read_thumbnails", lambda *_: (info, [(0, jpeg)] * 40))
     best = noise.integers(0, 4, 14_000)
     make_result(film, best=best, seconds=2.56).save(tmp_path / "r.html")
     assert (tmp_path / "r.html").stat().st_size < 1_000_000
@@ -241,8 +280,8 @@ def test_an_overview_is_written_after_an_interrupt(film, tmp_path):
 
 def test_a_video_named_like_the_overview_is_refused(tmp_path):
     with (
-        pytest.raises(errors.UsageError, match="twice"),
-        open_outputs([tmp_path / "o"], "html", Choices(SegmentRule()), {"index": "index.mp4"}),
+        pytest.raises(errors.UsageError, match=r"^in/index\.mp4: .*index\.html, the overview .*: rename the video"),
+        open_outputs([tmp_path / "o"], "html", Choices(SegmentRule()), {"a": "in/a.mp4", "index": "in/index.mp4"}),
     ):
         pass
 
@@ -385,6 +424,55 @@ def test_the_label_follows_playback(open_page, report):
 
 
 @pytest.mark.exhaustive
+def test_the_page_is_drawn_once_a_frame(open_page, report):
+    """However often the player says that its time has changed."""
+    page = open_page(report)
+    wait_for_player(page)
+    page.evaluate(
+        """() => {
+            const video = document.querySelector("video");
+            video.muted = video.loop = true;
+            return video.play();
+        }"""
+    )
+    for event in ["timeupdate", "seeked", "play"] * 3:
+        page.evaluate(f"document.querySelector('video').dispatchEvent(new Event('{event}'))")
+    calls = page.evaluate(
+        """() => new Promise((resolve) => {
+            let calls = 0;
+            const ask = window.requestAnimationFrame.bind(window);
+            window.requestAnimationFrame = (call) => ask((time) => {
+                calls += 1;
+                call(time);
+            });
+            ask(() => ask(() => {
+                calls = 0;
+                ask(() => resolve(calls));
+            }));
+        })"""
+    )
+    assert calls <= 1
+
+
+@pytest.mark.exhaustive
+def test_an_early_scrub_moves_no_label(open_page, report):
+    """After a seek before the first frame, the player's time does not say when the first frame is."""
+    page = open_page(report)
+    wait_for_player(page)
+    page.evaluate(
+        """() => {
+            const video = document.querySelector("video");
+            video.addEventListener("loadedmetadata", () => (video.currentTime = 2.7), {once: true});
+            video.load();
+        }"""
+    )
+    wait_for_player(page)
+    wait_until(page, "document.querySelector('#clock').textContent.startsWith('0:02.7')")
+    page.locator("#rows tr").nth(2).click()
+    assert video_seconds(page) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.exhaustive
 def test_the_keyboard_plays_and_seeks(open_page, report):
     page = open_page(report)
     wait_for_player(page)
@@ -448,7 +536,7 @@ def test_thumbnails_stand_in_for_a_codec_that_cannot_play(open_page, tmp_path):
     page = open_page(tmp_path / "r.html")
     page.wait_for_selector("#viewer", state="visible")
     sentence = page.locator("#no-player").inner_text()
-    assert "codec mpeg4" in sentence and "ffmpeg -i film.avi" in sentence
+    assert "codec mpeg4" in sentence and "convert it to H.264" in sentence
     assert not page.locator("video").is_visible()
     for share, row in [(0.1, 0), (0.6, 2)]:
         page.locator("#time").click(position={"x": share * page.locator("#time").bounding_box()["width"], "y": 20})

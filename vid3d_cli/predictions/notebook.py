@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby
 from math import ceil
-from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 
-from ..records import FUSED, Prediction
+from ..records import Prediction
 from ..segments import Segment, SegmentRule
 from ..text import printable
 from .colours import class_colours
+from .views import clock, name_of, shown_streams
 
 if TYPE_CHECKING:
     from ..results import VideoResult
@@ -47,17 +47,14 @@ def draw_timeline(result: VideoResult) -> str:
     """Return when which class is seen, and the five best classes, as HTML for light and dark notebooks."""
     if not result.labels:
         return f"<pre>{_safe(repr(result))}</pre>"
-    streams = [name for name in result.logits if name != FUSED]
-    if len(streams) > 1:  # the fusion of one stream equals it
-        streams.append(FUSED)
+    streams = shown_streams(result)
     rows = {stream: result.segments_by(SegmentRule(), [stream]) for stream in streams}
     best = result.top(5)
     seen = [segment.label for stream in reversed(streams) for segment in rows[stream]]
     colours = class_colours([*seen, *(p.label for p in best)])
     time = _Time(result.start_seconds, max(result.end_seconds, result.start_seconds + 0.001))
-    # The query of a URL may hold a password.
-    name = PurePath(result.video.partition("?")[0] if "://" in result.video else result.video).name
-    about = f"{_clock(time.start)} – {_clock(time.end)}, {result.recipe.model}"
+    name = name_of(result.video)
+    about = f"{clock(time.start)} – {clock(time.end)}, {result.recipe.model}"
     room_px = _RIGHT - _CHARACTER_PX * (len(about) + 4)
     parts = [
         _text(0, 13, name, " font-weight='600'", room_px),
@@ -90,7 +87,7 @@ def _draw_row(segments: Sequence[Segment], time: _Time, y: float, colours: Mappi
     for segment, next_start in zip(segments, ends, strict=True):
         x, percent = time.x(segment.start_seconds), f"{100 * segment.score:.0f} %"
         width = max(2.0, time.x(segment.end_seconds) - x - 1)
-        span = f"{_clock(segment.start_seconds)} – {_clock(segment.end_seconds)}"
+        span = f"{clock(segment.start_seconds)} – {clock(segment.end_seconds)}"
         height = max(1.0, 24 * segment.score)
         yield f"<g fill='{colours[segment.label]}'><title>{_safe(segment.label)}\n{span}, {percent}</title>"
         yield _rect(x, y + 12, width, 24, " fill-opacity='.25'") + _rect(x, y + 36 - height, width, height) + "</g>"
@@ -103,7 +100,7 @@ def _draw_axis(time: _Time, y: float) -> Iterator[str]:
     for n in range(ceil(time.start / step - 1e-6), int(time.end / step + 1e-6) + 1):
         x = time.x(n * step)
         yield _rect(x, y - 4, 1, 4, " fill-opacity='.4'")
-        yield _text(x, y + 11, _clock(n * step), " font-size='11'" + _MUTED + _AT_MIDDLE)
+        yield _text(x, y + 11, clock(n * step, digits=int(step < 1)), " font-size='11'" + _MUTED + _AT_MIDDLE)
 
 
 def _draw_best(best: Sequence[Prediction], y: float, colours: Mapping[str, str]) -> Iterator[str]:
@@ -113,16 +110,6 @@ def _draw_best(best: Sequence[Prediction], y: float, colours: Mapping[str, str])
         yield _rect(_BEST_LEFT, y, width, 14, f" fill='{colours[p.label]}'")
         yield _text(_BEST_LEFT + width + 6, y + 11, f"{100 * p.score:.0f} %", _MUTED)
         y += 20
-
-
-def _clock(seconds: float) -> str:
-    """Return "4.5 s", "1:04.5" or "2:00:00"."""
-    tenths = round(10 * seconds)
-    minutes, rest = divmod(tenths, 600)
-    digits = f"{rest // 10:02}" + (f".{rest % 10}" if rest % 10 else "")
-    if minutes >= 60:
-        return f"{minutes // 60}:{minutes % 60:02}:{digits}"
-    return f"{minutes}:{digits}" if minutes else f"{tenths / 10:g} s"
 
 
 def _rect(x: float, y: float, width: float, height: float, attributes: str = "") -> str:

@@ -130,8 +130,12 @@ def _files_of(path: Path, form: str, videos: Mapping[str, str]) -> list[Path]:
     if path == STDOUT and kind.is_binary:
         raise UsageError(f"{form} cannot go to stdout: name a file, as in --out x.{form}")
     if path != STDOUT and _is_directory(path):
+        files = [_file_of(path, form, name) for name in videos]
         overview = _overview_of(path, form)
-        return [*(_file_of(path, form, name) for name in videos), *([] if overview is None else [overview])]
+        if overview in files:
+            video = list(videos.values())[files.index(overview)]
+            raise UsageError(f"{video}: its file would be {overview}, the overview of all videos: rename the video")
+        return [*files, *([] if overview is None else [overview])]
     if not kind.holds_many and len(videos) > 1:
         raise UsageError(
             f"{'stdout' if path == STDOUT else path}: {form} holds one video, and there are {len(videos)}: "

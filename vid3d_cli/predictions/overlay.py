@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from ..segments import Segment
 from ..text import printable
-from .colours import class_colours
+from .colours import DARK, class_colours
 
 MIN_SIDE_PX = 240
 """Smaller videos are enlarged by a whole factor until both sides have this; text is legible from here on."""
@@ -54,7 +54,7 @@ class Overlay:
         """Height and width of the drawn frames."""
         self._segments = segments
         self._end_seconds = max(end_seconds, 1e-9)
-        self._colours = class_colours([s.label for s in sorted(segments, key=lambda s: s.start_seconds)])
+        self._colours = class_colours([s.label for s in sorted(segments, key=lambda s: s.start_seconds)], DARK)
         self._bounds = sorted({t for s in segments for t in (s.start_seconds, s.end_seconds)})
         num_rows = max((len(self._shown_at(t)) for t in self._bounds), default=1)
 

@@ -13,17 +13,17 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from math import ceil, log10
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ..errors import UsageError
-from ..records import FUSED, STREAMS
-from ..segments import Curves, Segment
+from ..segments import Curves, Segment, SegmentRule
 from ..text import printable
-from .colours import class_colours
-from .formats import Choices, Writer
+from .colours import class_colours, ink_on
+from .formats import Writer
+from .views import choose_classes, clock, name_of, seconds_of, shown_streams
 
 try:
     from matplotlib import style
@@ -46,9 +46,6 @@ _LEFT, _RIGHT, _TITLE, _LANE, _GAP, _CURVES, _AXIS, _ENTRY = 0.6, 0.25, 0.3, 0.2
 """Inches: the margins, and the heights of the title, a lane of segments, the gap below a row, the curves, the time axis
 with its label, and a line of the legend."""
 
-_MAX_CURVES = 8
-_LEAST_PEAK = 0.1
-"""A class without a segment has a curve if its score is ever that high."""
 _MAX_CELLS = 400
 """Points of a curve; a longer one is averaged."""
 _MAX_BLOCKS = 1000
@@ -107,7 +104,7 @@ class Picture(Writer):
         user_style = {**_STYLE, "font.family": _installed_fonts()}
         with style.context(["default", user_style]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a box stands for a character that no font has
-            figure = draw_timeline(result, self.choices)
+            figure = draw_timeline(result, self.choices.rule)
             figure.savefig(data, format=self.form, dpi=300, metadata=_METADATA[self.form])
         self.stream.buffer.write(data.getvalue())
 
@@ -135,36 +132,36 @@ def _installed_fonts() -> list[str]:
     return [_FONTS[0], *(name for name in _FONTS[1:] if name in installed)]
 
 
-def draw_timeline(result: VideoResult, choices: Choices) -> Figure:
+def draw_timeline(result: VideoResult, rule: SegmentRule) -> Figure:
     """Return a figure of a video's segments and score curves.
 
     Args:
         result: its scores; it has classes.
-        choices: the rule of the segments; `k` curves, or more to show every class that has a segment, up to 8.
+        rule: how scores become segments.
     """
-    streams = [stream for stream in STREAMS if stream in result.logits]
-    streams += [FUSED] if len(streams) != 1 else []
-    rows = {stream: result.segments_by(choices.rule, [stream]) for stream in streams}
-    curves = result.curves(streams[-1], choices.rule.smooth)
-    shown = _classes_with_curves(result.labels, rows[streams[-1]], curves, choices.k)
+    streams = shown_streams(result)
+    rows = {stream: result.segments_by(rule, [stream]) for stream in streams}
+    curves = result.curves(streams[-1], rule.smooth)
+    classes = choose_classes(curves, rows[streams[-1]], result.labels)
+    shown = [result.labels[k] for k in classes]
     all_segments = [segment for stream in reversed(streams) for segment in rows[stream]]
     span = float(curves.bounds[0]), float(max(curves.bounds[-1], curves.bounds[0] + 1 / result.fps))
     page = _Page(span, class_colours([*(segment.label for segment in all_segments), *shown]))
 
-    page.write(_file_name(result.video), _LEFT, _TITLE / 2, size=9, limit=90)
+    page.write(name_of(result.video), _LEFT, _TITLE / 2, size=9, limit=90)
     y = _TITLE
     for stream in streams:
         y += page.draw_row(stream, rows[stream], y) + _GAP
     top_of_curves = y
     y += _CURVES + _AXIS
-    seconds = _seconds_of(all_segments)
+    seconds = seconds_of(all_segments)
     longest_first = sorted(seconds, key=lambda label: -seconds[label])
     for line in page.wrap([label for label in dict.fromkeys([*longest_first, *shown]) if label not in page.written]):
         for x, label in line:
             page.draw_entry(label, x, y + _ENTRY / 2)
         y += _ENTRY
     page.end(y + _GAP)
-    page.draw_curves(curves, result.labels, shown, top_of_curves)
+    page.draw_curves(Curves(curves.bounds, curves.scores[:, classes]).averaged(_MAX_CELLS), shown, top_of_curves)
     return page.figure
 
 
@@ -180,54 +177,9 @@ def _place(segments: Sequence[Segment]) -> list[int]:
     return placed
 
 
-def _seconds_of(segments: Sequence[Segment]) -> dict[str, float]:
-    """Return how long each class is seen."""
-    seconds: dict[str, float] = {}
-    for segment in segments:
-        seconds[segment.label] = seconds.get(segment.label, 0) + segment.end_seconds - segment.start_seconds
-    return seconds
-
-
-def _classes_with_curves(labels: Sequence[str], segments: Sequence[Segment], curves: Curves, k: int) -> list[str]:
-    """Return the classes seen longest, then those of the highest mean score."""
-    seconds = _seconds_of(segments)
-    means, peaks = curves.scores.mean(axis=0), curves.scores.max(axis=0)
-    found = [i for i, label in enumerate(labels) if label in seconds or peaks[i] >= _LEAST_PEAK]
-    found.sort(key=lambda i: (seconds.get(labels[i], 0), means[i]), reverse=True)
-    return [labels[i] for i in found[: max(k, min(len(seconds), _MAX_CURVES))]]
-
-
-def _average_cells(bounds: Any, scores: Any) -> tuple[Any, Any]:
-    """Return at most `_MAX_CELLS` cells, each the mean of equally many."""
-    step = -(-len(scores) // _MAX_CELLS)
-    if step == 1:
-        return bounds, scores
-    firsts = np.arange(0, len(scores), step)
-    seconds = np.diff(bounds)[:, None] + 1e-12
-    means = np.add.reduceat(scores * seconds, firsts) / np.add.reduceat(seconds, firsts)
-    return np.append(bounds[firsts], bounds[-1]), means
-
-
-def _file_name(video: str) -> str:
-    return PurePath(video.partition("?")[0] if "://" in video else video).name or video
-
-
 def _shorten(text: str, limit: int = _MAX_CHARACTERS) -> str:
     text = printable(text).replace("\ufffe", r"\ufffe").replace("\uffff", r"\uffff")  # XML has no such characters
     return text if len(text) <= limit else f"{text[: limit - 9]}…{text[-8:]}"
-
-
-def _ink_on(colour: str) -> str:
-    """Return black or white, whichever is easier to read (the luminance of WCAG 2)."""
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    return "#000000" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18 else "#ffffff"
-
-
-def _format_seconds(seconds: float, longest: float, step: float) -> str:
-    if longest < 120:
-        return f"{seconds:.{max(0, int(np.ceil(-np.log10(step))))}f}"
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if longest >= 3600 else f"{60 * hours + rest // 60}:{rest % 60:02}"
 
 
 class _Page:
@@ -279,7 +231,7 @@ class _Page:
             faces.append(colour := self._colours[segment.label])
             edges.append("#ffffff" if right - left > 0.04 else "none")  # an edge would hide a narrow block
             if lane_height == _LANE and right - left > 0.15 and self.width_of(segment.label) + 0.06 <= right - left:
-                self.write(segment.label, (left + right) / 2, y + _LANE / 2, ha="center", color=_ink_on(colour))
+                self.write(segment.label, (left + right) / 2, y + _LANE / 2, ha="center", color=ink_on(colour))
                 self.written.add(segment.label)
         if corners:
             blocks = PolyCollection(corners, facecolors=faces, edgecolors=edges, linewidths=0.6)
@@ -314,21 +266,23 @@ class _Page:
         self.figure.set_size_inches(WIDTH_INCHES, height)
         self._axes.set_ylim(height, 0)
 
-    def draw_curves(self, curves: Curves, labels: Sequence[str], shown: Sequence[str], top: float) -> None:
+    def draw_curves(self, curves: Curves, labels: Sequence[str], top: float) -> None:
         """Draw the scores of some classes and the time axis, after `end`."""
         height = self.figure.get_figheight()
         width = 1 - (_LEFT + _RIGHT) / WIDTH_INCHES
         axes = self.figure.add_axes((_LEFT / WIDTH_INCHES, 1 - (top + _CURVES) / height, width, _CURVES / height))
-        bounds, scores = _average_cells(curves.bounds, curves.scores[:, [labels.index(label) for label in shown]])
-        for label, values in reversed(list(zip(shown, scores.T, strict=True))):  # the most seen one is on top
-            axes.stairs(values, bounds, baseline=None, color=self._colours[label], linewidth=1.2)
+        for label, values in reversed(list(zip(labels, curves.scores.T, strict=True))):  # the most seen one is on top
+            axes.stairs(values, curves.bounds, baseline=None, color=self._colours[label], linewidth=1.2)
         axes.set(xlim=self._span, ylim=(-0.02, 1.02))
         axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_ylabel("score", labelpad=2)
         longest = self._span[1]
         step = next((s for s in _STEPS_SECONDS if longest - self._span[0] <= 10 * s), longest)
         axes.xaxis.set_major_locator(MultipleLocator(step))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _format_seconds(seconds, longest, step)))
+        digits = max(0, ceil(-log10(step)))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda s, _: f"{s:.{digits}f}" if longest < 120 else clock(s, digits=0))
+        )
         unit = "s" if longest < 120 else "m:ss" if longest < 3600 else "h:mm:ss"
         axes.set_xlabel(f"time ({unit})", labelpad=2)
         axes.grid(axis="y", linewidth=0.4, color="#dddddd")

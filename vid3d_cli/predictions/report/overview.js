@@ -5,7 +5,6 @@
   const body = document.querySelector("#videos tbody");
   const headers = [...document.querySelectorAll("#videos th")];
   const hasLost = headers.some((header) => header.querySelector("[data-key=lost]"));
-  const STEP = 500; // rows to draw at a time
   const make = (name, className, ...children) => {
     const element = document.createElement(name);
     if (className) element.className = className;
@@ -51,13 +50,8 @@
     if (hasLost) cells.push(make("td", "number", String(row.lost)));
     return make("tr", "", ...cells);
   }
-  function draw(upTo) {
-    body.append(...rows.slice(body.rows.length, upTo).map(drawRow));
-    const more = document.getElementById("more");
-    more.hidden = body.rows.length === rows.length;
-    more.querySelector("span").textContent = `${body.rows.length} of ${rows.length}`;
-  }
-  document.querySelector("#more button").addEventListener("click", () => draw(body.rows.length + STEP));
+  const drawn = new Map(rows.map((row) => [row, drawRow(row)]));
+  const place = () => body.replaceChildren(...rows.map((row) => drawn.get(row)));
 
   const collator = new Intl.Collator("en", { numeric: true });
   for (const header of headers) {
@@ -72,9 +66,8 @@
       const value = (row) => (key === "label" ? labels[row.label] : row[key]);
       const sign = order === "ascending" ? 1 : -1;
       rows.sort((a, b) => sign * (isText ? collator.compare(value(a), value(b)) : value(a) - value(b)));
-      body.replaceChildren();
-      draw(STEP);
+      place();
     });
   }
-  draw(STEP);
+  place();
 })();

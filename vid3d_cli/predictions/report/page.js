@@ -13,6 +13,8 @@
   let hasPlayer = video !== null;
   let isReady = false; // the player takes seeks
   let offset = 0; // seconds of the player at the first frame
+  let hasSought = false; // before the player showed its first frame
+  let pending = 0; // the call of `follow` in the next frame
   let now = data.start; // ms
   let stream = data.streams[0];
   let current = null; // the row of the table for now
@@ -100,10 +102,11 @@
       box.scrollTop = row.offsetTop + row.offsetHeight - box.clientHeight;
   }
   function follow() {
+    cancelAnimationFrame(pending);
     if (!isReady) return;
     now = clamp((video.currentTime - offset) * 1000 + 1); // 1: browsers round down
     update();
-    if (!video.paused) requestAnimationFrame(follow);
+    if (!video.paused) pending = requestAnimationFrame(follow);
   }
   function losePlayer() {
     hasPlayer = isReady = false;
@@ -114,14 +117,17 @@
   if (video) {
     for (const event of ["play", "seeked", "timeupdate"]) video.addEventListener(event, follow);
     video.addEventListener("error", losePlayer);
+    for (const event of ["loadstart", "seeking"]) video.addEventListener(event, () => (hasSought = event === "seeking"));
     video.addEventListener("loadedmetadata", () => {
       if (!video.videoWidth) losePlayer(); // it would play the sound only
     });
     // Where sound comes first, players count from there. Chromium also keeps the times of a file that begins later.
     video.addEventListener("loadeddata", () => {
-      offset = Math.max(data.offset, video.currentTime);
+      hasSought ||= video.seeking; // its event may come later
+      offset = hasSought ? data.offset : Math.max(data.offset, video.currentTime);
       isReady = hasPlayer;
-      if (now > 0 || offset > 0) seek(now);
+      if (hasSought) follow();
+      else if (now > 0 || offset > 0) seek(now);
     });
     if (video.error) losePlayer();
     $("file").addEventListener("change", (event) => {

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import base64
+import logging
 import mimetypes
 import os
 import secrets
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
-
-import numpy as np
+from urllib.parse import quote
 
 from ...durable import read_errors
-from ...errors import TooLarge, UsageError
-from ...records import FUSED, STREAMS, rank
+from ...errors import TooLarge, UsageError, VideoError
+from ...records import FUSED, rank
 from ...segments import Curves, Segment, find_segments
 from ...text import printable
+from ...video.process import Decoders
 from ...video.sources import is_url
 from ..formats import Writer
+from ..views import choose_classes, name_of, shown_streams
 from .overview import Overview
 from .pages import generate, to_inert_json
 from .thumbnails import Thumbnail, read_thumbnails
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from ...segments import SegmentRule
     from ...video.reader import VideoInfo
 
-MAX_CURVES = 8
-"""Classes with a colour and a curve."""
-MIN_PEAK = 0.05
-"""A class whose score never reaches this, and which has no segment, has no curve."""
+_log = logging.getLogger(__name__)
+
 MAX_POINTS = 1000
 """Of a curve; more cells are averaged."""
 MAX_SEGMENTS = 2000
@@ -53,7 +51,7 @@ class Report(Writer):
     def write(self, result: VideoResult, name: str) -> None:
         if not result.labels:
             raise UsageError(f"{printable(result.video)}: its model has no classes to report")
-        info, thumbnails = _read_video(result)
+        info, thumbnails = self._read_video(result)
         mark = secrets.token_hex(16)  # stands for the embedded video while the page is made
         source, why_no_player = self._find_source(result.video, mark)
         data = {
@@ -66,12 +64,11 @@ class Report(Writer):
             "page.html",
             "page.js",
             result=result,
-            title=printable(_name_of(result.video)),
+            title=printable(name_of(result.video)),
             best=[(printable(p.label), p.score) for p in rank(result.logits[FUSED], result.labels, 3)],
             info=info,
             source=source,
             why_no_player=why_no_player,
-            advice=_advise(result.video),
             rule=self.choices.rule,
             recipe=list(_flat(asdict(result.recipe))),
             data=to_inert_json(data),
@@ -89,7 +86,7 @@ class Report(Writer):
             return None, "The video is not a local file, so this page has no player."
         path = Path(os.path.abspath(video))  # noqa: PTH100  (links stay)
         if not path.is_file():
-            return None, "The video is not a file that can be read again, so this page has no player and no thumbnails."
+            return None, "The video is gone, or is no file that can be read again, so this page has no player."
         if self.choices.embed:
             if path.stat().st_size > MAX_EMBEDDED_BYTES:
                 size, limit = path.stat().st_size // 2**20, MAX_EMBEDDED_BYTES // 2**20
@@ -101,28 +98,24 @@ class Report(Writer):
         folder = os.path.abspath(self.path.parent)  # noqa: PTH100
         return quote(os.fsencode(os.path.relpath(path, folder))), None
 
+    def _read_video(self, result: VideoResult) -> tuple[VideoInfo | None, list[Thumbnail]]:
+        """Return its facts and thumbnails; without them, the page still shows the scores."""
+        video, choices = result.video, self.choices
+        if not is_url(video) and Path(video).exists() and not Path(video).is_file():  # a pipe or a camera
+            return None, []
+        try:
+            with Decoders(choices.timeout, allow_playlists=choices.allow_playlists) as decoders:
+                return read_thumbnails(decoders, video, result.start_seconds, result.end_seconds)
+        except VideoError as error:
+            if choices.embed:
+                raise
+            _log.warning("%s; its report has no thumbnails", error)
+            return None, []
+
     def _embed(self, path: Path) -> None:
         with read_errors(path), path.open("rb") as file:
             while data := file.read(3 * 2**18):
                 self.stream.write(base64.b64encode(data).decode())
-
-
-def _read_video(result: VideoResult) -> tuple[VideoInfo | None, list[Thumbnail]]:
-    path = Path(result.video)
-    if not is_url(result.video) and path.exists() and not path.is_file():  # a pipe or a camera: it cannot be read again
-        return None, []
-    return read_thumbnails(result.video, result.start_seconds, result.end_seconds)
-
-
-def _name_of(video: str) -> str:
-    """Return the file name, of a URL too; without the rest of a URL, which may hold passwords."""
-    return Path(urlsplit(video).path).name or "video" if is_url(video) else Path(video).name
-
-
-def _advise(video: str) -> str:
-    """Return the command that makes a video which every browser plays."""
-    stem = printable(Path(video).stem)
-    return shlex.join(["ffmpeg", "-i", printable(_name_of(video)), "-pix_fmt", "yuv420p", f"{stem}-h264.mp4"])
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -137,22 +130,20 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
 # Scores --------------------------------------------------------------------------------------------------------------
 
 
-def shown_streams(result: VideoResult) -> list[str]:
-    """Return the streams to show, the most important first: fused, unless it is the copy of the only one."""
-    ran = [stream for stream in STREAMS if stream in result.logits]
-    return ran if len(ran) == 1 else [FUSED, *ran]
-
-
 def describe_scores(result: VideoResult, rule: SegmentRule) -> dict[str, Any]:
     """Return the segments and curves of a result as compact values: times in ms, scores in thousandths."""
     streams: list[dict[str, Any]] = []
     classes: list[int] = []
     labels: list[str] = []
-    for stream in shown_streams(result):
+    *others, first = shown_streams(result)
+    for stream in [first, *others]:
         curves = result.curves(stream, rule.smooth)
         segments = find_segments(curves, result.labels, stream, rule)
         if not streams:
+            seen = [segment.label for segment in segments]
+            order = {label: place for place, label in reversed(list(enumerate(seen)))}
             classes = choose_classes(curves, segments, result.labels)
+            classes.sort(key=lambda k: order.get(result.labels[k], len(seen)))
             labels = [result.labels[k] for k in classes]
         kept = longest(segments)
         labels += sorted({segment.label for segment in kept}.difference(labels))
@@ -161,8 +152,16 @@ def describe_scores(result: VideoResult, rule: SegmentRule) -> dict[str, Any]:
             [_thousandths(s.start_seconds), _thousandths(s.end_seconds), number_of[s.label], _thousandths(s.score)]
             for s in kept
         ]
-        cells = decimate(curves, classes)
-        streams.append({"name": stream, "num_segments": len(segments), "segments": numbers, **cells})
+        cells = Curves(curves.bounds, curves.scores[:, classes]).averaged(MAX_POINTS)
+        streams.append(
+            {
+                "name": stream,
+                "num_segments": len(segments),
+                "segments": numbers,
+                "bounds": [_thousandths(seconds) for seconds in cells.bounds],
+                "curves": [[_thousandths(score) for score in curve] for curve in cells.scores.T],
+            }
+        )
     start = _thousandths(result.start_seconds)
     return {
         "start": start,
@@ -173,40 +172,12 @@ def describe_scores(result: VideoResult, rule: SegmentRule) -> dict[str, Any]:
     }
 
 
-def choose_classes(curves: Curves, segments: list[Segment], labels: Sequence[str]) -> list[int]:
-    """Return the classes that get a colour, by first appearance: the longest seen, then the highest scores."""
-    numbers = {label: k for k, label in enumerate(labels)}
-    seconds = np.zeros(curves.scores.shape[1])
-    seen: dict[int, None] = {}
-    for segment in segments:
-        seen[k := numbers[segment.label]] = None
-        seconds[k] += segment.end_seconds - segment.start_seconds
-    peaks = curves.scores.max(axis=0)
-    order = np.lexsort((-peaks, -seconds)).tolist()
-    chosen: list[int] = [k for k in order if seconds[k] or peaks[k] >= MIN_PEAK][:MAX_CURVES] or order[:1]
-    return sorted(chosen, key=lambda k: list(seen).index(k) if k in seen else len(seen))
-
-
 def longest(segments: list[Segment]) -> list[Segment]:
     """Return the longest segments, as many as a page shows, in their order."""
     if len(segments) <= MAX_SEGMENTS:
         return segments
     kept = sorted(range(len(segments)), key=lambda i: segments[i].start_seconds - segments[i].end_seconds)
     return [segments[i] for i in sorted(kept[:MAX_SEGMENTS])]
-
-
-def decimate(curves: Curves, classes: list[int]) -> dict[str, Any]:
-    """Return bounds and scores of at most `MAX_POINTS` cells; neighbours are averaged by their seconds."""
-    num_cells = len(curves.scores)
-    firsts = np.unique(np.linspace(0, num_cells, min(num_cells, MAX_POINTS), endpoint=False).astype(int))
-    weights = np.diff(curves.bounds).clip(min=1e-9)[:, None]
-    sums = np.add.reduceat(curves.scores[:, classes] * weights, firsts)
-    scores = sums / np.add.reduceat(weights, firsts)
-    bounds = [*curves.bounds[firsts], curves.bounds[-1]]
-    return {
-        "bounds": [_thousandths(seconds) for seconds in bounds],
-        "curves": [[_thousandths(score) for score in curve] for curve in scores.T],
-    }
 
 
 def _thousandths(value: float) -> int:

@@ -14,6 +14,8 @@ import jinja2
 from markupsafe import Markup
 
 from ...version import __version__
+from ..colours import DARK, LIGHT, ink_on
+from ..views import clock
 
 FOLDER = Path(__file__).parent
 
@@ -26,7 +28,7 @@ def generate(template: str, script: str, **values: Any) -> Iterator[str]:
         script: a file in this folder: the only script that the page runs.
         **values: what the template shows.
     """
-    code, style = _read(script), _read("style.css")
+    code, style = _read(script), _read("style.css") + _colour_rules()
     page = _templates().get_template(template)
     values |= {"style": Markup(style), "script": Markup(code), "script_hash": _hash(code), "version": __version__}
     for piece in page.generate(**values):
@@ -41,14 +43,6 @@ def to_inert_json(value: Any) -> Markup:
     return Markup(text)
 
 
-def format_time(seconds: float) -> str:
-    """Return "0:05.2" or "1:02:05.2"."""
-    tenths = round(10 * seconds)
-    hours, minutes = divmod(tenths // 600, 60)
-    rest = f"{tenths % 600 / 10:04.1f}"
-    return f"{hours}:{minutes:02d}:{rest}" if hours else f"{minutes}:{rest}"
-
-
 @cache
 def _templates() -> jinja2.Environment:
     templates = jinja2.Environment(
@@ -58,8 +52,17 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["time"] = format_time
+    templates.filters["time"] = clock
     return templates
+
+
+def _colour_rules() -> str:
+    """Return CSS for the classes k0 to k7 in light and dark schemes."""
+    light, dark = (
+        "".join(f".k{n}{{--c:{colour};--on:{ink_on(colour)}}}" for n, colour in enumerate(colours))
+        for colours in (LIGHT, DARK)
+    )
+    return f"{light}@media (prefers-color-scheme:dark){{{dark}}}"
 
 
 def _read(name: str) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import NoFrames
-from ...video import TIMEOUT_SECONDS
 from ...video.pixels import PixelOptions
 from ...video.process import Decoders
 from ...video.reader import VideoInfo
@@ -37,10 +36,13 @@ Thumbnail = tuple[float, bytes]
 """When its frame appears, in seconds, and a JPEG file."""
 
 
-def read_thumbnails(video: str, start_seconds: float, end_seconds: float) -> tuple[VideoInfo, list[Thumbnail]]:
+def read_thumbnails(
+    decoders: Decoders, video: str, start_seconds: float, end_seconds: float
+) -> tuple[VideoInfo, list[Thumbnail]]:
     """Return the facts of a video and its thumbnails, at least one, in the order of time.
 
     Args:
+        decoders: read the frames.
         video: path or URL.
         start_seconds: of the span to show.
         end_seconds: of the span to show.
@@ -50,21 +52,20 @@ def read_thumbnails(video: str, start_seconds: float, end_seconds: float) -> tup
     """
     span = max(end_seconds - start_seconds, 0.001)
     num = min(MAX_THUMBNAILS, math.ceil(span * MAX_PER_SECOND))
-    with Decoders(TIMEOUT_SECONDS) as decoders:
-        with decoders.open(video, start_seconds=start_seconds, pixels=AS_PLAYERS_SHOW) as frames:
-            info, first = frames.info, next(frames)
-        shown = [(first.seconds, _shrink(first.rgb))]
-        can_seek = info.duration_seconds is not None
-        if can_seek and span > SEEK_FROM_SECONDS:
-            times = [start_seconds + span * i / num for i in range(1, num)]
-            shown += _seek(decoders, video, times)
-        elif num > 1:
-            # Half a tick more than wanted: a tick at the very start or end may be rounded away.
-            fps = Fraction((num + 0.5) / span).limit_denominator(10**6)
-            until = {"start_seconds": start_seconds, "end_seconds": end_seconds}
-            with suppress(NoFrames), decoders.open(video, fps=fps, pixels=AS_PLAYERS_SHOW, **until) as frames:
-                shown = [(frame.seconds, _shrink(frame.rgb)) for frame in frames][:num] or shown
-    return info, _encode(shown)
+    with decoders.open(video, start_seconds=start_seconds, pixels=AS_PLAYERS_SHOW) as frames:
+        info, first = frames.info, next(frames)
+    shown = [(first.seconds, _shrink(first.rgb))]
+    can_seek = info.duration_seconds is not None
+    if can_seek and span > SEEK_FROM_SECONDS:
+        times = [start_seconds + span * i / num for i in range(1, num)]
+        shown += _seek(decoders, video, times)
+    elif num > 1:
+        # Half a tick more than wanted: a tick at the very start or end may be rounded away.
+        fps = Fraction((num + 0.5) / span).limit_denominator(10**6)
+        until = {"start_seconds": start_seconds, "end_seconds": end_seconds}
+        with suppress(NoFrames), decoders.open(video, fps=fps, pixels=AS_PLAYERS_SHOW, **until) as frames:
+            shown = [(frame.seconds, _shrink(frame.rgb)) for frame in frames][:num] or shown
+    return info, _encode(list(dict(shown).items()))  # seeks into a damaged part find the same frame after it
 
 
 def _seek(decoders: Decoders, video: str, times: list[float]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
