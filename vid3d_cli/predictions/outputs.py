@@ -135,8 +135,8 @@ def open_outputs(
         OutputError: it cannot be written.
     """
     targets = [target for path in paths for target in _find_targets(os.fspath(path), forms)]
-    for form in set(forms) - {target.form for target in targets} if targets else ():
-        raise UsageError(f"--format {form}: the suffix of {paths[0]} names the format; leave one of them out")
+    if targets and (unused := set(forms) - {target.form for target in targets}):
+        raise UsageError(f"--format {min(unused)}: the suffix of {paths[0]} names the format; leave one of them out")
     outputs = Outputs(targets, videos)
     _refuse_same_files(outputs.files, videos)
     refuse_existing([file for file in outputs.files if file != STDOUT], overwrite)
