@@ -56,6 +56,17 @@ def test_the_best_classes_of_a_stream():
     assert RESULT.top(0) == []
 
 
+def test_the_segments_of_a_stream():
+    assert RESULT.segments(stream="flow") == [s for s in RESULT.segments() if s.stream == "flow"] != []
+    with pytest.raises(vid3d.UsageError, match=r"stream='flow': choose one of rgb, fused"):
+        make_result([0], ["rgb"]).segments(stream="flow")
+
+
+def test_names_and_labels_are_printed_on_one_line_without_codes():
+    result = make_result([0], video="a\n\x1b[31m.mp4", labels=["run\r\u202e", "b", "c"])
+    assert repr(result) == r"VideoResult(a\n\x1b[31m.mp4, 1 clip, run\r\u202e 100 %)"
+
+
 @pytest.mark.parametrize("method", ["top", "to_dict", "to_pandas", "segments", "curves", "features", "save"])
 def test_odd_arguments_work_or_are_usage_errors(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -123,9 +134,14 @@ def test_every_format_is_saved(video, tmp_path, form):
         ("a.csv", {"per": "clips"}, r"^per='clips': did you mean 'clip'\? Choose one of clip, video$"),
         ("a.csv", {"k": -1}, "^k=-1: give 0 or more$"),
         ("a.csv", {"threshold": 2}, "^threshold=2: give a score from 0 to 1$"),
-        ("a.csv", {"min_seconds": 1}, "min_seconds and multi_label are for segments: give segments=True$"),
-        ("a.csv", {"embed": True}, r"^embed=True is for a report: give a file with the suffix \.html$"),
+        ("a.csv", {"min_seconds": 1}, "min_seconds and multi_label are for segments: add segments=True$"),
+        ("a.csv", {"embed": True}, r"^embed=True is for \.html: leave it out$"),
+        ("a.vtt", {"k": 3}, r"^k is for \.jsonl, \.csv, \.png, \.svg, \.pdf: leave it out$"),
+        ("a.eaf", {"per": "video"}, r"^per is for \.jsonl, \.csv: leave it out$"),
+        ("a.csv", {"per": "video", "segments": True}, "^segments=True replaces clips: leave out per$"),
+        ("a.csv", {"k": 3, "segments": True}, "^segments=True replaces clips: leave out k$"),
         ("a.csv", {"form": "vtt"}, "save: got an unexpected keyword argument 'form'"),
+        ("a.csv", {"min_second": 1}, "argument 'min_second': did you mean 'min_seconds'[?]$"),
     ],
 )
 def test_what_cannot_be_saved(tmp_path, monkeypatch, path, choices, message):

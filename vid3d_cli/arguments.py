@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
+from .suggest import did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,7 +47,10 @@ def checked(function: F) -> F:
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise UsageError(f"{function.__qualname__.removesuffix('.__init__')}: {error}") from None
+            unknown = (name for name in kwargs if name not in signature.parameters)
+            hint = did_you_mean(next(unknown, ""), signature.parameters)
+            problem = f"{error}: {hint}" if hint else error
+            raise UsageError(f"{function.__qualname__.removesuffix('.__init__')}: {problem}") from None
         hints = hints_of(function)
         for name in given.arguments.keys() & hints.keys():
             if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from .arguments import checked
 from .durable import open_output
 from .errors import OutputExists, UsageError
-from .predictions.formats import FORMATS, Choices, find_writer, format_of
+from .predictions.formats import Choices, check_choices, find_writer, format_of, list_suffixes
 from .predictions.lines import CSV_COLUMNS
 from .predictions.records import prediction_records, streams_of
 from .recipe import Recipe
 from .records import FUSED, STREAMS, ClipOutput, HoldsArrays, Prediction, rank, softmax
 from .segments import Curves, Segment, SegmentRule, find_segments, make_curves
 from .suggest import check_known
+from .text import printable
 from .video.sources import source_of
 
 
@@ -51,7 +52,8 @@ class VideoResult(HoldsArrays):
     def __repr__(self) -> str:
         best = rank(self.logits[FUSED], self.labels, 1) if FUSED in self.logits else []
         clips = f"{len(self.clips)} clip{'' if len(self.clips) == 1 else 's'}"
-        return f"VideoResult({', '.join([self.video, clips, *(f'{p.label} {100 * p.score:.0f} %' for p in best)])})"
+        shown = [self.video, clips, *(f"{p.label} {100 * p.score:.0f} %" for p in best)]
+        return f"VideoResult({printable(', '.join(shown))})"
 
     def _repr_html_(self) -> str:
         from .predictions.notebook import draw_timeline
@@ -148,11 +150,18 @@ class VideoResult(HoldsArrays):
 
     @checked
     def segments(
-        self, *, smooth: int = 1, threshold: float | None = None, min_seconds: float = 0.0, multi_label: bool = False
+        self,
+        *,
+        stream: str | None = None,
+        smooth: int = 1,
+        threshold: float | None = None,
+        min_seconds: float = 0.0,
+        multi_label: bool = False,
     ) -> list[Segment]:
-        """Return when which class is seen, for each stream and "fused".
+        """Return when which class is seen.
 
         Args:
+            stream: "rgb", "flow" or "fused"; None for all.
             smooth: average the scores of so many neighbouring clips.
             threshold: least score of a class, 0 to 1; None for 0, or 0.2 with `multi_label`.
             min_seconds: join segments of one class across shorter gaps, then drop shorter segments.
@@ -162,9 +171,12 @@ class VideoResult(HoldsArrays):
             The segments by stream (rgb, flow, fused) and start, between the first clip's start and the last one's end.
 
         Raises:
-            UsageError: an argument is out of range.
+            UsageError: this stream did not run, or an argument is out of range.
         """
-        return self.segments_by(SegmentRule(smooth, threshold, min_seconds, multi_label))
+        if stream is not None:
+            self._logits_of(stream)
+        rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
+        return self.segments_by(rule, None if stream is None else [stream])
 
     def segments_by(self, rule: SegmentRule, streams: Sequence[str] | None = None) -> list[Segment]:
         """Return the segments by a rule, of all streams or of some."""
@@ -230,27 +242,21 @@ class VideoResult(HoldsArrays):
         """
         path = Path(path)
         if (form := format_of(path)) is None:
-            raise UsageError(
-                f"{path}: give a file with one of the suffixes {', '.join(f'.{name}' for name in FORMATS)}"
-            )
+            raise UsageError(f"{path}: give a file with one of the suffixes {list_suffixes()}")
         _check_k(k)
         check_known(per, ("clip", "video"), f"per={per!r}")
         rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
         choices = Choices(rule, k, per, segments, embed, allow_playlists)
-        kind = find_writer(form)
         if not self.labels:
             raise UsageError(f"{self.recipe.model} gives an embedding and has no classes to save: use features()")
-        if rule != SegmentRule() and not segments and not kind.holds_segments:
-            raise UsageError("smooth, threshold, min_seconds and multi_label are for segments: give segments=True")
-        if embed and form != "html":
-            raise UsageError("embed=True is for a report: give a file with the suffix .html")
+        check_choices(choices, {form}, lambda name: f"{name}=True" if name in ("segments", "embed") else name)
         if not overwrite and os.path.lexists(path):
             raise OutputExists(f"{path}: already exists; choose another name, or give overwrite=True")
         with suppress(OSError, ValueError):  # there is no file of one of the names
             if path.samefile(self.video):
                 raise UsageError(f"{path} is the video itself: choose another name")
         with open_output(path, overwrite=overwrite, keep_partial=False, keep_empty=True) as stream:
-            writer = kind(stream, choices, path)
+            writer = find_writer(form)(stream, choices, path)
             writer.write(self, str(source_of(self.video).output_stem))
             writer.close()
 

@@ -158,7 +158,7 @@ def test_the_suffix_of_the_output_chooses_the_format(vid3d, tiny_model, video, t
     suffixes = ", ".join(f".{form}" for form in FORMATS)
     for name, message in {
         "a.xyz": f"a.xyz: the suffix names no format; choose one of {suffixes}, or add --format",
-        "a": "a is a directory: add --format, as in --format vtt",
+        "a": f"a has no suffix: choose one of {suffixes}; for a directory, add --format",
     }.items():
         result = vid3d(*options, "-o", name)
         assert (result.exit_code, result.stderr) == (2, f"vid3d: error: {message}\n")

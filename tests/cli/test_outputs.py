@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 
 import pytest
 from conftest import TinyNet
@@ -24,7 +25,7 @@ def test_several_outputs_of_one_run(vid3d, tiny_model, video, tmp_path):
     outputs = ["-o", "a.jsonl", "-o", "a.csv", "-o", "out", "-o", "-"]
     result = vid3d("classify", video, other, *OPTIONS, *outputs, "--format", "jsonl", "--topk", 1)
     assert result.exit_code == 0
-    assert result.stderr == "vid3d: wrote a.jsonl\nvid3d: wrote a.csv\nvid3d: wrote 2 files to out/\n"
+    assert result.stderr == "vid3d: wrote a.jsonl\nvid3d: wrote a.csv\nvid3d: wrote 2 .jsonl files to out/\n"
     assert result.stdout == (tmp_path / "a.jsonl").read_text()
     records = records_of(tmp_path / "a.jsonl")
     assert [r["clip"] for r in records] == [0, 1, 2, 3, None, 0, None]
@@ -40,7 +41,7 @@ def test_names_in_a_directory_mirror_the_input(vid3d, tiny_model, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True)
         write_video(tmp_path / name, num_frames=5)
     result = vid3d("classify", "in", *OPTIONS, "-o", "out", "--format", "csv")
-    assert (result.exit_code, result.stderr) == (0, "vid3d: wrote 2 files to out/\n")
+    assert (result.exit_code, result.stderr) == (0, "vid3d: wrote 2 .csv files to out/\n")
     assert sorted(path.name for path in (tmp_path / "out").glob("*/x.csv")) == ["x.csv"] * 2
 
 
@@ -58,24 +59,41 @@ def test_an_interrupted_run_keeps_the_files_of_finished_videos(vid3d, tiny_model
         "classify", video, other, *OPTIONS, "--batch-size", 1, "-o", "out", "-o", "a.jsonl", "--format", "csv"
     )
     assert result.exit_code == 130
+    written = [line for line in result.stderr.splitlines() if "wrote" in line]
+    assert written == ["vid3d: wrote 1 .csv file to out/", "vid3d: wrote a.jsonl"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["video.csv"]
     assert [r["clip"] for r in records_of(tmp_path / "a.jsonl")][:5] == [0, 1, 2, 3, None]
 
 
-def test_a_full_disk_ends_the_run_with_one_line(vid3d, tiny_model, video, tmp_path, monkeypatch):
+def test_a_full_disk_ends_the_run_with_one_line_and_what_was_written(vid3d, tiny_model, video, tmp_path, monkeypatch):
+    other = write_video(tmp_path / "b.mp4", num_frames=40)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.jsonl").write_text("old")
     write = Outputs.write
 
-    def write_to_a_full_disk(outputs, result, name):
-        with file_size_limit(1000):
+    def write_the_second_to_a_full_disk(outputs, result, name):
+        with file_size_limit(1000) if name == "b" else nullcontext():
             write(outputs, result, name)
 
-    monkeypatch.setattr(Outputs, "write", write_to_a_full_disk)
-    result = vid3d("classify", video, *OPTIONS, "-o", "out", "--format", "jsonl")
+    monkeypatch.setattr(Outputs, "write", write_the_second_to_a_full_disk)
+    result = vid3d("classify", video, other, *OPTIONS, "-o", "out", "--format", "jsonl", "--overwrite")
     assert (result.exit_code, result.stderr) == (
         1,
-        "vid3d: error: out/video.jsonl: cannot be written: File too large\n",
+        "vid3d: wrote 1 .jsonl file to out/\nvid3d: error: out/b.jsonl: cannot be written: File too large\n",
     )
-    assert not list((tmp_path / "out").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.jsonl", "video.jsonl"]
+    assert (tmp_path / "out" / "b.jsonl").read_text() == "old"
+
+
+def test_a_table_on_stdout_beside_a_directory_of_two_formats(vid3d, tiny_model, video, tmp_path):
+    formats = ["--format", "table", "--format", "vtt", "--format", "html"]
+    result = vid3d("classify", video, *OPTIONS, "-o", "-", "-o", "d.x/", *formats)
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "vid3d: wrote 1 .vtt file to d.x/\nvid3d: wrote 1 .html file to d.x/; open d.x/index.html\n",
+    )
+    assert "whole video" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "d.x").iterdir()) == ["index.html", "video.html", "video.vtt"]
 
 
 def test_segments_are_written_for_every_stream(vid3d, tiny_model, video, tmp_path):
@@ -105,10 +123,20 @@ def test_segments_are_written_for_every_stream(vid3d, tiny_model, video, tmp_pat
         ("--format table -o a.csv", "--format table is for stdout: leave out --out, or add --out -"),
         ("--format tabel", "--format tabel: did you mean 'table'?"),
         ("--format csv -o a.jsonl", "--format csv: the suffix of a.jsonl names the format; leave one of them out"),
-        ("-o a.csv -o ./a.csv", "--out names a.csv twice: leave one of them out"),
+        ("-o a.csv -o ./a.csv", "a.csv would be written twice: leave out one --out or --format"),
         ("-o out --format csv --failures out/video.csv", "--failures out/video.csv is also the output"),
         ("-o video.csv --overwrite --failures ./video.csv", "--failures video.csv is also the output"),
-        ("-o out", "out is a directory: add --format, as in --format vtt"),
+        ("-o out", "out has no suffix: choose one of .jsonl, .csv, .json, .vtt, .srt, .eaf, .boris, "),
+        ("-o out", ", .pdf; for a directory, add --format"),
+        ("-o .", ". is a directory: add --format, as in --format vtt"),
+        ("-o d.csv/", "d.csv is a directory: add --format, as in --format vtt"),
+        ("--per video -o x.vtt", "--per is for .jsonl, .csv: leave it out"),
+        ("--topk 3 -o x.vtt", "--topk is for .jsonl, .csv, .png, .svg, .pdf: leave it out"),
+        ("--topk 3 --segments", "--segments replaces clips: leave out --topk"),
+        ("--embed", "--embed is for .html: leave it out"),
+        ("--embed --format table", "--embed is for .html: leave it out"),
+        ("-o a/ --format csv --format csv", "a/video.csv would be written twice: leave out one --out or --format"),
+        ("--format csv --format jsonl", "stdout would be written twice: leave out one --out or --format"),
         ("-o video.mp4 --overwrite", "video.mp4 is one of the videos: choose another name for --out"),
         ("-o there.csv", "there.csv: already exists; choose another name, or add --overwrite"),
         ("-o video.mp4/x.csv", "video.mp4/x.csv: cannot be written"),

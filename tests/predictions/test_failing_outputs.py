@@ -16,7 +16,7 @@ VIDEOS = {"a": "a.mp4", "b": "b.mp4"}
 
 
 def opened(*paths, form=None, videos=VIDEOS, **options):
-    return open_outputs(list(paths), form, Choices(SegmentRule()), videos, **options)
+    return open_outputs(list(paths), [form] if form else [], Choices(SegmentRule()), videos, **options)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, VideoError("a.mp4", "gone"), OutputError("full")])

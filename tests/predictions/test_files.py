@@ -132,6 +132,13 @@ def test_a_label_is_shown_as_it_is(form, label):
     assert [visible(text) for text in shown] == [visible(text) for text in expected]
 
 
+def test_only_what_players_obey_is_changed_in_a_srt():
+    labels = ["R&D & x", "a -> b -- c", "&lt;", "&#60;", "<i>", "a --> b"]
+    lines = text_of("srt", make_result(range(6), labels=labels)).splitlines()[2::4]
+    expected = ["R&D & x", "a -> b -- c", "&~lt;", "&~#60;", "<~i>", "a --~> b"]
+    assert [line.removesuffix(" (100 %)").replace(WORD_JOINER, "~") for line in lines] == expected
+
+
 @pytest.mark.parametrize("form", ["vtt", "srt"])
 def test_a_cue_lasts_at_least_a_millisecond(form):
     result = make_result([0, 1], spans=[(1, 1.0001), (1.0001, 1.0002)])
@@ -159,7 +166,8 @@ def read_tiers(text):
     root = ElementTree.fromstring(text)
     kinds = [child.tag for child in root]
     num_tiers = kinds.count("TIER")
-    assert kinds == ["HEADER", "TIME_ORDER", *["TIER"] * num_tiers, "LINGUISTIC_TYPE"]
+    ends = ["LINGUISTIC_TYPE", "LANGUAGE", "CONTROLLED_VOCABULARY"]
+    assert kinds == ["HEADER", "TIME_ORDER", *["TIER"] * num_tiers, *ends]
     assert {"AUTHOR", "DATE", "VERSION", "FORMAT"} <= set(root.attrib)
     assert datetime.fromisoformat(root.attrib["DATE"]).tzinfo
     assert [child.tag for child in root[0]] == ["MEDIA_DESCRIPTOR", "PROPERTY"]
@@ -173,7 +181,7 @@ def read_tiers(text):
     assert sorted(used) == sorted(slots)
     tiers = {}
     for tier in root.iter("TIER"):
-        assert tier.attrib["LINGUISTIC_TYPE_REF"] == root[-1].attrib["LINGUISTIC_TYPE_ID"]
+        assert tier.attrib["LINGUISTIC_TYPE_REF"] == root[-3].attrib["LINGUISTIC_TYPE_ID"]
         assert tier.attrib["TIER_ID"] not in tiers
         tiers[tier.attrib["TIER_ID"]] = spans = [
             (slots[a.attrib["TIME_SLOT_REF1"]], slots[a.attrib["TIME_SLOT_REF2"]], a.findtext("ANNOTATION_VALUE"))
@@ -196,6 +204,16 @@ def test_pympi_reads_a_tier_per_stream(tmp_path):
     assert eaf.get_linked_files() == [
         {"MEDIA_URL": f"file://{tmp_path}/b/a.mp4", "MIME_TYPE": "video/mp4", "RELATIVE_MEDIA_URL": "./b/a.mp4"}
     ]
+
+
+def test_pympi_reads_the_classes_to_choose_a_label_from(tmp_path):
+    pympi = pytest.importorskip("pympi")
+    make_result([0], labels=["grooming", "a --> b", "two\nlines", r"two\nlines"]).save(tmp_path / "a.eaf")
+    eaf = pympi.Eaf(tmp_path / "a.eaf")
+    (kind,) = eaf.get_linguistic_type_names()
+    name = eaf.get_parameters_for_linguistic_type(kind)["CONTROLLED_VOCABULARY_REF"]
+    entries = eaf.get_cv_entries(name).values()
+    assert [value for ((value, _, _),), _ in entries] == ["grooming", "a --> b", r"two\nlines"]
 
 
 def test_one_stream_is_one_tier():
@@ -252,7 +270,7 @@ def test_a_boris_project_has_an_observation_per_video(tmp_path):
     results = [make_result(video=str(path)) for path in (heard, silent)]
     choices = Choices(SegmentRule())
     videos = {"heard": str(heard), "b/é": str(silent)}
-    with open_outputs([tmp_path / "x.boris"], None, choices, videos) as outputs:
+    with open_outputs([tmp_path / "x.boris"], [], choices, videos) as outputs:
         outputs.write(results[0], "heard")
         outputs.write(results[1], "b/é")
     project = json.loads((tmp_path / "x.boris").read_text(encoding="ascii"))
@@ -346,7 +364,7 @@ def test_fiftyone_labels_are_the_fused_segments():
 def test_an_interrupted_run_leaves_a_whole_object(form, num_videos, tmp_path):
     path = tmp_path / f"a.{form}"
     videos = {"a": "a.mp4", "b": "b.mp4"}
-    with pytest.raises(KeyboardInterrupt), open_outputs([path], None, Choices(SegmentRule()), videos) as outputs:
+    with pytest.raises(KeyboardInterrupt), open_outputs([path], [], Choices(SegmentRule()), videos) as outputs:
         for name in ["a", "b"][:num_videos]:
             outputs.write(make_result(), name)
         raise KeyboardInterrupt

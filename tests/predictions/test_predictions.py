@@ -242,9 +242,8 @@ def one_video(monkeypatch):
 
 
 def open_them(*paths, form=None, names=("a",), overwrite=False):
-    return open_outputs(
-        paths, form, Choices(SegmentRule()), {name: f"{name}.mp4" for name in names}, overwrite=overwrite
-    )
+    videos = {name: f"{name}.mp4" for name in names}
+    return open_outputs(paths, [form] if form else [], Choices(SegmentRule()), videos, overwrite=overwrite)
 
 
 def test_the_longest_suffix_names_the_format(monkeypatch, tmp_path):
@@ -269,6 +268,12 @@ def test_a_directory_gets_a_file_per_video_each_when_it_is_done(tmp_path, one_vi
         outputs.write(make_result(), "a")
 
 
+def test_a_slash_makes_a_directory_which_may_get_several_formats(tmp_path):
+    with open_outputs([f"{tmp_path}/d.csv/"], ["csv", "vtt"], Choices(SegmentRule()), {"a": "a.mp4"}) as outputs:
+        outputs.write(make_result(), "a")
+    assert sorted(path.name for path in (tmp_path / "d.csv").iterdir()) == ["a.csv", "a.vtt"]
+
+
 def test_a_run_that_fails_keeps_what_is_done(tmp_path, one_video):
     lines, one = tmp_path / "a.jsonl", tmp_path / "a.one"
     with pytest.raises(RuntimeError), open_them(lines, one) as outputs:
@@ -286,30 +291,36 @@ def test_outputs_without_a_video_do_not_appear(tmp_path, one_video):
 
 
 @pytest.mark.parametrize(
-    "paths, form, message",
+    "paths, forms, message",
     [
         (
             ["a.one"],
-            None,
+            "",
             "{}/a.one: one holds one video, and there are 2: name a directory, as in --out out/ --format one",
         ),
-        (["a.jsonl", "a.jsonl"], None, "--out names {}/a.jsonl twice: leave one of them out"),
-        (["out", "out/a.csv"], "csv", "--out names {}/out/a.csv twice: leave one of them out"),
+        (["a.jsonl", "a.jsonl"], "", "{}/a.jsonl would be written twice: leave out one --out or --format"),
+        (["out", "out/a.csv"], "csv", "{}/out/a.csv would be written twice: leave out one --out or --format"),
         (["a.jsonl"], "csv", "--format csv: the suffix of {}/a.jsonl names the format; leave one of them out"),
-        (["a.xyz"], None, "{}/a.xyz: the suffix names no format; choose one of .jsonl, .csv"),
-        (["out"], None, "{}/out is a directory: add --format, as in --format vtt"),
-        (["a.csv"], None, "{}/a.csv is one of the videos: choose another name for --out"),
-        (["b.mp4/x.jsonl"], None, "{}/b.mp4/x.jsonl: cannot be written: "),
+        (["a.xyz"], "", "{}/a.xyz: the suffix names no format; choose one of .jsonl, .csv"),
+        (["out"], "", "{}/out has no suffix: choose one of .jsonl, .csv, "),
+        (["out/"], "", "{}/out is a directory: add --format, as in --format vtt"),
+        (["d.csv/"], "", "{}/d.csv is a directory: add --format, as in --format vtt"),
+        (["a.csv/"], "csv", "{}/a.csv/b.csv: cannot be written: Not a directory"),
+        (["-"], "csv jsonl", "stdout would be written twice: leave out one --out or --format"),
+        (["a.xyz"], "csv jsonl", "{}/a.xyz would be written twice: leave out one --out or --format"),
+        (["out/"], "csv csv", "{}/out/a.csv would be written twice: leave out one --out or --format"),
+        (["a.csv"], "", "{}/a.csv is one of the videos: choose another name for --out"),
+        (["b.mp4/x.jsonl"], "", "{}/b.mp4/x.jsonl: cannot be written: "),
         (["b.mp4/x"], "csv", "{}/b.mp4/x/b.csv: cannot be written: Not a directory"),
     ],
 )
-def test_outputs_that_cannot_be(tmp_path, monkeypatch, one_video, paths, form, message):
+def test_outputs_that_cannot_be(tmp_path, monkeypatch, one_video, paths, forms, message):
     monkeypatch.chdir(tmp_path)
-    paths = [tmp_path / path for path in paths]
+    paths = [path if path == "-" else f"{tmp_path}/{path}" for path in paths]
     for video in ("a.csv", "b.mp4"):
         (tmp_path / video).write_text(video)
     videos = {"a": "a.csv", "b": str(tmp_path / "b.mp4")}
-    opened = open_outputs(paths, form, Choices(SegmentRule()), videos, overwrite=True)
+    opened = open_outputs(paths, forms.split(), Choices(SegmentRule()), videos, overwrite=True)
     with pytest.raises((UsageError, OutputError)) as raised, opened:
         pytest.fail("the networks would run")
     assert message.format(tmp_path) in str(raised.value)

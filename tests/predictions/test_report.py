@@ -248,7 +248,7 @@ def test_a_page_of_ten_hours_is_below_a_megabyte(film, tmp_path, monkeypatch):
 def write_reports(folder, results, names=None, **choices):
     names = names or [Path(result.video).stem for result in results]
     videos = dict.fromkeys(names, "x.mp4")
-    with open_outputs([folder], "html", Choices(SegmentRule(), **choices), videos) as outputs:
+    with open_outputs([folder], ["html"], Choices(SegmentRule(), **choices), videos) as outputs:
         for result, name in zip(results, names, strict=False):
             outputs.write(result, name)
 
@@ -271,7 +271,7 @@ def test_an_overview_is_written_after_an_interrupt(film, tmp_path):
     videos = {"a": "a.mp4", "b": "b.mp4"}
     with (
         pytest.raises(KeyboardInterrupt),
-        open_outputs([tmp_path / "o"], "html", Choices(SegmentRule()), videos) as outputs,
+        open_outputs([tmp_path / "o"], ["html"], Choices(SegmentRule()), videos) as outputs,
     ):
         outputs.write(make_result(film), "a")
         raise KeyboardInterrupt
@@ -281,7 +281,7 @@ def test_an_overview_is_written_after_an_interrupt(film, tmp_path):
 def test_a_video_named_like_the_overview_is_refused(tmp_path):
     with (
         pytest.raises(errors.UsageError, match=r"^in/index\.mp4: .*index\.html, the overview .*: rename the video"),
-        open_outputs([tmp_path / "o"], "html", Choices(SegmentRule()), {"a": "in/a.mp4", "index": "in/index.mp4"}),
+        open_outputs([tmp_path / "o"], ["html"], Choices(SegmentRule()), {"a": "in/a.mp4", "index": "in/index.mp4"}),
     ):
         pass
 
@@ -568,12 +568,6 @@ def test_the_overview_sorts_and_links(open_page, film, tmp_path):
     page.wait_for_selector("#rows tr")
     assert page.title().startswith("film.mp4")
     assert page.evaluate("document.querySelector('video').error") is None
-
-
-def test_embed_needs_a_report(vid3d, film):
-    result = vid3d("classify", film, "--embed")
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "--embed is for a report: add --out report.html" in result.stderr
 
 
 def test_classes_of_equal_names_stay_apart(film, tmp_path):

@@ -12,7 +12,7 @@ import typer
 from ..durable import STDOUT
 from ..errors import UsageError
 from ..options import Options
-from ..predictions.formats import FORMATS
+from ..predictions.formats import FORMATS, TABLE
 from ..suggest import check_known
 from ..video import TIMEOUT_SECONDS
 from .batch import (
@@ -30,11 +30,11 @@ from .options import takes_options
 
 if TYPE_CHECKING:
     from ..predictions.formats import Choices, Writer
+    from ..predictions.outputs import Outputs
 
 OUTPUT, SEGMENTS = "Output", "Segments"
 """Groups of options in the help."""
 
-TABLE = "table"
 _FORMATS = (TABLE, *FORMATS)
 
 
@@ -43,17 +43,17 @@ def classify(
     videos: Videos,
     options: Options,
     topk: Annotated[int, typer.Option(min=1, help="Classes to list per stream.")] = 5,
-    form: Annotated[
-        str | None,
+    forms: Annotated[
+        list[str] | None,
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help=f"Format of stdout and of directories: {', '.join(_FORMATS)}. A file has that of its suffix.",
+            help=f"Format of stdout and directories: {', '.join(_FORMATS)}. A file has that of its suffix. Repeatable.",
             show_default="table on a terminal, jsonl in a pipe",
         ),
     ] = None,
     out: Annotated[
-        list[Path] | None,
+        list[str] | None,  # a Path loses the slash at the end of a directory
         typer.Option(
             "--out",
             "--output",
@@ -104,7 +104,6 @@ def classify(
             min=0,
             metavar="SECONDS",
             help="Join segments of a class across shorter gaps; drop shorter segments.",
-            rich_help_panel=SEGMENTS,
         ),
     ] = 0.0,
     multi_label: Annotated[
@@ -124,41 +123,37 @@ def classify(
     Example: vid3d classify video.mp4 --topk 3 | jq .fused
     """
     from ..jobs.extraction import refuse_same_file
-    from ..predictions.formats import Choices, format_of
+    from ..predictions.formats import Choices, check_choices
     from ..predictions.outputs import open_outputs
     from ..segments import SegmentRule
 
     rule = SegmentRule(smooth, threshold, min_seconds, multi_label)
     choices = Choices(rule, topk, per, segments, embed, options.allow_playlists, timeout or None)
-    paths = out or [STDOUT]
-    if embed and form != "html" and "html" not in map(format_of, paths):
-        raise UsageError("--embed is for a report: add --out report.html")
-    if form is not None:
+    paths = out or [str(STDOUT)]
+    has_stdout = STDOUT in map(Path, paths)
+    for form in forms or ():
         check_known(form, _FORMATS, f"--format {form}")
-    has_table = STDOUT in paths and (form == TABLE or (form is None and stdout_is_terminal()))
-    if form == TABLE:
-        if not has_table:
-            raise UsageError("--format table is for stdout: leave out --out, or add --out -")
-        form = None
+    has_table = has_stdout and (TABLE in forms if forms else stdout_is_terminal())
+    if forms and TABLE in forms and not has_table:
+        raise UsageError("--format table is for stdout: leave out --out, or add --out -")
     if details and not has_table:
-        raise UsageError(
-            "--details is for the table on stdout: add --format table" + " --out -" * (STDOUT not in paths)
-        )
-    if segments and (details or per != "clip"):
-        raise UsageError(f"--segments replaces clips: leave out {'--details' if details else '--per'}")
+        raise UsageError("--details is for the table on stdout: add --format table" + " --out -" * (not has_stdout))
+    if details and segments:
+        raise UsageError("--segments replaces clips: leave out --details")
     sources = find_videos(videos, nul_separated)
     plan = make_plan(options)
     plan.check_classes()
     names = {str(source.output_stem): source.video for source in sources}
-    files = [path for path in paths if path != STDOUT] if has_table else paths
-    with ExitStack() as stack:
-        outputs = stack.enter_context(open_outputs(files, form, choices, names, overwrite=overwrite))
-        refuse_same_file(failures, *outputs.files, *paths)
+    file_forms = [form for form in forms or () if form != TABLE]
+    files = [path for path in paths if Path(path) != STDOUT] if has_table else paths
+    with ExitStack() as at_end, ExitStack() as stack:
+        outputs = stack.enter_context(open_outputs(files, file_forms, choices, names, overwrite=overwrite))
+        refuse_same_file(failures, *outputs.files, *map(Path, paths))
+        check_choices(choices, {*(target.form for target in outputs.targets), *[TABLE] * has_table}, _name_option)
+        at_end.callback(_log_written, outputs)
         if has_table:
             outputs.writers.insert(0, _make_table(choices, details))
             stack.callback(outputs.writers[0].close)
-        if rule != SegmentRule() and not segments and not any(writer.holds_segments for writer in outputs.writers):
-            raise UsageError("--smooth, --threshold, --min-seconds and --multi-label are for segments: add --segments")
         code = run_classes(
             plan,
             sources,
@@ -168,12 +163,22 @@ def classify(
             timeout=timeout,
             failures=failures,
         )
-    for path in files if outputs.num_videos else []:
-        if path.is_dir():
-            log.info("wrote %s to %s/", plural(outputs.num_videos, "file"), path)
-        elif path != STDOUT:
-            log.info("wrote %s", path)
     raise typer.Exit(code)
+
+
+def _name_option(choice: str) -> str:
+    return "--topk" if choice == "k" else f"--{choice.replace('_', '-')}"
+
+
+def _log_written(outputs: Outputs) -> None:
+    for target in outputs.targets:
+        files = outputs.written(target)
+        if target.is_directory and files:
+            overview = f"; open {target.overview}" if target.overview in files else ""
+            count = plural(len(files) - bool(overview), f".{target.form} file")
+            log.info("wrote %s to %s/%s", count, target.path, overview)
+        elif files:
+            log.info("wrote %s", target.path)
 
 
 def _make_table(choices: Choices, details: bool) -> Writer:

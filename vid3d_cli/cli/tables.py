@@ -63,8 +63,6 @@ def make_table(*columns: str, title: str | None = None, narrow: Sequence[str] = 
 class PredictionTables(Writer):
     """Prints one table per video: a row per clip as it is done, then the whole video."""
 
-    holds_segments = False
-
     def __init__(self, stream: TextIO, choices: Choices) -> None:
         super().__init__(stream, choices)
         self._console = make_console(stream)

@@ -52,8 +52,6 @@ class Timeline(Writer):
     A line is printed when it is complete; on a terminal it also grows while its clips are done.
     """
 
-    holds_segments = False
-
     def __init__(self, stream: TextIO, choices: Choices) -> None:
         super().__init__(stream, choices)
         self._console = make_console(stream)

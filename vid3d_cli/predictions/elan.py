@@ -23,7 +23,12 @@ from .subtitles import span_ms
 if TYPE_CHECKING:
     from ..results import VideoResult
 
-_TYPE = "segment"
+_TYPE, _CLASSES = "segment", "classes"
+_UNDETERMINED = {  # as ELAN writes it
+    "LANG_ID": "und",
+    "LANG_DEF": "http://cdb.iso.org/lg/CDB-00130975-001",
+    "LANG_LABEL": "undetermined (und)",
+}
 
 
 class Eaf(Writer):
@@ -52,7 +57,14 @@ class Eaf(Writer):
         time_order.extend(sorted(slots, key=lambda slot: int(slot.attrib["TIME_VALUE"])))
         annotations = SubElement(header, "PROPERTY", NAME="lastUsedAnnotationId")
         annotations.text = str(len(slots) // 2)
-        SubElement(root, "LINGUISTIC_TYPE", LINGUISTIC_TYPE_ID=_TYPE, TIME_ALIGNABLE="true", GRAPHIC_REFERENCES="false")
+        facts = {"TIME_ALIGNABLE": "true", "GRAPHIC_REFERENCES": "false", "CONTROLLED_VOCABULARY_REF": _CLASSES}
+        SubElement(root, "LINGUISTIC_TYPE", {"LINGUISTIC_TYPE_ID": _TYPE, **facts})
+        SubElement(root, "LANGUAGE", _UNDETERMINED)
+        vocabulary = SubElement(root, "CONTROLLED_VOCABULARY", CV_ID=_CLASSES)  # ELAN offers its values in a menu
+        SubElement(vocabulary, "DESCRIPTION", LANG_REF="und")
+        for number, label in enumerate(dict.fromkeys(map(printable, result.labels)), start=1):
+            entry = SubElement(vocabulary, "CV_ENTRY_ML", CVE_ID=f"cveid{number}")
+            SubElement(entry, "CVE_VALUE", DESCRIPTION="", LANG_REF="und").text = label
         ElementTree.indent(root)
         text = ElementTree.tostring(root, encoding="unicode")
         self.stream.write(f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n')

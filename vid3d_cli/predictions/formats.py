@@ -7,7 +7,7 @@ its help, so this module imports nothing heavy; a writer is imported when it is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +37,15 @@ FORMATS = {
     "pdf": "picture:Pdf",
 }
 """Name of a format, which is its suffix without the dot, and "module:class" in this folder."""
+
+TABLE = "table"
+"""What a terminal shows; only the command line can write it."""
+
+_HOLD_CLIPS = frozenset({TABLE, "jsonl", "csv"})
+"""Formats that hold clips, or segments if asked; all others hold segments."""
+
+_USED_BY = {"per": _HOLD_CLIPS, "k": {*_HOLD_CLIPS, "png", "svg", "pdf"}, "embed": {"html"}}
+"""Choices that only some formats use."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,6 @@ class Writer(ABC):
     """Writes the overview of a directory of such files, if the format has one."""
     is_binary: ClassVar[bool] = False
     """Whether it must not go to a terminal or a pipe."""
-    holds_segments: bool = True
-    """Whether it shows segments, so that `Choices.rule` has an effect."""
 
     def __init__(self, stream: TextIO, choices: Choices, path: Path | None = None) -> None:
         self.stream, self.choices, self.path = stream, choices, path
@@ -141,7 +148,27 @@ def find_writer(form: str) -> type[Writer]:
     return writer
 
 
-def unknown_format(path: Path) -> UsageError:
-    """Return the error for a file whose suffix names no format."""
-    suffixes = ", ".join(f".{form}" for form in FORMATS)
-    return UsageError(f"{path}: the suffix names no format; choose one of {suffixes}, or add --format")
+def list_suffixes(forms: Iterable[str] = FORMATS) -> str:
+    """Return ".vtt, .srt"."""
+    return ", ".join(f".{form}" for form in forms)
+
+
+def check_choices(choices: Choices, forms: Set[str], called: Callable[[str], str]) -> None:
+    """Raise UsageError for a choice that has no effect.
+
+    Args:
+        choices: what is written.
+        forms: of the outputs; `TABLE` is one.
+        called: returns what the user calls a choice, such as "--topk" for "k".
+    """
+    for name, users in _USED_BY.items():
+        if getattr(choices, name) == getattr(Choices, name):
+            continue
+        if users.isdisjoint(forms):
+            known = list_suffixes(form for form in FORMATS if form in users)
+            raise UsageError(f"{called(name)} is for {known}: leave it out")
+        if choices.segments and (name == "per" or forms <= {"jsonl", "csv"}):
+            raise UsageError(f"{called('segments')} replaces clips: leave out {called(name)}")
+    if forms <= _HOLD_CLIPS and not choices.segments and choices.rule != type(choices.rule)():
+        names = ", ".join(map(called, ("smooth", "threshold", "min_seconds")))
+        raise UsageError(f"{names} and {called('multi_label')} are for segments: add {called('segments')}")

@@ -22,8 +22,6 @@ SEGMENT_COLUMNS = ("video", "start_seconds", "end_seconds", "stream", "label", "
 class _Lines(Writer):
     """Writes a line, or several, for each record."""
 
-    holds_segments = False  # unless asked
-
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._num_written: Counter[str] = Counter()  # clips by video

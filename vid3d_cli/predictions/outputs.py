@@ -2,31 +2,79 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from ..durable import STDOUT, AtomicFile, open_output, output_errors, refuse_existing
 from ..errors import UsageError
-from .formats import Choices, Writer, find_writer, format_of, unknown_format
+from .formats import Choices, Writer, find_writer, format_of, list_suffixes
 
 if TYPE_CHECKING:
     from ..records import ClipOutput
     from ..results import VideoResult
 
 
+@dataclass(frozen=True)
+class Target:
+    """What `-o` names, in one format."""
+
+    path: Path
+    form: str
+    is_directory: bool
+    """Whether it gets a file per video."""
+
+    @property
+    def overview(self) -> Path | None:
+        """The file that shows all videos of a directory, if the format has one."""
+        index = find_writer(self.form).index
+        return self.path / index.file_name if index is not None and self.is_directory else None
+
+    def file_of(self, name: str) -> Path:
+        """Return the file that holds a video."""
+        return self.path / f"{name}.{self.form}" if self.is_directory else self.path
+
+    def files(self, videos: Mapping[str, str]) -> list[Path]:
+        """Return all files; raise UsageError if the format does not suit the output."""
+        kind = find_writer(self.form)
+        if self.path == STDOUT and kind.is_binary:
+            raise UsageError(f"{self.form} cannot go to stdout: name a file, as in --out x.{self.form}")
+        if self.is_directory:
+            files = list(map(self.file_of, videos))
+            if self.overview in files:
+                video = list(videos.values())[files.index(self.overview)]
+                raise UsageError(
+                    f"{video}: its file would be {self.overview}, the overview of all videos: rename the video"
+                )
+            return [*files, *filter(None, [self.overview])]
+        if not kind.holds_many and len(videos) > 1:
+            raise UsageError(
+                f"{'stdout' if self.path == STDOUT else self.path}: {self.form} holds one video, and there are "
+                f"{len(videos)}: name a directory, as in --out out/ --format {self.form}"
+            )
+        return [self.path]
+
+
 class Outputs:
     """The open outputs of a run."""
 
-    def __init__(self, writers: Sequence[Writer], files: Sequence[Path]) -> None:
-        self.writers = list(writers)
-        self.files = list(files)
+    def __init__(self, targets: Sequence[Target], videos: Mapping[str, str]) -> None:
+        self.targets = targets
+        self.files = [file for target in targets for file in target.files(videos)]
         """All files that will be written, and "-" for stdout."""
+        self.writers: list[Writer] = []
         self.num_videos = 0
         """How many videos were written."""
+        self.videos = videos
+        self._before = {file: _identity(file) for file in self.files}
+
+    def written(self, target: Target) -> list[Path]:
+        """Return the files that are new since the start."""
+        return [file for file in target.files(self.videos) if _identity(file) not in (None, self._before[file])]
 
     def write_clips(self, video: str, clips: Sequence[ClipOutput], labels: Sequence[str]) -> None:
         """Write clips before their video is done, where the format can."""
@@ -44,16 +92,15 @@ class Outputs:
 class _FilePerVideo(Writer):
     """Writes each video to a file of its own, which appears whole when the video is done; an overview, at the end."""
 
-    def __init__(self, path: Path, form: str, choices: Choices, names: Sequence[str], overwrite: bool) -> None:
-        self._target, self._form, self._names, self._overwrite = path, form, names, overwrite
-        self._kind = find_writer(form)
-        self.choices, self.path, self.holds_segments = choices, None, self._kind.holds_segments
-        self._overview = overview = _overview_of(path, form)
-        self._index = None if self._kind.index is None or overview is None else self._kind.index(choices)
+    def __init__(self, target: Target, choices: Choices, videos: Mapping[str, str], overwrite: bool) -> None:
+        self._target, self._names, self._overwrite = target, list(videos), overwrite
+        self._kind = find_writer(target.form)
+        self.choices, self.path = choices, None
+        self._index = None if self._kind.index is None or target.overview is None else self._kind.index(choices)
         self._is_empty = True
 
     def write(self, result: VideoResult, name: str) -> None:
-        path = _file_of(self._target, self._form, name)
+        path = self._target.file_of(name)
         with open_output(path, overwrite=self._overwrite, keep_partial=False, keep_empty=True) as stream:
             writer = self._kind(stream, self.choices, path)
             writer.write(result, name)
@@ -64,21 +111,26 @@ class _FilePerVideo(Writer):
 
     def close(self) -> None:
         if self._index is not None and not self._is_empty:
-            with open_output(self._overview, overwrite=self._overwrite) as stream:
+            with open_output(self._target.overview, overwrite=self._overwrite) as stream:
                 self._index.write(stream, self._names)
 
 
 @contextmanager
 def open_outputs(
-    paths: Sequence[Path], form: str | None, choices: Choices, videos: Mapping[str, str], *, overwrite: bool = False
+    paths: Sequence[str | Path],
+    forms: Sequence[str],
+    choices: Choices,
+    videos: Mapping[str, str],
+    *,
+    overwrite: bool = False,
 ) -> Iterator[Outputs]:
     """Open the outputs of a run; at the end of the block they are complete.
 
     A file to which no video was written does not appear.
 
     Args:
-        paths: files, directories, or "-" for stdout.
-        form: format of stdout, of directories, and of files whose suffix names none.
+        paths: files, directories, or "-" for stdout. A name with a slash at its end is a directory.
+        forms: formats of stdout, of directories, and of files whose suffix names none.
         choices: what is written.
         videos: the name of each video, see `Writer.write`, and its path or URL.
         overwrite: whether files may exist.
@@ -89,27 +141,46 @@ def open_outputs(
         OutputExists: a file exists.
         OutputError: it cannot be written.
     """
-    forms = [(path, _form_of(path, form)) for path in paths]
-    if form is not None and paths and not any(map(_takes_form, paths)):
-        raise UsageError(f"--format {form}: the suffix of {paths[0]} names the format; leave one of them out")
-    files = [file for path, its_form in forms for file in _files_of(path, its_form, videos)]
-    _refuse_same_files(files, videos)
-    refuse_existing([file for file in files if file != STDOUT], overwrite)
-    outputs = Outputs([], files)
-    _check_places(files)
+    targets = [target for path in paths for target in _find_targets(os.fspath(path), forms)]
+    if targets and (unused := set(forms) - {target.form for target in targets}):
+        raise UsageError(f"--format {min(unused)}: the suffix of {paths[0]} names the format; leave one of them out")
+    outputs = Outputs(targets, videos)
+    _refuse_same_files(outputs.files, videos)
+    refuse_existing([file for file in outputs.files if file != STDOUT], overwrite)
+    _check_places(outputs.files)
     with ExitStack() as stack:
-        for path, its_form in forms:
-            kind = find_writer(its_form)
-            if path == STDOUT or (kind.holds_many and not _is_directory(path)):
-                # An interrupted run without a video does not replace an earlier file.
-                keep = partial(lambda is_new: is_new or outputs.num_videos > 0, not path.exists())
-                stream = stack.enter_context(open_output(path, overwrite=overwrite, keep_partial=keep))
-                writer: Writer = kind(stream, choices, None if path == STDOUT else path)
-            else:
-                writer = _FilePerVideo(path, its_form, choices, list(videos), overwrite)
-            outputs.writers.append(writer)
+        for target in targets:
+            outputs.writers.append(writer := _open(target, choices, outputs, overwrite, stack))
             stack.callback(writer.close)  # finished videos are written even after an interrupt
         yield outputs
+
+
+def _find_targets(name: str, forms: Sequence[str]) -> list[Target]:
+    path = Path(name)
+    if path == STDOUT:
+        return [Target(path, form, False) for form in forms or ["jsonl"]]
+    is_named_directory = name.endswith("/") or path.is_dir()
+    is_directory = is_named_directory or not (path.suffix or path.exists())
+    form = None if is_directory else format_of(path)
+    if form is not None or forms:
+        return [Target(path, form, is_directory) for form in (forms if form is None else [form])]
+    if is_named_directory:
+        raise UsageError(f"{path} is a directory: add --format, as in --format vtt")
+    if is_directory:
+        raise UsageError(f"{path} has no suffix: choose one of {list_suffixes()}; for a directory, add --format")
+    raise UsageError(f"{path}: the suffix names no format; choose one of {list_suffixes()}, or add --format")
+
+
+def _open(target: Target, choices: Choices, outputs: Outputs, overwrite: bool, stack: ExitStack) -> Writer:
+    kind, path = find_writer(target.form), target.path
+    if path != STDOUT and (target.is_directory or not kind.holds_many):
+        return _FilePerVideo(target, choices, outputs.videos, overwrite)
+    is_new = not path.exists()
+    stream = stack.enter_context(
+        # An interrupted run without a video does not replace an earlier file.
+        open_output(path, overwrite=overwrite, keep_partial=lambda: is_new or outputs.num_videos > 0)
+    )
+    return kind(stream, choices, None if path == STDOUT else path)
 
 
 def _check_places(files: Sequence[Path]) -> None:
@@ -124,41 +195,13 @@ def _check_places(files: Sequence[Path]) -> None:
             AtomicFile(file).discard()  # raises
 
 
-def _files_of(path: Path, form: str, videos: Mapping[str, str]) -> list[Path]:
-    """Return the files of an output; raise UsageError if the format does not suit it."""
-    kind = find_writer(form)
-    if path == STDOUT and kind.is_binary:
-        raise UsageError(f"{form} cannot go to stdout: name a file, as in --out x.{form}")
-    if path != STDOUT and _is_directory(path):
-        files = [_file_of(path, form, name) for name in videos]
-        overview = _overview_of(path, form)
-        if overview in files:
-            video = list(videos.values())[files.index(overview)]
-            raise UsageError(f"{video}: its file would be {overview}, the overview of all videos: rename the video")
-        return [*files, *([] if overview is None else [overview])]
-    if not kind.holds_many and len(videos) > 1:
-        raise UsageError(
-            f"{'stdout' if path == STDOUT else path}: {form} holds one video, and there are {len(videos)}: "
-            f"name a directory, as in --out out/ --format {form}"
-        )
-    return [path]
-
-
-def _file_of(path: Path, form: str, name: str) -> Path:
-    return path / f"{name}.{form}" if _is_directory(path) else path
-
-
-def _overview_of(path: Path, form: str) -> Path | None:
-    """Return the file that shows all videos of a directory, if the format has one."""
-    index = find_writer(form).index
-    return path / index.file_name if index is not None and _is_directory(path) else None
-
-
 def _refuse_same_files(files: Sequence[Path], videos: Mapping[str, str]) -> None:
     seen = set()
     for file in files:
         if (absolute := file.parent.resolve() / file.name) in seen:
-            raise UsageError(f"--out names {file} twice: leave one of them out")
+            raise UsageError(
+                f"{'stdout' if file == STDOUT else file} would be written twice: leave out one --out or --format"
+            )
         seen.add(absolute)
     there = {_identity(file): file for file in files if file.exists()}
     for video in videos.values() if there else []:
@@ -173,22 +216,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return facts.st_dev, facts.st_ino
-
-
-def _is_directory(path: Path) -> bool:
-    return path != STDOUT and (path.is_dir() or not (path.suffix or path.exists()))
-
-
-def _takes_form(path: Path) -> bool:
-    return path == STDOUT or _is_directory(path) or format_of(path) is None
-
-
-def _form_of(path: Path, form: str | None) -> str:
-    its_form = form if _takes_form(path) else format_of(path)
-    if its_form is not None:
-        return its_form
-    if path == STDOUT:
-        return "jsonl"
-    if _is_directory(path):
-        raise UsageError(f"{path} is a directory: add --format, as in --format vtt")
-    raise unknown_format(path)

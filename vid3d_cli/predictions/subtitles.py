@@ -53,7 +53,7 @@ class Srt(_Subtitles):
 
     def write_cue(self, number: int, start: str, end: str, text: str) -> None:
         # Players obey HTML (<i>, &lt;), ASS ({\an8}) and "-->", and there is no escape. They hide all in braces.
-        text = re.sub("[<&]|--(?=>)", rf"\g<0>{WORD_JOINER}", text.replace("{", "(").replace("}", ")"))
+        text = re.sub(r"<|&(?=#?\w+;)|--(?=>)", rf"\g<0>{WORD_JOINER}", text.replace("{", "(").replace("}", ")"))
         self.stream.write(f"{number}\n{start.replace('.', ',')} --> {end.replace('.', ',')}\n{text}\n\n")
 
 
