@@ -22,6 +22,7 @@ from videos import read_index, write_video
 
 from vid3d_cli import errors
 from vid3d_cli.fusion import Fusion, pool_video
+from vid3d_cli.predictions.colours import class_colours
 from vid3d_cli.predictions.formats import Choices
 from vid3d_cli.predictions.outputs import open_outputs
 from vid3d_cli.predictions.report import page as pages
@@ -101,6 +102,8 @@ def test_segments_and_curves_are_those_of_the_result(film, tmp_path):
     ]
     expected = [(s.stream, s.label, s.start_seconds, s.end_seconds) for s in result.segments()]
     assert shown == [*expected[8:], *expected[:8]]  # fused comes first
+    seen_first = list(class_colours([label for stream, label, *_ in shown if stream == "fused"]))
+    assert data["labels"][: len(seen_first)] == seen_first  # the colour of a label is its place: equal in all outputs
     fused = data["streams"][0]
     assert fused["segments"][0][3] == round(1000 * result.segments()[-1].score)
     curves = result.curves("fused")
