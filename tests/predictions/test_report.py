@@ -1,6 +1,7 @@
 """The HTML report: what the files hold, and, where Chromium is found, how the pages behave in it."""
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from vid3d_cli.predictions.formats import Choices
 from vid3d_cli.predictions.outputs import open_outputs
 from vid3d_cli.predictions.report import page as pages
 from vid3d_cli.predictions.report.thumbnails import MAX_THUMBNAILS, read_thumbnails
-from vid3d_cli.recipe import Recipe
+from vid3d_cli.recipe import Recipe, StreamRecipe
 from vid3d_cli.records import ClipOutput, ClipSpan
 from vid3d_cli.results import VideoResult
 from vid3d_cli.segments import SegmentRule
@@ -110,6 +111,9 @@ def test_segments_and_curves_are_those_of_the_result(film, tmp_path):
 def test_one_stream_is_shown_once(film, tmp_path):
     make_result(film, streams=("rgb",)).save(tmp_path / "r.html")
     assert [stream["name"] for stream in Page(tmp_path / "r.html").data["streams"]] == ["rgb"]
+    assert "Whole video<" in (tmp_path / "r.html").read_text()
+    make_result(film).save(tmp_path / "both.html")
+    assert "Whole video, fused<" in (tmp_path / "both.html").read_text()
 
 
 def test_lost_frames_warnings_and_recipe_are_said(film, tmp_path):
@@ -117,6 +121,18 @@ def test_lost_frames_warnings_and_recipe_are_said(film, tmp_path):
     text = (tmp_path / "r.html").read_text()
     for words in ("3 frames were lost to damage", "It is HDR: convert it.", "<dt>resize</dt>", "vid3d 0.1"):
         assert words in text
+
+
+def test_the_recipe_is_grouped_and_its_rate_is_a_number(film, tmp_path):
+    result = make_result(film)
+    streams = {stream: StreamRecipe(f"{stream}.pt", "4a", "RGB to [-1, 1]") for stream in ("rgb", "flow")}
+    recipe = dataclasses.replace(result.recipe, fps="25/2", streams=streams)
+    dataclasses.replace(result, recipe=recipe, fps=12.5).save(tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert '<dt>fps</dt><dd dir="auto">12.5</dd>' in text
+    terms = re.findall(r"<dt.*?>(.+?)</dt>", text)
+    stream = ["weights", "weights_sha256", "normalisation"]
+    assert terms[-9:] == ["numerics", "streams.rgb", *stream, "streams.flow", *stream]
 
 
 @pytest.mark.parametrize("name", ["a b#c?d%20&<b>\"'.mp4", b"caf\xe9.mp4".decode("utf-8", "surrogateescape")])
@@ -241,9 +257,16 @@ def test_an_overview_is_written_after_an_interrupt(film, tmp_path):
 
 def test_a_video_named_like_the_overview_is_refused(tmp_path):
     with (
+    assert "other</li>" not in (out / "index.html").read_text()
+    assert [Page(link).links[0] for link in links] == ["../index.html", "index.html"]
         pytest.raises(errors.UsageError, match="twice"),
         open_outputs([tmp_path / "o"], "html", Choices(SegmentRule()), {"index": "index.mp4"}),
     ):
+def test_the_grey_of_an_overview_is_in_its_legend(film, tmp_path):
+    write_reports(tmp_path, [make_result(film, best=range(9), labels=[f"l{k}" for k in range(9)])])
+    assert 'class="other"><span class="dot"></span>other</li>' in (tmp_path / "index.html").read_text()
+
+
         pass
 
 
@@ -474,7 +497,8 @@ def test_the_overview_sorts_and_links(open_page, film, tmp_path):
 
     assert shown() == ["b", "a", "c"]
     for button, expected in [("Video", "abc"), ("Video", "cba"), ("Length", "abc"), ("Length", "cba"), ("Lost", "abc")]:
-        page.get_by_role("button", name=button).click()
+        box = page.get_by_role("columnheader", name=button).bounding_box()
+        page.mouse.click(box["x"] + (0.8 if button == "Video" else 0.3) * box["width"], box["y"] + box["height"] / 2)
         assert shown() == list(expected), button
     page.get_by_role("link", name="c").click()
     page.wait_for_selector("#rows tr")

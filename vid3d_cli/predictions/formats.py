@@ -98,6 +98,8 @@ class Writer(ABC):
     """Whether it must not go to a terminal or a pipe."""
     holds_segments: bool = True
     """Whether it shows segments, so that `Choices.rule` has an effect."""
+    overview: Path | None = None
+    """The overview that will list this file."""
 
     def __init__(self, stream: TextIO, choices: Choices, path: Path | None = None) -> None:
         self.stream, self.choices, self.path = stream, choices, path

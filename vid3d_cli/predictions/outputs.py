@@ -48,7 +48,7 @@ class _FilePerVideo(Writer):
         self._target, self._form, self._names, self._overwrite = path, form, names, overwrite
         self._kind = find_writer(form)
         self.choices, self.path, self.holds_segments = choices, None, self._kind.holds_segments
-        self._overview = overview
+        self.overview = overview
         self._index = None if self._kind.index is None or overview is None else self._kind.index(choices)
         self._is_empty = True
 
@@ -56,6 +56,7 @@ class _FilePerVideo(Writer):
         path = _file_of(self._target, self._form, name)
         with open_output(path, overwrite=self._overwrite, keep_partial=False, keep_empty=True) as stream:
             writer = self._kind(stream, self.choices, path)
+            writer.overview = self.overview
             writer.write(result, name)
             writer.close()
         if self._index is not None:
@@ -64,7 +65,7 @@ class _FilePerVideo(Writer):
 
     def close(self) -> None:
         if self._index is not None and not self._is_empty:
-            with open_output(self._overview, overwrite=self._overwrite) as stream:
+            with open_output(self.overview, overwrite=self._overwrite) as stream:
                 self._index.write(stream, self._names)
 
 
