@@ -241,7 +241,14 @@ def test_an_overview_lists_and_links_all_reports(film, tmp_path):
     assert [row["cells"] for row in page.data["rows"]] == ["1" * 30 + "0" * 30 + "2" * 30 + "0" * 30, "0" * 120]
     assert [page.data["labels"][row["label"]] for row in page.data["rows"]] == ["running", "running"]
     assert "never reached" in (out / "index.html").read_text()
+    assert "other</li>" not in (out / "index.html").read_text()
+    assert [Page(link).links[0] for link in links] == ["../index.html", "index.html"]
     assert page.tags.count("b") == 0
+
+
+def test_the_grey_of_an_overview_is_in_its_legend(film, tmp_path):
+    write_reports(tmp_path, [make_result(film, best=range(9), labels=[f"l{k}" for k in range(9)])])
+    assert 'class="other"><span class="dot"></span>other</li>' in (tmp_path / "index.html").read_text()
 
 
 def test_an_overview_is_written_after_an_interrupt(film, tmp_path):
@@ -257,16 +264,9 @@ def test_an_overview_is_written_after_an_interrupt(film, tmp_path):
 
 def test_a_video_named_like_the_overview_is_refused(tmp_path):
     with (
-    assert "other</li>" not in (out / "index.html").read_text()
-    assert [Page(link).links[0] for link in links] == ["../index.html", "index.html"]
         pytest.raises(errors.UsageError, match="twice"),
         open_outputs([tmp_path / "o"], "html", Choices(SegmentRule()), {"index": "index.mp4"}),
     ):
-def test_the_grey_of_an_overview_is_in_its_legend(film, tmp_path):
-    write_reports(tmp_path, [make_result(film, best=range(9), labels=[f"l{k}" for k in range(9)])])
-    assert 'class="other"><span class="dot"></span>other</li>' in (tmp_path / "index.html").read_text()
-
-
         pass
 
 
@@ -432,6 +432,64 @@ def test_a_stream_is_chosen(open_page, report):
     page.get_by_role("button", name="flow").click()
     assert page.locator("#count").inner_text() == "8, flow"
     assert page.get_by_role("button", name="flow").get_attribute("aria-pressed") == "true"
+
+
+@pytest.mark.exhaustive
+def test_classes_that_overlap_do_not_hide_each_other(open_page, report):
+    assert open_page(report).locator(".lane.chosen").bounding_box()["height"] < 30
+    make_result(report.parent / "film.webm").save(report, multi_label=True, threshold=0.002, overwrite=True)
+    page = open_page(report)
+    parts = page.locator(".lane.chosen div")
+    boxes = [part.bounding_box() for part in parts.all()]
+    assert len(boxes) == 4  # each class, all the time
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            is_beside = a["x"] >= b["x"] + b["width"] - 1 or b["x"] >= a["x"] + a["width"] - 1
+            assert is_beside or abs(a["y"] - b["y"]) >= a["height"] - 0.1
+    assert all(parts.all_inner_texts())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (360, 740), (844, 390)])
+def test_the_player_is_in_sight_wherever_one_clicks_and_plays(open_page, report, width, height):
+    page = open_page(report, viewport={"width": width, "height": height})
+    wait_for_player(page)
+    page.locator("#rows tr").last.click()
+    is_seen = """() => {
+        const box = document.querySelector("video").getBoundingClientRect();
+        const [x, y] = [box.left + box.width / 2, box.top + box.height / 2];
+        return box.top >= 0 && box.height > 100 && document.elementFromPoint(x, y)?.id === "video";
+    }"""
+    assert page.evaluate("scrollY") > 0
+    assert page.evaluate(is_seen)
+    assert page.locator("#rows tr").last.evaluate("row => row.getBoundingClientRect().bottom <= innerHeight")
+    page.evaluate("document.querySelector('details').open = true")
+    page.evaluate("scrollTo(0, 1e6)")
+    assert page.evaluate(is_seen)
+
+
+@pytest.mark.exhaustive
+def test_a_report_without_segments_says_why(open_page, report):
+    make_result(report.parent / "film.webm").save(report, min_seconds=100, overwrite=True)
+    page = open_page(report)
+    assert page.locator("#count").inner_text() == "No segment: lower --min-seconds or --threshold"
+    assert not page.get_by_role("columnheader").first.is_visible()
+
+
+@pytest.mark.exhaustive
+def test_hebrew_stands_beside_its_swatch(open_page, report):
+    make_result(report.parent / "film.webm", labels=("שלום", "b", "c", "d")).save(report, overwrite=True)
+    page = open_page(report)
+    for place in ("#classes .name", "#label"):
+        gap = page.evaluate(
+            f"""() => {{
+                const element = document.querySelector("{place}");
+                const range = document.createRange();
+                range.selectNodeContents(element);
+                return range.getBoundingClientRect().left - element.getBoundingClientRect().left;
+            }}"""
+        )
+        assert gap < 5, place
 
 
 @pytest.mark.exhaustive

@@ -228,7 +228,9 @@
     $("rows").replaceChildren(...rows);
     const [shown, all] = [rows.length, stream.num_segments];
     const kind = data.streams.length > 1 ? `, ${stream.name}` : "";
-    $("count").textContent = shown < all ? `the ${shown} longest of ${all}${kind}` : `${all}${kind}`;
+    $("scroll").hidden = all === 0;
+    if (all === 0) $("count").textContent = "No segment: lower --min-seconds or --threshold";
+    else $("count").textContent = shown < all ? `the ${shown} longest of ${all}${kind}` : `${all}${kind}`;
   }
   // What depends on the width: how many thumbnails fit, which segments are wide enough for text, ticks.
   function fit() {
