@@ -1,6 +1,7 @@
 """The HTML report: what the files hold, and, where Chromium is found, how the pages behave in it."""
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -27,7 +28,7 @@ from vid3d_cli.predictions.formats import Choices
 from vid3d_cli.predictions.outputs import open_outputs
 from vid3d_cli.predictions.report import page as pages
 from vid3d_cli.predictions.report.thumbnails import MAX_THUMBNAILS, read_thumbnails
-from vid3d_cli.recipe import Recipe
+from vid3d_cli.recipe import Recipe, StreamRecipe
 from vid3d_cli.records import ClipOutput, ClipSpan
 from vid3d_cli.results import VideoResult
 from vid3d_cli.segments import SegmentRule
@@ -115,6 +116,9 @@ def test_segments_and_curves_are_those_of_the_result(film, tmp_path):
 def test_one_stream_is_shown_once(film, tmp_path):
     make_result(film, streams=("rgb",)).save(tmp_path / "r.html")
     assert [stream["name"] for stream in Page(tmp_path / "r.html").data["streams"]] == ["rgb"]
+    assert "Whole video<" in (tmp_path / "r.html").read_text()
+    make_result(film).save(tmp_path / "both.html")
+    assert "Whole video, fused<" in (tmp_path / "both.html").read_text()
 
 
 def test_lost_frames_warnings_and_recipe_are_said(film, tmp_path):
@@ -122,6 +126,18 @@ def test_lost_frames_warnings_and_recipe_are_said(film, tmp_path):
     text = (tmp_path / "r.html").read_text()
     for words in ("3 frames were lost to damage", "It is HDR: convert it.", "<dt>resize</dt>", "vid3d 0.1"):
         assert words in text
+
+
+def test_the_recipe_is_grouped_and_its_rate_is_a_number(film, tmp_path):
+    result = make_result(film)
+    streams = {stream: StreamRecipe(f"{stream}.pt", "4a", "RGB to [-1, 1]") for stream in ("rgb", "flow")}
+    recipe = dataclasses.replace(result.recipe, fps="25/2", streams=streams)
+    dataclasses.replace(result, recipe=recipe, fps=12.5).save(tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert '<dt>fps</dt><dd dir="auto">12.5</dd>' in text
+    terms = re.findall(r"<dt.*?>(.+?)</dt>", text)
+    stream = ["weights", "weights_sha256", "normalisation"]
+    assert terms[-9:] == ["numerics", "streams.rgb", *stream, "streams.flow", *stream]
 
 
 @pytest.mark.parametrize("name", ["a b#c?d%20&<b>\"'.mp4", b"caf\xe9.mp4".decode("utf-8", "surrogateescape")])
@@ -267,7 +283,14 @@ def test_an_overview_lists_and_links_all_reports(film, tmp_path):
     assert [row["cells"] for row in page.data["rows"]] == ["1" * 30 + "0" * 30 + "2" * 30 + "0" * 30, "0" * 120]
     assert [page.data["labels"][row["label"]] for row in page.data["rows"]] == ["running", "running"]
     assert "never reached" in (out / "index.html").read_text()
+    assert "other</li>" not in (out / "index.html").read_text()
+    assert [Page(link).links[0] for link in links] == ["../index.html", "index.html"]
     assert page.tags.count("b") == 0
+
+
+def test_the_grey_of_an_overview_is_in_its_legend(film, tmp_path):
+    write_reports(tmp_path, [make_result(film, best=range(9), labels=[f"l{k}" for k in range(9)])])
+    assert 'class="other"><span class="dot"></span>other</li>' in (tmp_path / "index.html").read_text()
 
 
 def test_an_overview_is_written_after_an_interrupt(film, tmp_path):
@@ -503,6 +526,64 @@ def test_a_stream_is_chosen(open_page, report):
 
 
 @pytest.mark.exhaustive
+def test_classes_that_overlap_do_not_hide_each_other(open_page, report):
+    assert open_page(report).locator(".lane.chosen").bounding_box()["height"] < 30
+    make_result(report.parent / "film.webm").save(report, multi_label=True, threshold=0.002, overwrite=True)
+    page = open_page(report)
+    parts = page.locator(".lane.chosen div")
+    boxes = [part.bounding_box() for part in parts.all()]
+    assert len(boxes) == 4  # each class, all the time
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            is_beside = a["x"] >= b["x"] + b["width"] - 1 or b["x"] >= a["x"] + a["width"] - 1
+            assert is_beside or abs(a["y"] - b["y"]) >= a["height"] - 0.1
+    assert all(parts.all_inner_texts())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (360, 740), (844, 390)])
+def test_the_player_is_in_sight_wherever_one_clicks_and_plays(open_page, report, width, height):
+    page = open_page(report, viewport={"width": width, "height": height})
+    wait_for_player(page)
+    page.locator("#rows tr").last.click()
+    is_seen = """() => {
+        const box = document.querySelector("video").getBoundingClientRect();
+        const [x, y] = [box.left + box.width / 2, box.top + box.height / 2];
+        return box.top >= 0 && box.height > 100 && document.elementFromPoint(x, y)?.id === "video";
+    }"""
+    assert page.evaluate("scrollY") > 0
+    assert page.evaluate(is_seen)
+    assert page.locator("#rows tr").last.evaluate("row => row.getBoundingClientRect().bottom <= innerHeight")
+    page.evaluate("document.querySelector('details').open = true")
+    page.evaluate("scrollTo(0, 1e6)")
+    assert page.evaluate(is_seen)
+
+
+@pytest.mark.exhaustive
+def test_a_report_without_segments_says_why(open_page, report):
+    make_result(report.parent / "film.webm").save(report, min_seconds=100, overwrite=True)
+    page = open_page(report)
+    assert page.locator("#count").inner_text() == "No segment: lower --min-seconds or --threshold"
+    assert not page.get_by_role("columnheader").first.is_visible()
+
+
+@pytest.mark.exhaustive
+def test_hebrew_stands_beside_its_swatch(open_page, report):
+    make_result(report.parent / "film.webm", labels=("שלום", "b", "c", "d")).save(report, overwrite=True)
+    page = open_page(report)
+    for place in ("#classes .name", "#label"):
+        gap = page.evaluate(
+            f"""() => {{
+                const element = document.querySelector("{place}");
+                const range = document.createRange();
+                range.selectNodeContents(element);
+                return range.getBoundingClientRect().left - element.getBoundingClientRect().left;
+            }}"""
+        )
+        assert gap < 5, place
+
+
+@pytest.mark.exhaustive
 def test_hostile_labels_are_text(open_page, report):
     page = open_page(report)
     assert page.locator("#rows tr").nth(6).inner_text().count("<script>") == 1
@@ -565,7 +646,8 @@ def test_the_overview_sorts_and_links(open_page, film, tmp_path):
 
     assert shown() == ["b", "a", "c"]
     for button, expected in [("Video", "abc"), ("Video", "cba"), ("Length", "abc"), ("Length", "cba"), ("Lost", "abc")]:
-        page.get_by_role("button", name=button).click()
+        box = page.get_by_role("columnheader", name=button).bounding_box()
+        page.mouse.click(box["x"] + (0.8 if button == "Video" else 0.3) * box["width"], box["y"] + box["height"] / 2)
         assert shown() == list(expected), button
     page.get_by_role("link", name="c").click()
     page.wait_for_selector("#rows tr")

@@ -105,6 +105,8 @@ class Writer(ABC):
     """Writes the overview of a directory of such files, if the format has one."""
     is_binary: ClassVar[bool] = False
     """Whether it must not go to a terminal or a pipe."""
+    overview: Path | None = None
+    """The overview that will list this file."""
 
     def __init__(self, stream: TextIO, choices: Choices, path: Path | None = None) -> None:
         self.stream, self.choices, self.path = stream, choices, path

@@ -103,6 +103,7 @@ class _FilePerVideo(Writer):
         path = self._target.file_of(name)
         with open_output(path, overwrite=self._overwrite, keep_partial=False, keep_empty=True) as stream:
             writer = self._kind(stream, self.choices, path)
+            writer.overview = self._target.overview
             writer.write(result, name)
             writer.close()
         if self._index is not None:

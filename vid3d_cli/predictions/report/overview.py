@@ -78,6 +78,7 @@ class Overview(Index):
             legend=[(labels[number - 1], colour) for number, colour in colours.items()],
             data=to_inert_json({"labels": labels, "rows": [_describe(row, colours) for row in self._rows]}),
             has_lost=any(row.num_lost_frames for row in self._rows),
+            has_other=len(labels) > len(colours),
             missing=[printable(name) for name in missing[:MAX_MISSING]],
             num_missing=len(missing),
         )

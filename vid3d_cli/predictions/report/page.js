@@ -145,14 +145,22 @@
     for (const one of data.streams) {
       const lane = make("div", "lane");
       one.lane = lane;
-      one.parts = one.segments.map(([start, end, label, score]) => {
+      const last = []; // end and label of the last segment in each row of the lane
+      one.parts = one.segments.map(([start, end, label]) => {
+        let row = last.findIndex(([before, other]) => before <= start && other === label);
+        if (row < 0) row = last.findIndex(([before]) => before <= start);
+        if (row < 0) row = last.length;
+        last[row] = [end, label];
         const part = make("div", colour(label));
+        part.dir = "auto";
+        part.style.setProperty("--row", row);
         part.style.left = place(start);
         part.style.width = `${(100 * (end - start)) / span}%`;
         part.dataset.label = label;
         lane.append(part);
         return part;
       });
+      lane.style.setProperty("--rows", Math.max(1, last.length));
       $("lanes").append(lane);
       if (data.streams.length > 1) {
         const button = make("button", "", one.name);
@@ -226,7 +234,9 @@
     $("rows").replaceChildren(...rows);
     const [shown, all] = [rows.length, stream.num_segments];
     const kind = data.streams.length > 1 ? `, ${stream.name}` : "";
-    $("count").textContent = shown < all ? `the ${shown} longest of ${all}${kind}` : `${all}${kind}`;
+    $("scroll").hidden = all === 0;
+    if (all === 0) $("count").textContent = "No segment: lower --min-seconds or --threshold";
+    else $("count").textContent = shown < all ? `the ${shown} longest of ${all}${kind}` : `${all}${kind}`;
   }
   // What depends on the width: how many thumbnails fit, which segments are wide enough for text, ticks.
   function fit() {

@@ -60,6 +60,9 @@ class Report(Writer):
             "thumbnails": [[_thousandths(t), base64.b64encode(jpeg).decode()] for t, jpeg in thumbnails],
             **describe_scores(result, self.choices.rule),
         }
+        recipe = asdict(result.recipe)
+        if recipe["fps"] != "native":
+            recipe["fps"] = f"{result.fps:g}"  # 12.5, not 25/2
         pieces = generate(
             "page.html",
             "page.js",
@@ -70,7 +73,8 @@ class Report(Writer):
             source=source,
             why_no_player=why_no_player,
             rule=self.choices.rule,
-            recipe=list(_flat(asdict(result.recipe))),
+            recipe=sorted(_flat(recipe), key=lambda entry: "." in entry[0]),
+            overview=None if self.overview is None else "../" * name.count("/") + self.overview.name,
             data=to_inert_json(data),
         )
         for piece in pieces:
