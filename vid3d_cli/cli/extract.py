@@ -25,8 +25,7 @@ from .batch import (
 )
 from .console import log, plural
 from .formats import is_table
-from .options import takes_options
-from .output import out_option
+from .options import out_option, takes_options
 from .progress import EventPrinter
 
 if TYPE_CHECKING:

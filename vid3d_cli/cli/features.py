@@ -16,7 +16,7 @@ from ..text import printable
 from .command import App
 from .console import duration, log, plural
 from .formats import ListFormat, ObjectFormat, Record, or_dash, print_record, print_records
-from .output import out_option
+from .options import out_option
 
 if TYPE_CHECKING:
     from ..features.comparing import Comparison

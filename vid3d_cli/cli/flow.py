@@ -17,7 +17,7 @@ from ..video import TIMEOUT_SECONDS
 from ..video.pixels import MATRICES, PixelOptions
 from .batch import AllowPlaylists, Timeout
 from .console import log, plural
-from .output import out_option
+from .options import out_option
 
 PIXELS = "Pixels"
 """A group of options in the help."""

@@ -14,6 +14,11 @@ from ..errors import UsageError
 from ..options import Options
 
 
+def out_option(help: str) -> Any:  # noqa: A002  (as Typer calls it)
+    """Return the required option that names the output of a command."""
+    return typer.Option("--out", "--output", "-o", metavar="PATH", help=help, show_default=False)
+
+
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command with an option for every field of `Options`.
 

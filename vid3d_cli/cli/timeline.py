@@ -19,6 +19,7 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from ..predictions.formats import Choices, Writer
+from ..predictions.views import clock
 from ..records import FUSED, ClipOutput, rank
 from ..text import printable
 from .console import count_messages
@@ -150,11 +151,4 @@ class Timeline(Writer):
 
 
 def _times(start: float, end: float) -> str:
-    return f"{_clock(start):>7} – {_clock(end):<7}"
-
-
-def _clock(seconds: float) -> str:
-    """Return "1:02.5", or "1:00:02.5" from an hour on."""
-    minutes, tenths = divmod(round(seconds * 10), 600)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{tenths / 10:04.1f}" if hours else f"{minutes}:{tenths / 10:04.1f}"
+    return f"{clock(start):>7} – {clock(end):<7}"
