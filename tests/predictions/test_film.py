@@ -120,10 +120,11 @@ def _write_with_tracks(path, codecs, seconds=1, start_seconds=0.0):
     return path
 
 
-def test_audio_that_mp4_cannot_hold_becomes_aac_at_its_time(tmp_path, monkeypatch):
+def test_audio_that_mp4_cannot_hold_becomes_aac_at_its_time(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))  # nothing is left there by a film that is stopped
     source = _write_with_tracks(tmp_path / "a.mkv", ["pcm_s16le", "mp3"], seconds=2, start_seconds=0.25)
     path = film(source, tmp_path / "film.mp4")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     with av.open(str(path)) as container:
         assert [s.codec_context.name for s in container.streams.audio] == ["aac", "mp3float"]
         frames = list(container.decode(audio=0))
@@ -162,6 +163,14 @@ def test_only_tracks_that_do_not_decode_are_left_out(tmp_path, caplog):
     assert read_audio(path) == read_audio(source)
     with av.open(str(path)) as container:
         assert len(container.streams.audio) == 1
+
+
+@pytest.mark.exhaustive
+def test_a_track_of_an_unknown_codec_is_left_out_with_a_warning(tmp_path, caplog):
+    source = _write_with_tracks(tmp_path / "a.mkv", ["flac"])
+    source.write_bytes(source.read_bytes().replace(b"A_FLAC", b"A_FLUX"))
+    assert len(read_times(film(source, tmp_path / "film.mp4"))) == 25
+    assert "cannot read them: 1" in caplog.text
 
 
 def test_audio_that_cannot_be_read_is_left_out_with_a_warning(tmp_path, caplog, monkeypatch):

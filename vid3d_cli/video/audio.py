@@ -36,8 +36,6 @@ _MAX_BACK_SECONDS, _MAX_GAP_SECONDS = 1, 3600
 
 _NO_PACKETS = bytes.fromhex("1f43b675 80")  # an empty cluster, which ends the header of Matroska
 
-_NEVER = -(2**62)
-
 _log = logging.getLogger(__name__)
 
 
@@ -48,8 +46,8 @@ class AudioOpened(NamedTuple):
     """A Matroska file with the tracks and no packets."""
     start: Fraction | float
     """When the audio starts, in seconds of the file's clock."""
-    num_left_out: int
-    """Tracks that FFmpeg cannot read."""
+    num_tracks: int
+    """Of the video; the header has those that FFmpeg can read."""
 
 
 class AudioPacket(NamedTuple):
@@ -91,10 +89,10 @@ class AudioCopy:
         """
         self._target, self._zero = target, zero
         self._tracks: list[Any] = []
-        if self._opened.header:
+        if math.isfinite(self.start):
             with av.open(io.BytesIO(self._opened.header)) as header:
                 self._tracks = [_add_copy(stream, target) for stream in header.streams.audio]
-        self._ends = [_NEVER] * len(self._tracks)
+        self._ends: dict[int, int] = {}  # of the tracks that have packets
         self._next = next(self._answers, None)
 
     def copy_until(self, seconds: Fraction | None) -> None:
@@ -102,15 +100,15 @@ class AudioCopy:
         while self._next is not None and (seconds is None or self._next.seconds - self._zero < seconds):
             self._write(self._next)
             self._next = next(self._answers, None)
-
-        if seconds is None and (num_left_out := self._opened.num_left_out + self._ends.count(_NEVER)):
+        if seconds is None and (num_left_out := self._opened.num_tracks - len(self._ends)):
             _log.warning("%s: audio tracks left out, because FFmpeg cannot read them: %d", self._video, num_left_out)
 
     def _write(self, sent: AudioPacket) -> None:
         stream = self._tracks[sent.track]
         packet: av.Packet[Any] = av.Packet(sent.data)
         packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, stream.rate), True
-        packet.pts = packet.dts = max(round((sent.seconds - self._zero) * stream.rate), self._ends[sent.track])
+        units = round((sent.seconds - self._zero) * stream.rate)
+        packet.pts = packet.dts = max(units, self._ends.get(sent.track, units))
         packet.duration = round(sent.duration_seconds * stream.rate)
         self._ends[sent.track] = packet.pts + 1
         with suppress(av.error.InvalidDataError):  # damage
@@ -135,7 +133,7 @@ def _ask(video: str, decoders: Decoders) -> Iterator[Any]:
 
 
 def read_audio(request: AudioRequest) -> Iterator[AudioOpened | AudioPacket]:
-    """Yield AudioOpened and then the packets; nothing if no track can be read.
+    """Yield AudioOpened and then the packets.
 
     Raises:
         VideoError: the video cannot be opened.
@@ -146,21 +144,18 @@ def read_audio(request: AudioRequest) -> Iterator[AudioOpened | AudioPacket]:
         av.open(file, "w", "matroska", options={"fflags": "flush_packets"}) as header,
     ):
         streams = [stream for stream in source.streams.audio if _is_usable(stream)]
-        if not streams:
-            return
         for stream in source.streams:
             if stream not in streams:
                 stream.discard = Discard.all
         tracks = {stream.index: _Track(n, stream, header) for n, stream in enumerate(streams)}
-        header.start_encoding()
-        start = min(
-            time_base(stream) * max(stream.start_time or 0, 0) for stream in streams
-        )  # a lead-in may be before 0
-        yield AudioOpened(file.getvalue() + _NO_PACKETS, start, len(source.streams.audio) - len(streams))
-        for _ in range(MAX_DEMUX_ERRORS):
+        if streams:
+            header.start_encoding()
+        starts = [time_base(stream) * max(stream.start_time or 0, 0) for stream in streams]  # a lead-in may be before 0
+        yield AudioOpened(file.getvalue() + _NO_PACKETS, min(starts, default=math.inf), len(source.streams.audio))
+        for _ in range(MAX_DEMUX_ERRORS if streams else 0):
             with suppress(av.error.FFmpegError):  # damage
                 for packet in source.demux(streams):
-                    yield from tracks[packet.stream_index].convert(packet)
+                    yield from tracks[packet.stream.index].convert(packet)
                 return
 
 
