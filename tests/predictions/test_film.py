@@ -287,12 +287,15 @@ def test_labels_and_playhead_are_drawn_at_their_time(tmp_path):
     assert np.abs(text[4] - text[6]).mean() < 25  # the same one, on another frame
 
 
-def test_frames_outside_the_clips_have_no_label_and_are_there(tmp_path):
+def test_frames_outside_the_clips_have_no_label_and_are_there(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("vid3d_cli.predictions.film._PROGRESS_SECONDS", 0)
+    caplog.set_level("INFO")
     source = write_video(tmp_path / "a.mp4", num_frames=30, width=320, height=240)
     result = make_result(source, start_seconds=0.4, end_seconds=0.8, classes=(0,))
     result.save(tmp_path / "film.mp4")
     frames = read_frames(tmp_path / "film.mp4")
     assert len(frames) == 30
+    assert "50 % written" in caplog.text
     has_label = [_near(frame[213, 10], class_colours(LABELS)["running"]) for frame in frames]
     assert [n for n, seen in enumerate(has_label) if seen] == list(range(10, 20))
 

@@ -3,13 +3,14 @@
     video → decoder process → frame → band of `overlay` → H.264 ─┬→ MP4
     video → decoder process → audio packets ─────────────────────┘
 
-The video is read a second time, for its labels are known only when it was classified. No frame is kept but those that
-the decoder reads ahead and those that the encoder compares, a few dozen.
+The video is read a second time, for its labels are known only when it was classified. The decoder reads up to 16 frames
+ahead, and the encoder holds a few dozen.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,7 @@ import av.error
 from ..durable import AtomicFile
 from ..errors import NotAVideo, OutputError
 from ..records import FUSED
+from ..text import printable
 from ..video.audio import AudioCopy
 from ..video.container import is_rereadable
 from ..video.pixels import PixelOptions
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 # As players show it: the colours that they guess without tags, no squeezed shapes and, below, no combs.
 _PIXELS = PixelOptions(colour_matrix="guess", square_pixels=True)
+
+_PROGRESS_SECONDS = 10
 
 _log = logging.getLogger(__name__)
 
@@ -78,18 +82,18 @@ def _write_film(path: Path, video: str, segments: list[Segment], end_seconds: fl
             frames.close()
             frames = stack.enter_context(decoders.open(video, pixels=_PIXELS._replace(deinterlace=True)))
         info, unit = frames.info, frames.time_base
-        overlay = Overlay(info.height, info.width, segments, max(end_seconds, info.duration_seconds or 0))
+        end_seconds = max(end_seconds, info.duration_seconds or 0)
+        overlay = Overlay(info.height, info.width, segments, end_seconds)
         audio = AudioCopy(info, decoders)
-        # The film starts with the video or its audio: at 0 in most files, but at any time in a transport stream.
-        zero_units = int(
-            min(frames.first_units * unit, audio.start) // unit
-        )  # in units, so that all frames stay on them
+        # The film starts with the video or its audio: at 0 in most files, but at any time in a transport stream. Whole
+        # units, so that all frames stay on them.
+        zero_units = int(min(frames.first_units * unit, audio.start) // unit)
         writer = VideoWriter(path, fps=Fraction(info.fps), time_base=unit, suffix=".mp4")
         target = writer.open()
         try:
             writer.add_stream(*overlay.size)
             audio.begin(target, zero_units * unit)
-            latest = -1
+            latest, told = -1, time.monotonic()
             for frame in frames:
                 # Damaged frames may have times between the units.
                 units = max(frames.first_units - zero_units + round(Fraction(frame.seconds) / unit), latest + 1)
@@ -97,6 +101,9 @@ def _write_film(path: Path, video: str, segments: list[Segment], end_seconds: fl
                 audio.copy_until(units * unit)
                 writer.write(overlay.draw(frame.rgb, frame.seconds), units, duration_units)
                 latest = units
+                if time.monotonic() >= told + _PROGRESS_SECONDS:
+                    told = time.monotonic()
+                    _log.info("film of %s: %.0f %% written", printable(video), 100 * frame.end_seconds / end_seconds)
             audio.copy_until(None)
             writer.finish()
         except BaseException:
