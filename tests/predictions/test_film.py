@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,16 +12,21 @@ import numpy as np
 import pytest
 from broken import CASES
 from disks import file_size_limit
+from PIL import ImageFont
 from videos import damage, read_index, write_video
 
 import vid3d_cli.predictions.overlay as overlay_module
-from vid3d_cli.errors import NotAVideo, OutputError, UsageError, VideoNotFound
+from vid3d_cli.errors import DecoderHangs, NotAVideo, OutputError, UsageError, VideoNotFound
 from vid3d_cli.predictions.colours import DARK, class_colours
-from vid3d_cli.predictions.overlay import Overlay, _choose_font
+from vid3d_cli.predictions.formats import Choices
+from vid3d_cli.predictions.outputs import open_outputs
+from vid3d_cli.predictions.overlay import Overlay, _choose_font, _shorten, _sweep
 from vid3d_cli.recipe import Recipe
 from vid3d_cli.records import ClipOutput, ClipSpan
 from vid3d_cli.results import VideoResult
-from vid3d_cli.segments import Segment
+from vid3d_cli.segments import Segment, SegmentRule
+from vid3d_cli.video.audio import AudioCopy
+from vid3d_cli.video.process import AudioRequest, Decoders, probe
 
 LABELS = ("running", "jumping", "日本語 --> </script> \n\u202e\udcff 🎉 שלום")
 
@@ -114,9 +120,11 @@ def _write_with_tracks(path, codecs, seconds=1, start_seconds=0.0):
     return path
 
 
-def test_audio_that_mp4_cannot_hold_becomes_aac_at_its_time(tmp_path):
+def test_audio_that_mp4_cannot_hold_becomes_aac_at_its_time(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))  # nothing is left there by a film that is stopped
     source = _write_with_tracks(tmp_path / "a.mkv", ["pcm_s16le", "mp3"], seconds=2, start_seconds=0.25)
     path = film(source, tmp_path / "film.mp4")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     with av.open(str(path)) as container:
         assert [s.codec_context.name for s in container.streams.audio] == ["aac", "mp3float"]
         frames = list(container.decode(audio=0))
@@ -144,14 +152,119 @@ def test_damaged_audio_fails_nothing(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_audio_that_does_not_decode_is_left_out_with_a_warning(tmp_path, caplog, monkeypatch):
-    source = _write_with_tracks(tmp_path / "a.mkv", ["pcm_s16le"])
-    monkeypatch.setattr("vid3d_cli.video.audio._COMMAND", "raise SystemExit(1)")
+def test_only_tracks_that_do_not_decode_are_left_out(tmp_path, caplog):
+    source = _write_with_tracks(tmp_path / "a.mkv", ["mp3", "tta"])
+    data = source.read_bytes()
+    for _, payload in read_audio(source, 1):
+        data = data.replace(payload, b"\xff" * len(payload))
+    source.write_bytes(data)
+    path = film(source, tmp_path / "film.mp4")
+    assert "cannot read them: 1" in caplog.text
+    assert read_audio(path) == read_audio(source)
+    with av.open(str(path)) as container:
+        assert len(container.streams.audio) == 1
+
+
+@pytest.mark.exhaustive
+def test_a_track_of_an_unknown_codec_is_left_out_with_a_warning(tmp_path, caplog):
+    source = _write_with_tracks(tmp_path / "a.mkv", ["flac"])
+    source.write_bytes(source.read_bytes().replace(b"A_FLAC", b"A_FLUX"))
+    assert len(read_times(film(source, tmp_path / "film.mp4"))) == 25
+    assert "cannot read them: 1" in caplog.text
+
+
+def test_audio_that_cannot_be_read_is_left_out_with_a_warning(tmp_path, caplog, monkeypatch):
+    source = _write_with_tracks(tmp_path / "a.mkv", ["mp3"])
+    monkeypatch.setattr("vid3d_cli.video.audio.AudioRequest", lambda video, allowed: AudioRequest(f"{video}?", allowed))
     path = film(source, tmp_path / "film.mp4")
     assert "its audio is left out" in caplog.text
     assert len(read_times(path)) == 25
     with av.open(str(path)) as container:
         assert not container.streams.audio
+
+
+@pytest.mark.exhaustive
+def test_audio_whose_decoder_dies_ends_there(tmp_path, caplog):
+    source = _write_with_tracks(tmp_path / "a.mkv", ["flac"], seconds=60)
+    with Decoders(20) as decoders, av.open(str(tmp_path / "film.mp4"), "w") as target:
+        audio = AudioCopy(probe(str(source), decode=False), decoders)
+        audio.begin(target, Fraction(0))
+        audio.copy_until(Fraction(1))
+        for decoder in decoders._lent:
+            decoder.process.kill()
+        audio.copy_until(None)
+    assert "its audio is left out from there on" in caplog.text
+    assert 10 < len(read_audio(tmp_path / "film.mp4")) < len(read_audio(source))
+
+
+def _cut_between_keyframes(tmp_path):
+    """Write a transport stream with a flash and a beep at 2 s, which begins between two keyframes."""
+    whole = tmp_path / "whole.ts"
+    with av.open(str(whole), "w") as container:
+        video = container.add_stream("mpeg2video", rate=25)
+        video.width, video.height, video.pix_fmt, video.codec_context.gop_size = 64, 48, "yuv420p", 25
+        audio = container.add_stream("mp2", rate=48000, layout="mono")
+        wave = np.zeros(48000 * 4, np.int16)
+        wave[96000:100800] = 20000 * np.sin(np.arange(4800) / 8)
+        frame = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+        sound = [*audio.encode(frame), *audio.encode(None)]
+        for n in range(100):
+            level = 255 if 50 <= n < 53 else 20
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8))))
+            while sound and sound[0].pts * sound[0].time_base < (n + 1) / 25:
+                container.mux(sound.pop(0))
+        container.mux(video.encode(None))
+    cut = tmp_path / "cut.ts"
+    data = whole.read_bytes()
+    cut.write_bytes(data[: 188 * 3] + data[len(data) // 8 // 188 * 188 :])  # with its tables
+    return cut
+
+
+def _flash_and_beep_seconds(path):
+    with av.open(str(path)) as container:
+        frames = container.decode(video=0)
+        flash = next(float(f.time) for f in frames if f.to_ndarray(format="gray")[:20].mean() > 150)
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            loud = np.flatnonzero(np.abs(frame.to_ndarray()[0].astype(float)) > 0.1)
+            if len(loud):
+                return flash, float(frame.time) + loud[0] / 48000
+    raise AssertionError("no beep")
+
+
+def test_audio_stays_with_the_picture_of_a_video_that_was_cut_between_keyframes(tmp_path):
+    source = _cut_between_keyframes(tmp_path)
+    flash, beep = _flash_and_beep_seconds(source)
+    assert abs(flash - beep) < 0.05
+    flash, beep = _flash_and_beep_seconds(film(source, tmp_path / "film.mp4"))
+    assert abs(flash - beep) < 0.05
+    with av.open(str(source)) as container:  # a cut that decoders show from its first keyframe on
+        first = next(container.decode(video=0)).time
+        start = container.start_time / 1e6
+    assert probe(str(source), decode=False).start_offset_seconds == pytest.approx(first - start, abs=0.001)
+    assert first - start > 0.2
+
+
+def test_this_process_opens_nothing_of_the_video(tmp_path, monkeypatch):
+    source = _write_with_tracks(tmp_path / "a.mkv", ["pcm_s16le"])
+    opened = []
+    real = av.open
+    monkeypatch.setattr(av, "open", lambda file, *args, **kw: opened.append(str(file)) or real(file, *args, **kw))
+    film(source, tmp_path / "film.mp4")
+    assert opened
+    assert not [name for name in opened if name.endswith("a.mkv")]
+
+
+def test_a_video_that_stalls_fails_after_the_timeout(tmp_path):
+    source = write_video(tmp_path / "a.mp4")
+    choices = Choices(SegmentRule(), timeout=0.001)
+    with (
+        pytest.raises(DecoderHangs),
+        open_outputs([tmp_path / "film.mp4"], None, choices, {"a": str(source)}) as outputs,
+    ):
+        outputs.write(make_result(source), "a")
+    assert not (tmp_path / "film.mp4").exists()
 
 
 def _near(pixel, colour):
@@ -174,12 +287,15 @@ def test_labels_and_playhead_are_drawn_at_their_time(tmp_path):
     assert np.abs(text[4] - text[6]).mean() < 25  # the same one, on another frame
 
 
-def test_frames_outside_the_clips_have_no_label_and_are_there(tmp_path):
+def test_frames_outside_the_clips_have_no_label_and_are_there(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("vid3d_cli.predictions.film._PROGRESS_SECONDS", 0)
+    caplog.set_level("INFO")
     source = write_video(tmp_path / "a.mp4", num_frames=30, width=320, height=240)
     result = make_result(source, start_seconds=0.4, end_seconds=0.8, classes=(0,))
     result.save(tmp_path / "film.mp4")
     frames = read_frames(tmp_path / "film.mp4")
     assert len(frames) == 30
+    assert "50 % written" in caplog.text
     has_label = [_near(frame[213, 10], class_colours(LABELS, DARK)["running"]) for frame in frames]
     assert [n for n, seen in enumerate(has_label) if seen] == list(range(10, 20))
 
@@ -292,6 +408,30 @@ def test_overlapping_classes_have_a_row_each():
     column = two[:, 10].astype(int).tolist()
     where = {label: column.index(list(bytes.fromhex(colours[label][1:]))) for label in "ab"}
     assert where["a"] < where["b"]  # the best first
+
+
+def test_the_best_of_many_segments_are_shown_without_comparing_all():
+    rng = np.random.default_rng(0)
+    starts = rng.uniform(0, 100, 20_000)
+    segments = [Segment(t, t + rng.uniform(0, 0.01), f"{n}", rng.random(), "fused") for n, t in enumerate(starts)]
+    began = time.process_time()
+    bounds, shown = _sweep(segments)
+    assert time.process_time() - began < 2  # comparing all takes minutes
+    assert shown[0] == shown[-1] == []
+    for n in range(0, len(bounds), 997):
+        expected = [s for s in segments if s.start_seconds <= bounds[n] < s.end_seconds]
+        assert shown[n + 1] == sorted(expected, key=lambda s: -s.score)[:3]
+
+
+def test_a_long_label_is_cut_where_it_ends_to_fit():
+    font = ImageFont.load_default(20)
+    text = "run " * 2000
+    began = time.process_time()
+    short = _shorten(text, font, 300)
+    assert time.process_time() - began < 1
+    assert short.endswith("…")
+    assert font.getlength(short) <= 300 < font.getlength(text[: len(short) + 1] + "…")
+    assert _shorten(text, font, 1) == ""
 
 
 def test_characters_without_a_glyph_become_escapes(monkeypatch):

@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import unicodedata
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
+from heapq import nlargest
 
 import cv2
 import numpy as np
@@ -55,8 +57,8 @@ class Overlay:
         self._segments = segments
         self._end_seconds = max(end_seconds, 1e-9)
         self._colours = class_colours([s.label for s in sorted(segments, key=lambda s: s.start_seconds)], DARK)
-        self._bounds = sorted({t for s in segments for t in (s.start_seconds, s.end_seconds)})
-        num_rows = max((len(self._shown_at(t)) for t in self._bounds), default=1)
+        self._bounds, self._shown = _sweep(segments)
+        num_rows = max(1, *map(len, self._shown))
 
         # The text grows with the video, but more slowly.
         self._em = em = round(4 + 0.035 * min(self.size))
@@ -71,16 +73,12 @@ class Overlay:
         drawn = np.asarray(cv2.resize(rgb, self.size[::-1], interpolation=cv2.INTER_CUBIC), np.uint8)
         between = bisect_right(self._bounds, seconds)
         if self._drawn is None or self._drawn[0] != between:
-            self._drawn = between, self._draw_band(self._shown_at(seconds))
+            self._drawn = between, self._draw_band(self._shown[between])
         behind, before = self._drawn[1]
         region = drawn[-self._band[0] :]
         cv2.add(cv2.multiply(region, behind, scale=1 / 255), before, dst=region)
         self._draw_playhead(region, seconds)
         return drawn
-
-    def _shown_at(self, seconds: float) -> list[Segment]:
-        found = [s for s in self._segments if s.start_seconds <= seconds < s.end_seconds]
-        return sorted(found, key=_by_score, reverse=True)[:_MAX_ROWS]
 
     def _draw_timeline(self) -> Image.Image:
         """Draw the band without labels."""
@@ -141,6 +139,20 @@ class Overlay:
         draw.text((left, middle), _shorten(text, font, right - left), _INK, font, anchor="lm")
 
 
+def _sweep(segments: Sequence[Segment]) -> tuple[list[float], list[list[Segment]]]:
+    """Return the times at which other segments are shown, and which are shown before, between and after them."""
+    bounds = sorted({t for s in segments for t in (s.start_seconds, s.end_seconds)})
+    later = deque(sorted(segments, key=lambda s: s.start_seconds))
+    current: list[Segment] = []
+    shown: list[list[Segment]] = [[]]
+    for bound in bounds:
+        while later and later[0].start_seconds <= bound:
+            current.append(later.popleft())
+        current = [s for s in current if s.end_seconds > bound]
+        shown.append(nlargest(_MAX_ROWS, current, key=_by_score))
+    return bounds, shown
+
+
 def _by_score(segment: Segment) -> float:
     return segment.score
 
@@ -191,5 +203,5 @@ def _has_glyph(font: _Font, character: str) -> bool:
 def _shorten(text: str, font: _Font, width_px: int) -> str:
     if font.getlength(text) <= width_px:
         return text
-    fits = [n for n in range(len(text)) if font.getlength(f"{text[:n].rstrip()}…") <= width_px]
-    return f"{text[: max(fits)].rstrip()}…" if fits else ""
+    num_fit = bisect_left(range(len(text)), True, key=lambda n: font.getlength(f"{text[:n].rstrip()}…") > width_px)
+    return f"{text[: num_fit - 1].rstrip()}…" if num_fit else ""

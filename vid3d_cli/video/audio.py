@@ -1,31 +1,32 @@
 """Copies the audio of a video into another file, packet by packet.
 
-    packets of a codec that MP4 players know → the same bytes at the same times
-    other packets → decoded in a process of its own → AAC in a temporary file → its packets
+    decoder process (child.py)                                               this process
+    packets of a codec that MP4 players know → the same bytes at the same times ─┐
+    other packets → decoded → AAC ───────────────────────────────────────────────┴→ connection → the other file
 
-No audio is decoded in this process: a hostile file can only crash or stall the other one.
+This process opens nothing of the video but such packets: a hostile file can crash or stall only its decoder.
 """
 
 from __future__ import annotations
 
-import contextlib
+import io
 import logging
-import subprocess
-import sys
-import tempfile
-from collections.abc import Generator, Sequence
+import math
+from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import av.container
 import av.error
 from av.stream import Discard
 
-from . import TIMEOUT_SECONDS
-from .container import AV_TIME_BASE, open_container, time_base
+from ..errors import VideoError
+from .container import open_container, time_base
 from .passes import MAX_DEMUX_ERRORS
+from .process import AudioRequest, Decoders, End
+from .reader import VideoInfo
 
 COPIED = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
 """FFmpeg's names of the codecs that stay as they are: MP4 holds them, and players play them there."""
@@ -33,123 +34,181 @@ COPIED = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
 _MAX_BACK_SECONDS, _MAX_GAP_SECONDS = 1, 3600
 """A packet that is earlier or later than this was damaged, or the file's clock started again: it follows directly."""
 
-_COMMAND = "import sys; sys.path[:] = sys.argv[4:]; from vid3d_cli.video.audio import encode; encode(*sys.argv[1:4])"
+_NO_PACKETS = bytes.fromhex("1f43b675 80")  # an empty cluster, which ends the header of Matroska
 
 _log = logging.getLogger(__name__)
 
 
-class AudioCopy:
-    """Copies the audio tracks of a video into an open container; a context manager.
+class AudioOpened(NamedTuple):
+    """The first answer to an `AudioRequest`."""
 
-    A track that cannot be copied is left out, with a warning in the log.
+    header: bytes
+    """A Matroska file with the tracks and no packets."""
+    start: Fraction | float
+    """When the audio starts, in seconds of the file's clock."""
+    num_tracks: int
+    """Of the video; the header has those that FFmpeg can read."""
+
+
+class AudioPacket(NamedTuple):
+    """A packet of a track."""
+
+    track: int
+    seconds: Fraction
+    """When it starts, in seconds of the file's clock."""
+    duration_seconds: Fraction
+    data: bytes
+
+
+# In this process -----------------------------------------------------------------------------------------------------
+
+
+class AudioCopy:
+    """Copies the audio tracks of a video into an open container.
+
+    A track that cannot be read is left out. If the decoder process fails, the audio ends. Both warn in the log.
 
     Args:
-        video: path or URL.
-        source: the open video, of which only the audio is read.
-        target: the container, to which no packet was written yet.
-        shift: seconds that all times become earlier.
-        allow_playlists: see `container.open_container`.
+        info: of the video.
+        decoders: lend a process.
     """
 
-    def __init__(
-        self,
-        video: str,
-        source: av.container.InputContainer,
-        target: av.container.OutputContainer,
-        shift: Fraction,
-        *,
-        allow_playlists: bool = False,
-    ) -> None:
-        self._stack = contextlib.ExitStack()
-        streams = _usable(source)
-        if len(streams) < len(source.streams.audio):
-            _log.warning("%s: an audio track is left out: FFmpeg cannot read it", video)
-        if not all(map(_is_copied, streams)):
-            codecs = ", ".join(stream.codec_context.name for stream in streams)
-            encoded = self._stack.enter_context(tempfile.NamedTemporaryFile(prefix="vid3d-"))  # noqa: SIM115
-            if _encode_elsewhere(video, encoded.name, allow_playlists, source.duration):
-                source = self._stack.enter_context(open_container(encoded.name))
-                streams = _usable(source)
-            else:
-                _log.warning("%s: its audio is left out: it does not decode (%s)", video, codecs)
-                streams = []
-        self._tracks = {stream.index: _Track(stream, target, shift) for stream in streams}
-        self._packets = _demux(source, streams)
-        self._next = next(self._packets, None)
+    def __init__(self, info: VideoInfo, decoders: Decoders) -> None:
+        self._video = info.video
+        self._answers = _ask(info.video, decoders) if info.has_audio else iter(())
+        self._opened: AudioOpened = next(self._answers, AudioOpened(b"", math.inf, 0))
+        self.start = self._opened.start
+        """When the audio starts, in seconds of the file's clock; infinity without audio."""
+
+    def begin(self, target: av.container.OutputContainer, zero: Fraction) -> None:
+        """Add the tracks to a container to which no packet was written yet.
+
+        Args:
+            target: the container.
+            zero: its time 0, in seconds of the file's clock.
+        """
+        self._target, self._zero = target, zero
+        self._tracks: list[Any] = []
+        if math.isfinite(self.start):
+            with av.open(io.BytesIO(self._opened.header)) as header:
+                self._tracks = [_add_copy(stream, target) for stream in header.streams.audio]
+        self._ends: dict[int, int] = {}  # of the tracks that have packets
+        self._next = next(self._answers, None)
 
     def copy_until(self, seconds: Fraction | None) -> None:
         """Write the packets that start before a time in the target; None: all of them."""
-        while self._next is not None:
-            track = self._tracks[self._next.stream_index]
-            if seconds is not None and track.seconds_of(self._next) >= seconds:
+        while self._next is not None and (seconds is None or self._next.seconds - self._zero < seconds):
+            self._write(self._next)
+            self._next = next(self._answers, None)
+        if seconds is None and (num_left_out := self._opened.num_tracks - len(self._ends)):
+            _log.warning("%s: audio tracks left out, because FFmpeg cannot read them: %d", self._video, num_left_out)
+
+    def _write(self, sent: AudioPacket) -> None:
+        stream = self._tracks[sent.track]
+        packet: av.Packet[Any] = av.Packet(sent.data)
+        packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, stream.rate), True
+        units = round((sent.seconds - self._zero) * stream.rate)
+        packet.pts = packet.dts = max(units, self._ends.get(sent.track, units))
+        packet.duration = round(sent.duration_seconds * stream.rate)
+        self._ends[sent.track] = packet.pts + 1
+        with suppress(av.error.InvalidDataError):  # damage
+            self._target.mux(packet)
+
+
+def _ask(video: str, decoders: Decoders) -> Iterator[Any]:
+    """Yield what a decoder process answers: AudioOpened, then packets."""
+    decoder = decoders.lend()
+    try:
+        answer = decoder.ask(AudioRequest(video, decoders.allow_playlists))
+        while not isinstance(answer, End):
+            yield answer
+            answer = decoder.receive()
+    except VideoError as error:
+        _log.warning("%s; its audio is left out from there on", error)
+    finally:
+        decoders.take_back(decoder)
+
+
+# In the decoder process ----------------------------------------------------------------------------------------------
+
+
+def read_audio(request: AudioRequest) -> Iterator[AudioOpened | AudioPacket]:
+    """Yield AudioOpened and then the packets.
+
+    Raises:
+        VideoError: the video cannot be opened.
+    """
+    file = io.BytesIO()
+    with (
+        open_container(request.video, allow_playlists=request.allow_playlists) as source,
+        av.open(file, "w", "matroska", options={"fflags": "flush_packets"}) as header,
+    ):
+        streams = [stream for stream in source.streams.audio if _is_usable(stream)]
+        for stream in source.streams:
+            if stream not in streams:
+                stream.discard = Discard.all
+        tracks = {stream.index: _Track(n, stream, header) for n, stream in enumerate(streams)}
+        if streams:
+            header.start_encoding()
+        starts = [time_base(stream) * max(stream.start_time or 0, 0) for stream in streams]  # a lead-in may be before 0
+        yield AudioOpened(file.getvalue() + _NO_PACKETS, min(starts, default=math.inf), len(source.streams.audio))
+        for _ in range(MAX_DEMUX_ERRORS if streams else 0):
+            with suppress(av.error.FFmpegError):  # damage
+                for packet in source.demux(streams):
+                    yield from tracks[packet.stream.index].convert(packet)
                 return
-            track.write(self._next)
-            self._next = next(self._packets, None)
-
-    def __enter__(self) -> AudioCopy:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._packets.close()  # before the container
-        self._stack.close()
 
 
 class _Track:
-    """A track of the target: it has the packets of a stream or, if that cannot be copied, AAC."""
+    """A track: the packets of a stream or, if they cannot be copied, AAC."""
 
-    def __init__(self, stream: av.AudioStream, target: av.container.OutputContainer, shift: Fraction) -> None:
-        self._target, self._shift, self._base = target, shift, time_base(stream)
-        self._last: Fraction | None = None  # start of the latest packet
-        self._duration = Fraction(0)  # of the latest packet
+    def __init__(self, number: int, stream: av.AudioStream, header: av.container.OutputContainer) -> None:
+        self._number, self._base = number, time_base(stream)
+        self._shift = Fraction(0)  # where the file's clock started again
+        self._expected: Fraction | None = None  # start of the next packet
         self._decoder = None if _is_copied(stream) else stream.codec_context
-        self._stream: Any
         if self._decoder is None:
-            self._stream = target.add_stream_from_template(stream)
-        else:
-            encoder = av.codec.Codec("aac", "w")
-            rate = self._decoder.sample_rate
-            layout = {1: "mono", 6: "5.1"}.get(self._decoder.layout.nb_channels, "stereo")
-            self._stream = target.add_stream("aac", rate=rate if rate in (encoder.audio_rates or ()) else 48000)
-            self._stream.codec_context.layout = layout
-        self._stream.metadata.update({key: value for key, value in stream.metadata.items() if key == "language"})
+            _add_copy(stream, header)
+            return
+        encoder = av.codec.Codec("aac", "w")
+        rate = self._decoder.sample_rate
+        encoded: Any = header.add_stream("aac", rate=rate if rate in (encoder.audio_rates or ()) else 48000)
+        encoded.codec_context.layout = {1: "mono", 6: "5.1"}.get(self._decoder.layout.nb_channels, "stereo")
+        _copy_language(stream, encoded)
+        self._encoder = encoded.codec_context
 
-    def seconds_of(self, packet: av.Packet[Any]) -> Fraction:
-        """Return when a packet starts in the target."""
+    def convert(self, packet: av.Packet[Any]) -> Iterator[AudioPacket]:
+        """Yield what becomes of a packet; an empty one, which ends the stream, gives what the codecs still hold."""
+        if packet.size:
+            start = self._start_of(packet)
+            self._expected = start + (packet.duration or 0) * self._base
+            packet.pts = packet.dts = round(start / self._base)
+        if self._decoder is not None:
+            with suppress(av.error.FFmpegError):  # damage
+                for frame in [*self._decoder.decode(packet), *([] if packet.size else [None])]:
+                    for encoded in self._encoder.encode(frame):
+                        yield self._to_sent(encoded, Fraction(1, self._encoder.sample_rate))
+        elif packet.size:
+            yield self._to_sent(packet, self._base)
+
+    def _start_of(self, packet: av.Packet[Any]) -> Fraction:
         units = packet.pts if packet.dts is None else packet.dts
         start = None if units is None else units * self._base - self._shift
-        if self._last is None:
-            return Fraction(0) if start is None else start
-        expected = self._last + self._duration
-        if start is None or not -_MAX_BACK_SECONDS <= start - expected <= _MAX_GAP_SECONDS:
-            self._shift += 0 if start is None else start - expected
-            start = expected
-        return max(start, self._last + self._base)
+        if self._expected is None:
+            return start or Fraction(0)
+        if start is None or not -_MAX_BACK_SECONDS <= start - self._expected <= _MAX_GAP_SECONDS:
+            self._shift += 0 if start is None else start - self._expected
+            return self._expected
+        return start
 
-    def write(self, packet: av.Packet[Any]) -> None:
-        """Write a packet."""
-        self._last = self.seconds_of(packet)
-        self._duration = (packet.duration or 0) * self._base
-        packet.pts = packet.dts = round(self._last / self._base)
-        if self._decoder is None:
-            packet.stream = self._stream
-            with contextlib.suppress(av.error.InvalidDataError):  # damage
-                self._target.mux(packet)
-        else:
-            self._encode(packet)
+    def _to_sent(self, packet: av.Packet[Any], base: Fraction) -> AudioPacket:
+        return AudioPacket(self._number, (packet.pts or 0) * base, (packet.duration or 0) * base, bytes(packet))
 
-    def finish(self) -> None:
-        """Write what the codecs still hold."""
-        if self._decoder is not None:
-            self._encode(None)
-            self._target.mux(self._stream.encode(None))
 
-    def _encode(self, packet: av.Packet[Any] | None) -> None:
-        assert self._decoder is not None
-        with contextlib.suppress(av.error.FFmpegError):  # damage
-            for frame in self._decoder.decode(packet):
-                self._target.mux(self._stream.encode(frame))
+def _is_usable(stream: av.AudioStream) -> bool:
+    """Whether FFmpeg knows how to decode a stream."""
+    context = stream.codec_context
+    return bool(context and context.sample_rate and context.layout.nb_channels)
 
 
 def _is_copied(stream: av.AudioStream) -> bool:
@@ -158,47 +217,11 @@ def _is_copied(stream: av.AudioStream) -> bool:
     return name in COPIED and not (name == "mp3" and context.sample_rate < 16000)  # which FFmpeg refuses in MP4
 
 
-def _usable(source: av.container.InputContainer) -> list[av.AudioStream]:
-    """Return the audio streams that FFmpeg knows how to decode."""
-    contexts = [(stream, stream.codec_context) for stream in source.streams.audio]
-    return [stream for stream, context in contexts if context and context.sample_rate and context.layout.nb_channels]
+def _add_copy(stream: av.AudioStream, target: av.container.OutputContainer) -> Any:
+    copy = target.add_stream_from_template(stream)
+    _copy_language(stream, copy)
+    return copy
 
 
-def _demux(
-    source: av.container.InputContainer, streams: Sequence[av.AudioStream]
-) -> Generator[av.Packet[Any], None, None]:
-    """Yield the packets of some streams; damage between them is skipped."""
-    for stream in source.streams:
-        if stream not in streams:
-            stream.discard = Discard.all
-    for _ in range(MAX_DEMUX_ERRORS if streams else 0):
-        try:
-            yield from (packet for packet in source.demux(streams) if packet.size)
-        except av.error.FFmpegError:
-            continue
-        return
-
-
-def _encode_elsewhere(video: str, path: str, allow_playlists: bool, duration: int | None) -> bool:
-    """Write the audio of a video to an MP4 file, in another process; return whether it ended well."""
-    command = [sys.executable, "-c", _COMMAND, video, path, "playlists" * allow_playlists, *sys.path]
-    timeout = TIMEOUT_SECONDS + (duration or 0) / AV_TIME_BASE
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
-    except (subprocess.TimeoutExpired, OSError):
-        return False
-    return done.returncode == 0
-
-
-def encode(video: str, path: str, allow_playlists: str = "") -> None:
-    """Write the audio tracks of a video to an MP4 file, at their times in the video; runs in its own process."""
-    with (
-        open_container(video, allow_playlists=bool(allow_playlists)) as source,
-        av.open(f"file:{path}", "w", "mp4", options={"movie_timescale": "48000"}) as target,
-    ):
-        streams = _usable(source)
-        tracks = {stream.index: _Track(stream, target, Fraction(0)) for stream in streams}
-        for packet in _demux(source, streams):
-            tracks[packet.stream_index].write(packet)
-        for track in tracks.values():
-            track.finish()
+def _copy_language(stream: av.AudioStream, copy: Any) -> None:
+    copy.metadata.update({key: value for key, value in stream.metadata.items() if key == "language"})

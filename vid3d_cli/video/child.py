@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Vid3dError
-from .process import BEAT_SECONDS, MEMORY_FOLLOWS, CountRequest, End, Opened, ReadRequest, SentFrame, explain
+from .audio import AudioOpened, AudioPacket, read_audio
+from .process import (
+    BEAT_SECONDS,
+    MEMORY_FOLLOWS,
+    AudioRequest,
+    CountRequest,
+    End,
+    Opened,
+    ReadRequest,
+    SentFrame,
+    explain,
+)
 from .reader import VideoInfo, VideoReader
 from .slots import Slots, Stopped
 
@@ -67,7 +78,7 @@ class _Child:
                 self._num_packets_reported = self._reader.num_packets_read
                 self._connection.send(None)
 
-    def _send(self, answer: Opened | SentFrame) -> None:
+    def _send(self, answer: Opened | SentFrame | AudioOpened | AudioPacket) -> None:
         with self._sending:
             self._connection.send(answer)
 
@@ -77,7 +88,10 @@ class _Child:
             request = self._inbox.get()
             last: VideoInfo | End | Vid3dError
             try:
-                last = self._count(request) if isinstance(request, CountRequest) else self._read(request)
+                if isinstance(request, AudioRequest):
+                    last = self._read_audio(request)
+                else:
+                    last = self._count(request) if isinstance(request, CountRequest) else self._read(request)
             except Exception as error:
                 last = explain(request.video, error)
             with self._sending:
@@ -88,10 +102,15 @@ class _Child:
         with VideoReader(request.video, allow_playlists=request.allow_playlists) as self._reader:
             return self._reader.count_frames() if request.decode else self._reader.info
 
+    def _read_audio(self, request: AudioRequest) -> End:
+        for answer in read_audio(request):
+            self._send(answer)
+        return End(0)
+
     def _read(self, request: ReadRequest) -> End:
         with VideoReader(**request._asdict()) as reader:
             self._reader = reader
-            self._send(Opened(reader.info, reader.num_expected_frames))
+            self._send(Opened(reader.info, reader.num_expected_frames, reader.time_base, reader.first_units))
             file = self._inbox.get()
             try:
                 slots = Slots(file, (reader.info.height, reader.info.width, 3))

@@ -106,6 +106,12 @@ class Pass:
         self.container.close()
 
     @property
+    def first_units(self) -> int:
+        """When the first frame is shown, in units of the file. After a cut, earlier packets have no keyframe."""
+        known = [units for units in (self._lost.first, self._time_of(self.first)) if units is not None]
+        return min(known, default=self.stream.start_time or 0)
+
+    @property
     def num_lost_frames(self) -> int:
         """Frames that are lost or visibly damaged, found so far; see `VideoReader.num_lost_frames`."""
         return self._lost.num_lost + self._num_lost_unread

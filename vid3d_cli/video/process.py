@@ -108,6 +108,13 @@ class CountRequest(NamedTuple):
     allow_playlists: bool
 
 
+class AudioRequest(NamedTuple):
+    """Asks for the audio of a video; `audio` defines the answers."""
+
+    video: str
+    allow_playlists: bool
+
+
 class ReadRequest(NamedTuple):
     """Asks for the frames of a video; the arguments of `VideoReader`."""
 
@@ -124,6 +131,8 @@ class Opened(NamedTuple):
 
     info: VideoInfo
     num_expected_frames: int | None
+    time_base: Fraction
+    first_units: int
 
 
 class SentFrame(NamedTuple):
@@ -297,7 +306,7 @@ class _Decoder:
         self._arrivals = select.poll()  # directly: a connection's own `poll` takes 30 µs to set up, for every frame
         self._arrivals.register(self._connection, select.POLLIN)
 
-    def ask(self, request: CountRequest | ReadRequest) -> Any:
+    def ask(self, request: CountRequest | ReadRequest | AudioRequest) -> Any:
         """Send a request and return its first answer; for the errors see `receive`."""
         self._video, self.is_idle = request.video, False
         with self._explained():
@@ -385,6 +394,10 @@ class DecodedVideo(Iterator[Frame]):
     """What the header and the first frame say, without counts."""
     num_expected_frames: int | None
     """Estimate of the number of frames; None if the header says too little."""
+    time_base: Fraction
+    """Seconds per unit of the file's clock."""
+    first_units: int
+    """When the first frame is shown, in units of the file's clock."""
     num_lost_frames: int
     """Lost and damaged frames found up to the latest frame; after the last one, all of them."""
 
@@ -395,7 +408,8 @@ class DecodedVideo(Iterator[Frame]):
         self._slots: Slots | None = None
         self._decoder: _Decoder | None = decoders.lend()
         try:
-            self.info, self.num_expected_frames = self._decoder.ask(request)
+            opened: Opened = self._decoder.ask(request)
+            self.info, self.num_expected_frames, self.time_base, self.first_units = opened
             self._slots = self._share_memory(self._decoder)
         except OSError as error:
             self.close()

@@ -146,6 +146,16 @@ class VideoReader:
         return self._info
 
     @property
+    def time_base(self) -> Fraction:
+        """Seconds per unit of the file's clock."""
+        return self._pass.clock.time_base
+
+    @property
+    def first_units(self) -> int:
+        """When the first frame is shown, in units of the file's clock."""
+        return self._pass.first_units
+
+    @property
     def num_frames_decoded(self) -> int:
         """Frames that the latest iteration has decoded so far, yielded or not."""
         return self._pass.num_frames_decoded
@@ -283,10 +293,10 @@ class VideoReader:
 
 
 def _start_offset(one_pass: Pass) -> float:
-    start, in_file = one_pass.stream.start_time, one_pass.container.start_time
-    if start is None or in_file is None:
+    in_file = one_pass.container.start_time
+    if in_file is None:
         return 0.0
-    return max(0.0, float(start * one_pass.clock.time_base) - in_file / AV_TIME_BASE)
+    return max(0.0, float(one_pass.first_units * one_pass.clock.time_base) - in_file / AV_TIME_BASE)
 
 
 def _header_info(one_pass: Pass, converter: RgbConverter) -> VideoInfo:
