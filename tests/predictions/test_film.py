@@ -261,7 +261,7 @@ def test_a_video_that_stalls_fails_after_the_timeout(tmp_path):
     choices = Choices(SegmentRule(), timeout=0.001)
     with (
         pytest.raises(DecoderHangs),
-        open_outputs([tmp_path / "film.mp4"], None, choices, {"a": str(source)}) as outputs,
+        open_outputs([tmp_path / "film.mp4"], [], choices, {"a": str(source)}) as outputs,
     ):
         outputs.write(make_result(source), "a")
     assert not (tmp_path / "film.mp4").exists()
