@@ -200,7 +200,7 @@ def rounded(text):
 
 @pytest.mark.parametrize(("page", "block"), each(PYTHON))
 def test_python_runs(page, block, home, vid3d, capsys):
-    for module in ("h5py", "pandas", "pyarrow"):
+    for module in ("fiftyone", "h5py", "pandas", "pyarrow"):
         if module.replace("pyarrow", "read_parquet") in block:
             pytest.importorskip(module)
     for out in re.findall(r'"(feats[\w.]*/?)', block):
