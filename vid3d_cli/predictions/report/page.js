@@ -336,7 +336,7 @@
 
   function step(direction) {
     const starts = stream.segments.map(([start]) => start);
-    const next = direction > 0 ? starts.find((start) => start > now + 20) : starts.findLast((start) => start < now - 500);
+    const next = direction > 0 ? starts.find((start) => start > now + 20) : starts.findLast((start) => start < now - 300);
     if (next !== undefined) seek(next);
     else if (direction < 0) seek(data.start);
   }
