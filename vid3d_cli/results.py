@@ -17,8 +17,7 @@ from .arguments import checked
 from .durable import open_output
 from .errors import OutputExists, UsageError
 from .predictions.formats import Choices, check_choices, find_writer, format_of, list_suffixes
-from .predictions.lines import CSV_COLUMNS
-from .predictions.records import prediction_records, streams_of
+from .predictions.records import CSV_COLUMNS, prediction_records, prediction_rows
 from .recipe import Recipe
 from .records import FUSED, STREAMS, ClipOutput, HoldsArrays, Prediction, rank, softmax
 from .segments import Curves, Segment, SegmentRule, find_segments, make_curves
@@ -130,12 +129,7 @@ class VideoResult(HoldsArrays):
             import pandas
         except ImportError:
             raise UsageError("to_pandas needs pandas: pip install pandas") from None
-        rows = [
-            [*(record[name] for name in CSV_COLUMNS[:4]), stream, place, p["label"], p["score"], p["logit"]]
-            for record in prediction_records(self, k=k)
-            for stream, predictions in streams_of(record).items()
-            for place, p in enumerate(predictions, start=1)
-        ]
+        rows = [row for record in prediction_records(self, k=k) for row in prediction_rows(record)]
         return pandas.DataFrame(rows, columns=CSV_COLUMNS).astype({"clip": "Int64"})
 
     @property

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from ..records import FUSED, STREAMS
 from ..segments import Segment
 from ..text import printable
 from ..version import __version__
 from ..video.sources import is_url, without_password
 from .formats import Writer
 from .subtitles import span_ms
+from .views import shown_streams
 
 if TYPE_CHECKING:
     from ..results import VideoResult
@@ -71,9 +71,7 @@ class Eaf(Writer):
 
     def _tiers(self, result: VideoResult) -> dict[str, list[Segment]]:
         """Return the segments by the name of their tier."""
-        streams = [stream for stream in (*STREAMS, FUSED) if stream in result.logits]
-        if len(streams) == 2:  # fused is a copy of the only stream
-            streams.remove(FUSED)
+        streams = shown_streams(result)
         is_multi_label = self.choices.rule.multi_label
         tiers: dict[str, list[Segment]] = {} if is_multi_label else {stream: [] for stream in streams}
         for segment in result.segments_by(self.choices.rule, streams):

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..records import ClipOutput, to_json
 from .formats import Writer
-from .records import Record, clip_records, prediction_records, segment_record, streams_of
+from .records import CSV_COLUMNS, Record, clip_records, prediction_records, prediction_rows, segment_record
 
 if TYPE_CHECKING:
     from ..results import VideoResult
 
-CSV_COLUMNS = ("video", "clip", "start_seconds", "end_seconds", "stream", "rank", "label", "score", "logit")
 SEGMENT_COLUMNS = ("video", "start_seconds", "end_seconds", "stream", "label", "score")
 
 
@@ -81,10 +80,7 @@ class Csv(_Lines):
         if self.choices.segments:
             self._rows.writerow([record[name] for name in SEGMENT_COLUMNS])
             return
-        where = [record[name] for name in CSV_COLUMNS[:4]]
-        for stream, predictions in streams_of(record).items():
-            for rank, p in enumerate(predictions, start=1):
-                self._rows.writerow([*where, stream, rank, p["label"], p["score"], p["logit"]])
+        self._rows.writerows(prediction_rows(record))
 
     def close(self) -> None:
         if self.path is None:  # a file without a video does not appear

@@ -70,11 +70,12 @@ class Outputs:
         self.num_videos = 0
         """How many videos were written."""
         self.videos = videos
-        self._before = {file: _identity(file) for file in self.files}
+        self.before = {file: _identity(file) for file in self.files}
+        """What each file was at the start, see `_identity`."""
 
     def written(self, target: Target) -> list[Path]:
         """Return the files that are new since the start."""
-        return [file for file in target.files(self.videos) if _identity(file) not in (None, self._before[file])]
+        return [file for file in target.files(self.videos) if _identity(file) not in (None, self.before[file])]
 
     def write_clips(self, video: str, clips: Sequence[ClipOutput], labels: Sequence[str]) -> None:
         """Write clips before their video is done, where the format can."""
@@ -146,7 +147,7 @@ def open_outputs(
     if targets and (unused := set(forms) - {target.form for target in targets}):
         raise UsageError(f"--format {min(unused)}: the suffix of {paths[0]} names the format; leave one of them out")
     outputs = Outputs(targets, videos)
-    _refuse_same_files(outputs.files, videos)
+    _refuse_same_files(outputs)
     refuse_existing([file for file in outputs.files if file != STDOUT], overwrite)
     _check_places(outputs.files)
     with ExitStack() as stack:
@@ -196,16 +197,16 @@ def _check_places(files: Sequence[Path]) -> None:
             AtomicFile(file).discard()  # raises
 
 
-def _refuse_same_files(files: Sequence[Path], videos: Mapping[str, str]) -> None:
+def _refuse_same_files(outputs: Outputs) -> None:
     seen = set()
-    for file in files:
+    for file in outputs.files:
         if (absolute := file.parent.resolve() / file.name) in seen:
             raise UsageError(
                 f"{'stdout' if file == STDOUT else file} would be written twice: leave out one --out or --format"
             )
         seen.add(absolute)
-    there = {_identity(file): file for file in files if file.exists()}
-    for video in videos.values() if there else []:
+    there = {identity: file for file, identity in outputs.before.items() if identity is not None}
+    for video in outputs.videos.values() if there else []:
         if (identity := _identity(Path(video))) and identity in there:
             raise UsageError(f"{there[identity]} is one of the videos: choose another name for --out")
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
+CSV_COLUMNS = ("video", "clip", "start_seconds", "end_seconds", "stream", "rank", "label", "score", "logit")
+"""Columns of the CSV file, and of `VideoResult.to_pandas`."""
+
 
 def prediction_records(result: VideoResult, *, k: int, per: str = "clip", skip: int = 0) -> Iterator[Record]:
     """Yield the predictions for one video as records.
@@ -47,6 +50,14 @@ def clip_records(video: str, clips: Iterable[ClipOutput], labels: Sequence[str],
 def streams_of(record: Record) -> dict[str, list[Record]]:
     """Return the predictions of a record by stream, "fused" last."""
     return {name: record[name] for name in (*STREAMS, FUSED) if name in record}
+
+
+def prediction_rows(record: Record) -> Iterator[list[Any]]:
+    """Yield the values of `CSV_COLUMNS` for each stream and class of a record, best first."""
+    where = [record[name] for name in CSV_COLUMNS[:4]]
+    for stream, predictions in streams_of(record).items():
+        for place, p in enumerate(predictions, start=1):
+            yield [*where, stream, place, p["label"], p["score"], p["logit"]]
 
 
 def prediction_record(
