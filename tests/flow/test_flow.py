@@ -26,7 +26,7 @@ from vid3d_cli.flow.methods import FLOW_METHODS, FlowMethod, PairByPair, create_
 from vid3d_cli.flow.opencv import DIS_PRESETS, DisParameters
 from vid3d_cli.run import reader as clip_reader
 from vid3d_cli.run.reader import ClipReader, flow_device
-from vid3d_cli.runtimes import torch as torch_runtime
+from vid3d_cli.runtimes import devices as torch_devices
 from vid3d_cli.video.process import Decoders
 from vid3d_cli.video.reader import VideoReader
 
@@ -88,7 +88,7 @@ def test_only_a_method_that_can_use_a_gpu_is_given_one(monkeypatch):
         asked.append(name)
         return [torch.device("cuda:2"), torch.device("cuda:0")] if name == "cuda:2,0" else [torch.device(name)]
 
-    monkeypatch.setattr(torch_runtime, "select_devices", select_devices)
+    monkeypatch.setattr(torch_devices, "select_devices", select_devices)
     devices = ["cpu", "mps", "cuda:1", "cuda:2,0"]
     assert [flow_device("tvl1", device) for device in devices] == ["cpu", "cpu", "cuda:1", "cuda:2"]
     assert asked == devices

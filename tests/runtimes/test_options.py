@@ -11,7 +11,7 @@ from tiny import make_runtime
 
 from vid3d_cli.errors import UsageError
 from vid3d_cli.runtimes import check_runtime_options, select_runtime
-from vid3d_cli.runtimes.torch import select_devices, select_precision
+from vid3d_cli.runtimes.devices import select_devices, select_precision
 
 AMPERE, VOLTA = (8, 0), (7, 0)
 

@@ -229,7 +229,8 @@ def test_the_description_of_several_devices(monkeypatch):
 
 def test_every_device_has_its_own_networks(monkeypatch):
     devices = [torch.device("cpu")] * 3
-    monkeypatch.setattr("vid3d_cli.runtimes.torch.select_devices", lambda name: devices)
+    for module in ("devices", "torch"):
+        monkeypatch.setattr(f"vid3d_cli.runtimes.{module}.select_devices", lambda name: devices)
     net = Tiny(3)
     models = {"rgb": ClipModel(net, Normalise(facts()), LayerTap(net, "conv", "avg"))}
     clips = make_clips(6, ("rgb",))

@@ -169,8 +169,8 @@ def _run_network(networks: Networks, clips: list[Clip]) -> float:
 
 
 def _matrix_rates(plan: Plan, precision: str) -> dict[str, float]:
+    from ..runtimes.devices import select_devices
     from ..runtimes.estimate import matrix_product_rate
-    from ..runtimes.torch import select_devices
 
     precisions = dict.fromkeys(["fp32", "bf16", precision])
     devices = select_devices(plan.network_device)

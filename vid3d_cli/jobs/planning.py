@@ -250,8 +250,8 @@ def estimate_time(plan: Plan, multiply_adds: int) -> Estimate:
     Raises:
         UsageError: a device or precision that this machine does not have.
     """
+    from ..runtimes.devices import select_devices, select_precision
     from ..runtimes.estimate import matrix_product_rate
-    from ..runtimes.torch import select_devices, select_precision
 
     devices = select_devices(plan.network_device)
     precision = select_precision(plan.precision, *devices)

@@ -213,7 +213,7 @@ def flow_device(method: str, device: str) -> str:
     """
     if not find_flow_method(method).can_use_gpu:
         return "cpu"
-    from ..runtimes.torch import select_devices
+    from ..runtimes.devices import select_devices
 
     first = select_devices(device)[0]
     return str(first) if first.type == "cuda" else "cpu"

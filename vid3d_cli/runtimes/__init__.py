@@ -111,7 +111,7 @@ def select_runtime(
     check_runtime_options(name, device, precision, compile, num_threads)
     if name == "openvino":
         return name
-    from .torch import select_devices, select_precision
+    from .devices import select_devices, select_precision
 
     devices = select_devices(device)
     select_precision(precision, *devices)
@@ -154,7 +154,8 @@ def create_runtime(
     if name == "torch":
         from .base import MultiDeviceRuntime
         from .cache import use_private_inductor_cache
-        from .torch import TorchRuntime, select_devices, select_precision
+        from .devices import select_devices, select_precision
+        from .torch import TorchRuntime
 
         if compile:
             use_private_inductor_cache()

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..models.clip_model import ClipModel, LayerTap, Normalise, create_model
 from ..models.manifest import Normalisation
 from ..models.registry import BACKBONES, IN_CHANNELS, find_variant
-from .torch import AUTOCAST_DTYPES, select_devices
+from .devices import select_devices
+from .torch import AUTOCAST_DTYPES
 
 _NUM_CLASSES = 400
 """Any number will do: the classifier is a thousandth of the work."""

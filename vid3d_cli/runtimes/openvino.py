@@ -29,8 +29,8 @@ from ..models.clip_model import ClipModel
 from ..version import __version__
 from .base import Answer, DeviceRuntime
 from .cache import NetworkCache, code_digest
+from .devices import select_precision
 from .folding import fold_batch_norms
-from .torch import select_precision
 
 _log = logging.getLogger("vid3d_cli")
 
