@@ -1,6 +1,9 @@
 """`vid3d bench`: its measurements are complete, and its advice follows from them."""
 
 import json
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,14 +11,17 @@ from videos import write_video
 
 import vid3d_cli.models.weights
 from vid3d_cli.cli import bench
+from vid3d_cli.options import Options
+from vid3d_cli.plan import Plan
 from vid3d_cli.runtimes import estimate
+from vid3d_cli.video.process import probe
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Make all measurements short."""
     monkeypatch.setattr(bench, "NETWORK_SECONDS", 0.001)
-    monkeypatch.setattr(bench, "NUM_FRAMES_READ", 30)
+    monkeypatch.setattr(bench, "READING_SECONDS", 0.001)
     monkeypatch.setattr(estimate, "MATRIX_SIZE", 256)
     monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.001)
 
@@ -35,12 +41,14 @@ def test_every_part_is_measured(vid3d, tiny_model, quick, weights_on_disk, video
     report = report_of(vid3d("bench", video, "--window", 16, "--device", "cpu"))
     assert (report["model"], report["streams"]) == ("i3d.kinetics400", ["rgb", "flow"])
     assert (report["window"], report["stride"], report["random_weights"]) == (16, 16, [])
-    assert min(report["ms_per_frame"].values()) > 0
     assert min(report["matrix_gflops"].values()) > 0
-    assert report["frames_per_second"]["network"] == pytest.approx(16 / report["network_seconds_per_clip"])
-    assert report["frames_per_second"]["together"] < min(
-        report["frames_per_second"]["network"], report["frames_per_second"]["reading"]
-    )
+    rates = report["frames_per_second"]
+    assert list(rates) == ["decode", "resize", "flow", "reading", "transfer", "network", "together"]
+    assert rates["network"] == pytest.approx(16 / report["network_seconds_per_clip"])
+    assert rates["transfer"] is None
+    assert 0 < rates["together"] < min(rates["network"], rates["reading"])
+    assert report["reading_share"] == pytest.approx(rates["together"] / rates["reading"])
+    assert report["cores_for_network"] is None
     assert report["network_gflops"] is None  # TinyNet gets other clips than the manifest's
     assert report["bound"] == bench.find_bound(report)
     assert report["advice"] == bench.advise(report)
@@ -49,13 +57,13 @@ def test_every_part_is_measured(vid3d, tiny_model, quick, weights_on_disk, video
 def test_options_are_those_of_a_run(vid3d, tiny_model, quick, weights_on_disk, video):
     report = report_of(vid3d("bench", video, "--streams", "rgb", "--batch-size", 3, "--device", "cpu"))
     assert (report["streams"], report["batch_size"], report["precision"]) == (["rgb"], 3, "fp32")
-    assert report["ms_per_frame"]["flow"] == 0
+    assert report["frames_per_second"]["flow"] is None
     assert vid3d("bench", video, "--streams", "sound").exit_code == 2
 
 
 def test_missing_weights_are_random_and_a_video_is_rendered(vid3d, quick, monkeypatch, tmp_path):
     monkeypatch.setattr(vid3d_cli.models.weights, "is_on_disk", lambda file: False)
-    monkeypatch.setattr("vid3d_cli.video.demo.render", lambda path: write_video(path, num_frames=40))
+    monkeypatch.setattr("vid3d_cli.video.demo.render", lambda path, seed, **_: write_video(path, num_frames=40))
     report = report_of(vid3d("bench", "--model", "s3d_mini.camera_motion"))
     assert report["random_weights"] == ["rgb", "flow"]
     assert report["network_gflops"] > 0
@@ -79,82 +87,172 @@ def test_a_video_that_cannot_be_read_is_one_line(vid3d, tiny_model, quick, weigh
     assert result.stdout == ""
 
 
+@pytest.fixture
+def plan():
+    return Plan.make(Options(model="s3d_mini"))
+
+
+def test_all_readers_read_at_the_same_time(monkeypatch, plan):
+    """Else the barrier breaks; every reader opens its video until its time is over."""
+    barrier, opened = threading.Barrier(3), []
+
+    @contextmanager
+    def open_clips(plan, video, workers, decoders):
+        opened.append((video, workers.num_threads))
+        barrier.wait(timeout=10)
+        yield iter([f"clip of {video}"] * 2)
+
+    monkeypatch.setattr("vid3d_cli.run.reader.open_clips", open_clips)
+    monkeypatch.setattr(bench, "READING_SECONDS", 0)
+    rate, clips = bench._read(plan, ["a.mp4", "b.mp4", "c.mp4"], 2)
+    assert sorted(opened) == [("a.mp4", 2), ("b.mp4", 2), ("c.mp4", 2)]
+    assert sorted(clips) == ["clip of a.mp4", "clip of b.mp4", "clip of c.mp4"]
+    assert rate > 0
+
+
+def test_a_stage_costs_what_it_adds(monkeypatch, plan, video):
+    """100 clips/s decoded, 50 with the resize, 40 with flow: the resize alone would reach 100, flow 200."""
+    rates, plans = iter([100.0, 50.0, 40.0]), []
+
+    def read(plan, videos, num_workers):
+        plans.append(plan)
+        return next(rates), []
+
+    monkeypatch.setattr(bench, "_read", read)
+    stages, _ = bench._measure_reading(plan, [str(video)], 2)
+    assert stages == pytest.approx({"decode": 100, "resize": 100, "flow": 200, "reading": 40})
+    assert [list(each.networks) for each in plans] == [["rgb"], ["rgb"], ["rgb", "flow"]]
+    info = probe(str(video), decode=False)
+    assert plans[0].resize_px == (info.height, info.width)
+    assert plans[2] == plan
+
+
+def test_a_stage_that_adds_nothing_has_no_rate(monkeypatch, plan, video):
+    rates = iter([50.0, 50.0, 60.0])
+    monkeypatch.setattr(bench, "_read", lambda *_: (next(rates), []))
+    assert bench._measure_reading(plan, [str(video)], 2)[0] == {
+        "decode": 50,
+        "resize": None,
+        "flow": None,
+        "reading": 60,
+    }
+
+
+def test_starting_a_batch_is_measured_apart_from_waiting_for_it(monkeypatch):
+    """Two batches of 4 clips are in flight; each takes 3 s to hand over, and 5 s more in the network."""
+    now = 0.0
+
+    def take(seconds):
+        nonlocal now
+        now += seconds
+
+    def start(clips):
+        take(3)
+        return lambda: take(5)
+
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: now))
+    networks = SimpleNamespace(runtime=SimpleNamespace(num_in_flight=2, start=start))
+    assert bench._run_network(networks, ["clip"] * 4) == (8 / 4, 3 / 4)
+
+
 @pytest.mark.parametrize(("share_cores", "expected"), [(True, 20.0), (False, 25.0)])
 def test_rates_of_reading_and_network_together(share_cores, expected):
     assert bench.together(100.0, 25.0, share_cores=share_cores) == pytest.approx(expected)
     assert bench.together(25.0, 100.0, share_cores=share_cores) == pytest.approx(expected)
 
 
-def facts(**changes):
+def facts(rates=None, **changes):
     report = {
+        "model": "i3d.kinetics400",
+        "random_weights": ["rgb", "flow"],
         "streams": ["rgb", "flow"],
         "window": 64,
         "stride": 64,
+        "cores": 2,
+        "videos_at_a_time": 4,
         "runtime": "openvino on cpu",
         "has_openvino": True,
         "precision": "fp32",
         "dense_pays": False,
         "matrix_gflops": {"fp32": 200.0, "bf16": 430.0},
-        "ms_per_frame": {"decode": 1.0, "resize": 2.0, "flow": 3.0},
-        "frames_per_second": {"network": 20.0, "reading": 300.0, "together": 19.0},
-    }
-    return report | changes
+        "network_seconds_per_clip": 3.2,
+        "network_gflops": 139.0,
+        "reading_share": 0.06,
+        "cores_for_network": None,
+        "frames_per_second": {
+            **{"decode": 3000.0, "resize": 9000.0, "flow": 350.0, "reading": 300.0},
+            **{"transfer": None, "network": 20.0, "together": 19.0},
+            **(rates or {}),
+        },
+    } | changes
+    report["bound"] = bench.find_bound(report)
+    return report | {"advice": bench.advise(report)}
 
 
 BF16_AND_GPU, INSTALL = ["--precision bf16", "--device cuda"], "pip install 'vid3d[openvino]'"
-READING = {"network": 900.0, "reading": 300.0, "together": 300.0}
+H200 = {"runtime": "torch on NVIDIA H200", "precision": "bf16", "reading_share": None}
+QUICK = {"network": 900.0, "transfer": 5000.0, "together": 300.0}
 
 
 @pytest.mark.parametrize(
-    ("changes", "bound", "tips"),
+    ("rates", "changes", "bound", "tips"),
     [
-        ({}, "network", ["--precision bf16", "--device cuda", "--streams rgb"]),
+        ({}, {}, "network", ["--precision bf16", "--device cuda", "--streams rgb"]),
         (
+            {},
             {"stride": 8, "dense_pays": True},
             "network",
             ["--precision bf16", "--device cuda", "--dense", "--streams rgb"],
         ),
-        ({"stride": 8, "precision": "bf16"}, "network", ["--device cuda", "--streams rgb"]),
-        ({"matrix_gflops": {"fp32": 200.0, "bf16": 90.0}, "streams": ["rgb"]}, "network", ["--device cuda"]),
-        ({"runtime": "torch on cpu", "streams": ["rgb"]}, "network", ["--runtime openvino", *BF16_AND_GPU]),
-        ({"runtime": "torch on cpu", "has_openvino": False}, "network", [INSTALL, *BF16_AND_GPU, "--streams rgb"]),
-        ({"runtime": "torch on NVIDIA H200", "precision": "bf16"}, "network", ["--streams rgb"]),
-        ({"frames_per_second": READING}, "flow", ["--flow dis-ultrafast", "--streams rgb"]),
+        ({}, {"stride": 8, "precision": "bf16"}, "network", ["--device cuda", "--streams rgb"]),
+        ({}, {"matrix_gflops": {"fp32": 200.0, "bf16": 90.0}, "streams": ["rgb"]}, "network", ["--device cuda"]),
+        ({}, {"runtime": "torch on cpu", "streams": ["rgb"]}, "network", ["--runtime openvino", *BF16_AND_GPU]),
+        ({}, {"runtime": "torch on cpu", "has_openvino": False}, "network", [INSTALL, *BF16_AND_GPU, "--streams rgb"]),
+        ({"transfer": 5000.0}, H200, "network", ["--streams rgb"]),
+        ({"transfer": 21.0}, H200, "transfer", ["vid3d extract --shard 1/2 and --shard 2/2"]),
+        (QUICK, H200, "flow", ["--flow dis-ultrafast", "--streams rgb"]),
+        (QUICK | {"decode": 340.0}, H200, "decode", ["store smaller videos", "--streams rgb"]),
+        (QUICK | {"flow": None, "resize": 400.0}, H200 | {"streams": ["rgb"]}, "resize", ["store smaller videos"]),
+        (QUICK | {"flow": None, "resize": None}, H200 | {"streams": ["rgb"]}, "decode", ["store smaller videos"]),
+    ],
+)
+def test_bound_and_advice(rates, changes, bound, tips):
+    report = facts(rates, **changes)
+    assert report["bound"] == bound
+    assert [tip.split(":")[0] for tip in report["advice"]] == tips
+
+
+@pytest.mark.parametrize(
+    ("rates", "changes", "expected"),
+    [
+        ({}, {}, "Limited by the network: reading takes 6% of the cores' time, the network the rest."),
+        (QUICK, H200 | {"cores_for_network": 5.2}, "Limited by flow: the network would be the limit from 6 cores on."),
         (
-            {"frames_per_second": READING, "ms_per_frame": {"decode": 4.0, "resize": 1.0, "flow": 0.0}},
-            "decode",
-            ["store smaller videos", "--streams rgb"],
+            {"transfer": 5000.0},
+            H200 | {"cores_for_network": 0.13},
+            "Limited by the network: 0.1 cores read fast enough.",
         ),
         (
-            {
-                "frames_per_second": READING,
-                "ms_per_frame": {"decode": 4.0, "resize": 8.0, "flow": 0.0},
-                "streams": ["rgb"],
-                "runtime": "torch on NVIDIA H200",
-            },
-            "resize",
-            ["store smaller videos"],
+            {"transfer": 21.0},
+            H200 | {"cores_for_network": 0.13},
+            "Limited by the transfer of clips to the network: 0.1 cores read fast enough.",
         ),
     ],
 )
-def test_bound_and_advice(changes, bound, tips):
-    report = facts(**changes)
-    assert bench.find_bound(report) == bound
-    assert [tip.split(":")[0] for tip in bench.advise(report)] == tips
+def test_the_limit_in_words(rates, changes, expected):
+    assert bench._describe_bound(facts(rates, **changes)) == expected
 
 
 def test_a_terminal_gets_a_table_and_a_sentence(capsys):
-    report = facts(model="i3d.kinetics400", random_weights=["rgb", "flow"], cores=2)
-    report |= {"network_seconds_per_clip": 3.2, "network_gflops": 139.0}
-    report |= {"bound": bench.find_bound(report), "advice": bench.advise(report)}
-    bench._print_report(report)
+    bench._print_report(facts())
     printed = " ".join(capsys.readouterr().out.split())
     assert "i3d.kinetics400, rgb + flow, random rgb and flow weights" in printed
+    assert "flow alone, 2 cores 350 reading, 4 videos at a time, 2 cores 300 network, openvino on cpu, fp32" in printed
     assert (
         "GFLOP/s of large matrix products, the most that a network can reach: fp32 200, bf16 430; of this network: 139"
         in printed
     )
-    assert "Limited by the network: 20 frames/s; the rest reaches 300. To go faster:" in printed
+    assert "the network the rest. To go faster:" in printed
     assert "--precision bf16: matrix products are 2.1 × as fast here" in printed
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,14 +27,23 @@ if TYPE_CHECKING:
     from ..plan import Plan
     from ..records import Clip
     from ..run.load import Networks
-    from ..timings import StageSeconds
+    from ..video.process import Decoders
+    from ..workers import Workers
 
-NUM_FRAMES_READ = 256
+READING_SECONDS = 3.0
+"""Each part of reading is measured for this long, at least until every reader has given two clips."""
+
 NETWORK_SECONDS = 5.0
 """The network runs for this long; its first run is not counted."""
 
+NUM_RENDERED, MOTION_SECONDS = 4, 1.28
+"""Rendered videos, of 256 frames each."""
+
 BF16_PAYS = 1.3
 """Advise bf16 if matrix products are this many times as fast as in fp32."""
+
+TRANSFER_BOUNDS = 0.9
+"""With a GPU, handing over clips is the limit if it takes this share of the network's time."""
 
 
 @takes_options
@@ -40,14 +51,16 @@ def bench(
     options: Options,
     video: Annotated[
         str | None,
-        typer.Argument(metavar="VIDEO", help="Video to read.", show_default="a rendered video of 320×240 px"),
+        typer.Argument(
+            metavar="VIDEO", help="Video that all readers read.", show_default="rendered videos of 320×240 px"
+        ),
     ] = None,
     form: ObjectFormat = None,
 ) -> None:
     """Measure for half a minute what limits a run on this machine, and suggest what makes it faster.
 
-    It takes the options of classify and extract to show their effect. It downloads no weights: random weights take the
-    same time.
+    It reads as many videos at a time as a run, in the same processes. It takes the options of classify and extract to
+    show their effect. It downloads no weights: random weights take the same time.
 
     Example: vid3d bench
     """
@@ -55,10 +68,10 @@ def bench(
     with tempfile.TemporaryDirectory() as directory:
         options, random_streams = _with_random_weights(options, Path(directory))
         plan = make_plan(options)
-        path = _render(Path(directory)) if video is None else video
-        report = measure(plan, path) | {"random_weights": random_streams}
-    report |= {"bound": find_bound(report), "advice": advise(report)}
-    print_record(report, form, _print_report)
+        videos = _render(Path(directory)) if video is None else [video]
+        report = measure(plan, videos) | {"random_weights": random_streams}
+    report |= {"bound": find_bound(report)}
+    print_record(report | {"advice": advise(report)}, form, _print_report)
 
 
 def _with_random_weights(options: Options, directory: Path) -> tuple[Options, list[str]]:
@@ -78,94 +91,125 @@ def _with_random_weights(options: Options, directory: Path) -> tuple[Options, li
     return replace(options, weights=weights), random_streams
 
 
-def _render(directory: Path) -> str:
+def _render(directory: Path) -> list[str]:
     from ..video.demo import render
 
-    render(directory / "video.mp4")
-    return str(directory / "video.mp4")
+    paths = [directory / f"{seed}.mp4" for seed in range(NUM_RENDERED)]
+    for seed, path in enumerate(paths):
+        render(path, seed, motion_seconds=MOTION_SECONDS)
+    return [str(path) for path in paths]
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """Clips and timings of a video that was read while no network ran."""
-
-    clips: list[Clip]
-    """One batch."""
-    num_frames: int
-    seconds: float
-    spent: StageSeconds
-
-
-def measure(plan: Plan, video: str) -> dict[str, Any]:
-    """Measure the parts of a run one after the other; return plain values."""
+def measure(plan: Plan, videos: Sequence[str]) -> dict[str, Any]:
+    """Measure the parts of a run one after the other; return plain values. The readers share the videos."""
     from ..run.load import load
-    from ..run.threads import count_cores
+    from ..run.threads import count_cores, share_threads
     from ..runtimes import has_openvino
 
     networks = load(plan, fetch_weights)
-    runtime, dense = networks.runtime, plan.dense_plan
-    reading = _read(plan, video, runtime.batch_size)
+    runtime, dense, cores = networks.runtime, plan.dense_plan, count_cores()
+    is_cpu = runtime.description.endswith("cpu")
+    shares = share_threads(cores, has_gpu=runtime.num_in_flight > 1)
     num_new_frames = plan.stride if dense is None else dense.length / dense.times_computed
-    clip_seconds = _run_network(networks, reading.clips)
-    stages = {stage: getattr(reading.spent, stage) for stage in ("decode", "resize", "flow")}
-    rates = {"reading": reading.num_frames / reading.seconds, "network": num_new_frames / clip_seconds}
+    stages, clips = _measure_reading(plan, list(islice(cycle(videos), shares.jobs)), shares.workers)
+    clip_seconds, start_seconds = _run_network(networks, list(islice(cycle(clips), runtime.batch_size)))
+    rates = {name: rate and num_new_frames * rate for name, rate in stages.items()}
+    rates["transfer"] = num_new_frames / start_seconds if runtime.num_in_flight > 1 else None
+    rates["network"] = num_new_frames / clip_seconds
+    rates["together"] = together(rates["reading"], rates["network"], share_cores=is_cpu)
     return {
         "model": plan.model,
         "streams": list(plan.networks),
         "window": plan.window,
         "stride": plan.stride,
-        "cores": count_cores(),
+        "cores": cores,
+        "videos_at_a_time": shares.jobs,
         "runtime": runtime.description,
         "precision": runtime.precision,
         "batch_size": runtime.batch_size,
         "matrix_gflops": _matrix_rates(plan, runtime.precision),
-        "ms_per_frame": {stage: 1000 * seconds / reading.num_frames for stage, seconds in stages.items()},
         "network_seconds_per_clip": clip_seconds,
         "network_gflops": _network_gflops(plan, clip_seconds),
         "has_openvino": has_openvino(),
         "dense_pays": _dense_pays(plan),
-        "frames_per_second": rates | {"together": together(**rates, share_cores=runtime.description.endswith("cpu"))},
+        "frames_per_second": rates,
+        "reading_share": rates["network"] / (rates["reading"] + rates["network"]) if is_cpu else None,
+        "cores_for_network": None if is_cpu else cores * rates["network"] / rates["reading"],
     }
 
 
-def _read(plan: Plan, video: str, num_clips: int) -> _Reading:
-    from ..run.reader import ClipReader
-    from ..run.threads import count_cores, one_opencv_thread
-    from ..timings import StageSeconds
+def _measure_reading(
+    plan: Plan, videos: Sequence[str], num_workers: int
+) -> tuple[dict[str, float | None], Sequence[Clip]]:
+    """Return the clips per second of each stage, and of reading as a whole; and a clip of each video.
+
+    All readers run at the same time: first only decoding, then with one stage more, so that waiting for memory, for
+    FFmpeg's threads and for each other counts. A stage that costs no time beside the others has no rate.
+    """
+    from ..video.process import probe
+
+    info = probe(videos[0], decode=False, allow_playlists=plan.allow_playlists)
+    source = {"resize_px": (info.height, info.width), "crop_px": min(plan.crop_px, info.height, info.width)}
+    without_flow = replace(plan, networks={"rgb": next(iter(plan.networks.values()))})
+    only_decoded = replace(without_flow, **source, crops=1, resize_only=False, dense=False)
+    decode, _ = _read(only_decoded, videos, num_workers)
+    resize, clips = _read(without_flow, videos, num_workers)
+    reading, clips = _read(plan, videos, num_workers) if "flow" in plan.networks else (resize, clips)
+
+    def added(slower: float, faster: float) -> float | None:
+        return 1 / (1 / slower - 1 / faster) if slower < faster else None
+
+    rates = {"decode": decode, "resize": added(resize, decode), "flow": added(reading, resize), "reading": reading}
+    return rates, clips
+
+
+def _read(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[float, Sequence[Clip]]:
+    """Read all videos at the same time, again and again; return the clips per second, and one of each video."""
+    from ..run.threads import one_opencv_thread
     from ..video.process import TIMEOUT_SECONDS, Decoders
     from ..workers import Workers
 
-    spent = StageSeconds()
-    clips: list[Clip] = []
-    started = time.perf_counter()
     with (
         one_opencv_thread(),
-        Workers(count_cores(), spent) as workers,
+        ThreadPoolExecutor(len(videos)) as pool,
+        Workers(num_workers) as workers,
         Decoders(TIMEOUT_SECONDS, allow_playlists=plan.allow_playlists) as decoders,
-        ClipReader(plan, video, workers, decoders) as reader,
     ):
-        for clip in reader:
-            if len(clips) < num_clips:
-                clips.append(clip)
-            if reader.num_frames >= NUM_FRAMES_READ:
-                break
-        seconds = time.perf_counter() - started
-    # A short video gives too few clips; repeat them, to measure the network on a full batch.
-    return _Reading(list(islice(cycle(clips), num_clips)), reader.num_frames, seconds, spent)
+        read = [pool.submit(_read_again_and_again, plan, video, workers, decoders) for video in videos]
+        rates, clips = zip(*(each.result() for each in read), strict=True)
+    return sum(rates), clips
 
 
-def _run_network(networks: Networks, clips: list[Clip]) -> float:
-    """Return the median seconds per clip, with as many batches in flight as in a run."""
+def _read_again_and_again(plan: Plan, video: str, workers: Workers, decoders: Decoders) -> tuple[float, Clip]:
+    from ..run.reader import open_clips
+
+    first: Clip | None = None
+    arrivals: list[float] = []
+    while True:
+        with open_clips(plan, video, workers, decoders) as clips:
+            for clip in clips:
+                first = first or clip
+                arrivals.append(time.perf_counter())
+                if len(arrivals) > 1 and arrivals[-1] - arrivals[0] > READING_SECONDS:
+                    return (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]), first
+
+
+def _run_network(networks: Networks, clips: list[Clip]) -> tuple[float, float]:
+    """Return the seconds per clip, with as many batches in flight as in a run, and of these to start its batch."""
     runtime = networks.runtime
     started = deque(runtime.start(clips) for _ in range(runtime.num_in_flight))  # converts, compiles, allocates
-    seconds: list[float] = []
-    while sum(seconds) < NETWORK_SECONDS:
-        since = time.perf_counter()
+    rounds: list[tuple[float, float]] = []
+    while sum(seconds for seconds, _ in rounds) < NETWORK_SECONDS:
+        since, starting = time.perf_counter(), 0.0
         for _ in range(runtime.num_in_flight):
             started.popleft()()
+            waited = time.perf_counter()
             started.append(runtime.start(clips))
-        seconds.append(time.perf_counter() - since)
-    return statistics.median(seconds) / runtime.num_in_flight / len(clips)
+            starting += time.perf_counter() - waited
+        rounds.append((time.perf_counter() - since, starting))
+    num_clips = runtime.num_in_flight * len(clips)
+    seconds, starting = map(statistics.median, zip(*rounds, strict=True))
+    return seconds / num_clips, starting / num_clips
 
 
 def _matrix_rates(plan: Plan, precision: str) -> dict[str, float]:
@@ -205,9 +249,12 @@ def together(reading: float, network: float, *, share_cores: bool) -> float:
 
 
 def find_bound(report: Mapping[str, Any]) -> str:
-    """Return the bottleneck: "network", or the slowest stage of reading."""
-    rates, stages = report["frames_per_second"], report["ms_per_frame"]
-    return "network" if rates["network"] <= rates["reading"] else max(stages, key=stages.__getitem__)
+    """Return the bottleneck: "network", "transfer" of clips to it, or the slowest stage of reading."""
+    rates = report["frames_per_second"]
+    if rates["network"] > rates["reading"]:
+        return min(("decode", "resize", "flow"), key=lambda stage: rates[stage] or math.inf)
+    is_handing_over = rates["transfer"] and rates["network"] > TRANSFER_BOUNDS * rates["transfer"]
+    return "transfer" if is_handing_over else "network"
 
 
 def advise(report: Mapping[str, Any]) -> list[str]:
@@ -232,6 +279,8 @@ def advise(report: Mapping[str, Any]) -> list[str]:
     elif bound == "flow":
         tips.append("--flow dis-ultrafast: half the time of the default, and less exact")
         tips.append("--streams rgb: no flow")
+    elif bound == "transfer":
+        tips.append("vid3d extract --shard 1/2 and --shard 2/2: two processes hand over twice as many clips")
     else:
         tips.append("store smaller videos: frames are resized for the network anyway")
         if has_flow:
@@ -245,26 +294,34 @@ def _print_report(report: Mapping[str, Any]) -> None:
     console = make_console()
     weights = f", random {' and '.join(report['random_weights'])} weights" if report["random_weights"] else ""
     title = f"{report['model']}, {' + '.join(report['streams'])}{weights}"
-    table = make_table("part", "ms/frame", "frames/s", title=title, narrow=["ms/frame", "frames/s"])
-    for stage, milliseconds in report["ms_per_frame"].items():
-        table.add_row(f"{stage}, one thread", f"{milliseconds:.2f}", "")
-    rates = report["frames_per_second"]
-    table.add_row(f"reading, {report['cores']} cores", "", f"{rates['reading']:.0f}")
-    clip = f"{report['network_seconds_per_clip']:.2f} s per clip"
-    table.add_row(f"network, {report['runtime']}, {report['precision']}, {clip}", "", f"{rates['network']:.0f}")
-    table.add_row("together", "", f"{rates['together']:.0f}")
+    table = make_table("part", "frames/s", title=title, narrow=["frames/s"])
+    rates, cores = report["frames_per_second"], f"{report['cores']} cores"
+    for stage in ("decode", "resize", "flow"):
+        if rates[stage]:
+            table.add_row(f"{stage} alone, {cores}", f"{rates[stage]:.0f}")
+    table.add_row(f"reading, {report['videos_at_a_time']} videos at a time, {cores}", f"{rates['reading']:.0f}")
+    if rates["transfer"]:
+        table.add_row("transfer of clips to the network", f"{rates['transfer']:.0f}")
+    clip = f"{report['network_seconds_per_clip']:.2g} s per clip"
+    table.add_row(f"network, {report['runtime']}, {report['precision']}, {clip}", f"{rates['network']:.0f}")
+    table.add_row("together, estimated", f"{rates['together']:.0f}")
     console.print(table)
     products = ", ".join(f"{name} {rate:.0f}" for name, rate in report["matrix_gflops"].items())
     network = f"; of this network: {report['network_gflops']:.0f}" if report["network_gflops"] else ""
     console.print(f"GFLOP/s of large matrix products, the most that a network can reach: {products}{network}")
-    console.print(f"\n{_describe_bound(report)}")
+    console.print(f"\n{_describe_bound(report)}{' To go faster:' if report['advice'] else ''}")
     for tip in report["advice"]:
         console.print(f"  {tip}")
 
 
 def _describe_bound(report: Mapping[str, Any]) -> str:
     rates, bound = report["frames_per_second"], report["bound"]
-    slower, quicker = sorted([rates["network"], rates["reading"]])
-    what = "the network" if bound == "network" else f"reading, mostly {bound}"
-    more = " To go faster:" if report["advice"] else ""
-    return f"Limited by {what}: {slower:.0f} frames/s; the rest reaches {quicker:.0f}.{more}"
+    what = {"network": "the network", "transfer": "the transfer of clips to the network"}.get(bound, bound)
+    if report["reading_share"] is not None:
+        return (
+            f"Limited by {what}: reading takes {report['reading_share']:.0%} of the cores' time, the network the rest."
+        )
+    if rates["network"] > rates["reading"]:
+        enough = math.ceil(report["cores_for_network"])
+        return f"Limited by {what}: the network would be the limit from {enough} cores on."
+    return f"Limited by {what}: {report['cores_for_network']:.1f} cores read fast enough."
