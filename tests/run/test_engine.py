@@ -20,7 +20,7 @@ from vid3d_cli.options import Options
 from vid3d_cli.plan import Plan
 from vid3d_cli.records import Clip, ClipOutput, ClipSpan, Frame
 from vid3d_cli.run import feeds, load, local, threads
-from vid3d_cli.run.reader import ClipReader
+from vid3d_cli.run.reader import open_clips
 from vid3d_cli.runtimes import has_openvino
 from vid3d_cli.runtimes.base import MultiDeviceRuntime
 from vid3d_cli.timings import StageSeconds
@@ -124,9 +124,9 @@ def _fake_plans(monkeypatch):
     monkeypatch.setattr(local, "load", lambda plan, *fetch: real_load(plan, *fetch) if is_real(plan) else plan.load())
     monkeypatch.setattr(
         feeds,
-        "ClipReader",
+        "open_clips",
         lambda plan, video, workers, decoders: (
-            ClipReader(plan, video, workers, decoders) if is_real(plan) else plan.open_clips(video, workers)
+            open_clips(plan, video, workers, decoders) if is_real(plan) else plan.open_clips(video, workers)
         ),
     )
 

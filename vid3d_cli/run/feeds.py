@@ -16,7 +16,7 @@ from ..plan import Plan
 from ..records import Clip, ClipOutput
 from ..video.process import Decoders
 from ..workers import Workers
-from .reader import ClipReader
+from .reader import ClipReader, DecodedClips, open_clips
 
 MIN_ROOM = 2
 """Minimum number of clips read ahead per video; a dense run, whose clips are long, reads one."""
@@ -124,7 +124,7 @@ def _form(clip: Clip) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
 class Feed:
     """One video being read by a thread into a short queue of clips."""
 
-    reader: ClipReader
+    reader: ClipReader | DecodedClips
 
     def __init__(self, video: str, plan: Plan, workers: Workers, decoders: Decoders, room: int) -> None:
         self.video = video
@@ -152,7 +152,7 @@ class Feed:
         if self._is_stopped:
             return
         try:
-            with ClipReader(self._plan, self.video, self._workers, self._decoders) as self.reader:
+            with open_clips(self._plan, self.video, self._workers, self._decoders) as self.reader:
                 self.num_expected_clips = self.reader.num_expected_clips
                 for clip in self.reader:
                     self._room.get()
