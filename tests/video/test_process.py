@@ -533,14 +533,14 @@ def features_of(videos, failures=None, **options):
 def strike(monkeypatch, victim, number):
     """Send a signal to the process that opens this video."""
 
-    def open_video(self, video, **options):
-        frames = really_open(self, video, **options)
-        if video == victim:
-            os.kill(pid_of(frames), number)
-        return frames
+    def ask(self, request):
+        answers = really_ask(self, request)
+        if request.video == victim:
+            os.kill(answers._decoder.process.pid, number)
+        return answers
 
-    really_open = Decoders.open
-    monkeypatch.setattr(Decoders, "open", open_video)
+    really_ask = Decoders.ask
+    monkeypatch.setattr(Decoders, "ask", ask)
 
 
 @pytest.mark.parametrize(
