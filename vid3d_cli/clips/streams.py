@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..flow.fields import quantise_flow, to_grey
 from ..records import Frame
 from ..workers import Workers
-from .preprocess import load_resampler, place_crops, resize
+from .preprocess import place_crops, resize
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -88,8 +88,6 @@ def align_streams(
         workers: threads that resize and compute flow; None uses this thread.
     """
     workers = Workers() if workers is None else workers
-    if antialias:
-        load_resampler()
 
     def prepare(stored: NDArray[np.uint8]) -> _Prepared:
         resized = resize(stored, size_px, antialias=antialias)
