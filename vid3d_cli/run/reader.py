@@ -1,9 +1,9 @@
 """Reads the clips of one video, as a plan defines them: in a decoder process, or in this one.
 
-    decoder process   frames → resized → grey → flow → cropped, quantised → clip n, stacked in slot 1
-    this process      DecodedClips ←───────── "clip n is in slot 1" ─────────────────┘
+    decoder process   frames → resized → grey → flow → cropped, quantised → clip 3, stacked in slot 1 (ClipReader)
+    this process      Clip ←─────────────── "clip 3 is in slot 1" ────────────────┘                   (DecodedClips)
 
-`ClipReader` does all the work, in either process. `DecodedClips` only maps the slots.
+`ClipReader` does all the work, in either process. What `DecodedClips` yields are views of slots, see `video.slots`.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ Forms = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of the array of each stream."""
 
 Allocate = Callable[[Forms], Mapping[str, NDArray[Any]]]
+"""Makes the arrays of a clip."""
 
 
 def _allocate(forms: Forms) -> Mapping[str, NDArray[Any]]:
@@ -101,7 +102,7 @@ class ClipReader:
         video: path or URL.
         workers: threads that resize frames and compute flow; None does so in the thread that iterates.
         decoders: processes that decode, and may crash; None decodes in the thread that iterates.
-        allocate: makes the arrays of the next clip.
+        allocate: makes the arrays that clips are stacked in.
 
     Raises:
         VideoError: on opening or while reading.
@@ -263,7 +264,7 @@ def _span(index: int, window: Window[StreamFrame] | Window[_Shown]) -> ClipSpan:
     return ClipSpan(index, window.start, window.num_valid, first.seconds, last.end_seconds)
 
 
-# In a decoder process ------------------------------------------------------------------------------------------------
+# From a decoder process ----------------------------------------------------------------------------------------------
 
 
 def open_clips(
@@ -386,8 +387,8 @@ def _count_bytes(form: tuple[tuple[int, ...], str]) -> int:
 
 def _carve(memory: NDArray[np.uint8], forms: Forms) -> Mapping[str, NDArray[Any]]:
     """Return the arrays of a clip, which lie one after the other."""
-    starts = itertools.accumulate(map(_count_bytes, forms.values()), initial=0)
-    return {
-        stream: np.ndarray(shape, dtype, memory, start)  # a view
-        for start, (stream, (shape, dtype)) in zip(starts, forms.items(), strict=False)
-    }
+    arrays, start = {}, 0
+    for stream, (shape, dtype) in forms.items():
+        arrays[stream] = np.ndarray(shape, dtype, memory, start)  # a view
+        start += _count_bytes((shape, dtype))
+    return arrays
