@@ -6,8 +6,8 @@
 
 Prints a Markdown table with one row for each case, the fastest of some runs:
 
-- parent: CPU milliseconds of this process a frame (user and system), which is all that is left for the networks to
-  share a core with; readers: those of the decoder processes;
+- parent: CPU milliseconds of this process a frame (user and system), with the start of the decoder processes (15 ms a
+  run); readers: those of the decoder processes;
 - MB: peak resident memory of the largest decoder process, and of this process.
 """
 
@@ -133,7 +133,7 @@ def main() -> None:
         directory = Path(name)
         cases = {Path(video).name: [video] for video in asked.videos}
         if not cases:
-            for width, height, num_frames in ((340, 256, 640), (1920, 1080, 192)):
+            for width, height, num_frames in ((340, 256, 1280), (1920, 1080, 192)):
                 path = directory / f"{width}x{height}.mp4"
                 render(path, width, height, num_frames)
                 cases[f"{width}×{height}"] = [str(path)]
