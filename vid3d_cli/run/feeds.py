@@ -52,10 +52,13 @@ class Feeds:
         # Simple queues stay usable after an interrupt; a semaphore or a condition could stay locked.
         self.arrivals: queue.SimpleQueue[tuple[Feed, Clip | ReadVideo | Exception]] = queue.SimpleQueue()
         self.permits: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._num_permits = 0
+        self.turns: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._jobs = self._batch_size = self._num_permits = 0
+        self._num_read = self._num_clips = 0
         self._waiting = iter(videos)
         self._due: deque[Feed] = deque()  # all whose results are not out
         self._reading: list[Feed] = []  # those with clips, or with more to come
+        self._ending: list[Feed] = []  # those given up whose threads have not ended
         self.widen(jobs, 1)
 
     def widen(self, jobs: int, batch_size: int) -> None:
@@ -63,7 +66,9 @@ class Feeds:
         num_permits = (1 if self.plan.dense else CLIPS_AHEAD) * max(jobs, batch_size)
         for _ in range(num_permits - self._num_permits):
             self.permits.put(None)
-        self._jobs, self._num_permits = jobs, max(num_permits, self._num_permits)
+        for _ in range(jobs - self._jobs):
+            self.turns.put(None)
+        self._jobs, self._batch_size, self._num_permits = jobs, batch_size, num_permits
 
     def first(self) -> Feed | None:
         """Return the video whose result is due; None after the last."""
@@ -72,7 +77,7 @@ class Feeds:
 
     def drop_first(self) -> None:
         """Drop the first video, whose result is out."""
-        self._due.popleft()
+        self._ending = [feed for feed in (*self._ending, self._due.popleft()) if feed.thread.is_alive()]
         self._open_more()
 
     def wait(self) -> None:
@@ -90,7 +95,10 @@ class Feeds:
     def _sort(self, feed: Feed, arrived: Clip | ReadVideo | Exception) -> None:
         if not isinstance(arrived, Clip):
             feed.end(arrived)
-        elif feed.is_drained:  # given up
+            self._num_read += 1
+            return
+        self._num_clips += 1
+        if feed.is_drained:  # given up
             self.permits.put(None)
         else:
             feed.clips.append(arrived)
@@ -124,7 +132,9 @@ class Feeds:
         feed.end(error)
 
     def _open_more(self) -> None:
-        while sum(not feed.is_drained for feed in self._reading) < self._jobs and self._may_hold_more():
+        # Short videos end while this thread waits for a batch: one batch more of them waits for its turn.
+        num_spare = min(self._jobs, self._batch_size * self._num_read // max(1, self._num_clips))
+        while sum(not feed.is_drained for feed in self._reading) < self._jobs + num_spare and self._may_hold_more():
             video = next(self._waiting, None)
             if video is None:
                 return
@@ -144,11 +154,12 @@ class Feeds:
     ) -> None:
         for feed in self._due:
             feed.is_drained = True
-        self.permits.put(None)  # every reader that waits for one takes it, and puts it back
+        self.permits.put(None)  # every reader that waits takes it, and puts it back
+        self.turns.put(None)
         self.decoders.close()
         self.workers.close()  # a reader that waits for them ends now, not at its next clip
         deadline = time.monotonic() + STOP_SECONDS
-        for feed in self._due:
+        for feed in (*self._ending, *self._due):
             if feed.thread.is_alive():
                 feed.thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -178,9 +189,10 @@ class Feed:
 
     def _read(self, feeds: Feeds) -> None:
         facts: ReadVideo | Exception
-        if self.is_drained:
-            return
+        feeds.turns.get()
         try:
+            if self.is_drained:
+                return
             with ClipReader(feeds.plan, self.video, feeds.workers, feeds.decoders) as reader:
                 self.num_expected_clips = reader.num_expected_clips
                 for clip in reader:
@@ -193,6 +205,8 @@ class Feed:
                 facts = reader.summary()
         except Exception as error:  # any error fails this video only
             facts = error
+        finally:
+            feeds.turns.put(None)
         feeds.arrivals.put((self, facts))
 
     def end(self, facts: ReadVideo | Exception) -> None:
