@@ -81,7 +81,7 @@ class Model:
 
         Args:
             videos: path or URL, or several; directories, globs and "@list.txt" stand for the videos in them.
-            jobs: how many videos are read at the same time; None for 2 to 8, depending on the cores.
+            jobs: how many videos are read at the same time; None: see `run.threads.share_threads`.
             timeout: seconds without progress before a video fails; None for no limit.
             on_failure: called with each failed video, and the others continue; None raises the failure.
             on_clips: called with the progress within a video; see `vid3d_cli.extract`.
@@ -194,7 +194,7 @@ def extract(
             command line. Each video comes once.
         out: `feats.npy`, `.npz`, `.h5`, `.parquet` or a directory.
         model: name of a model.
-        jobs: how many videos are read at the same time; None for 2 to 8, depending on the cores.
+        jobs: how many videos are read at the same time; None: see `run.threads.share_threads`.
         timeout: seconds without progress before a video fails; None for no limit.
         on_failure: without `out`, called with each failed video, and the others continue; None raises the failure.
         on_clips: without `out`, called with a video, the numbers of its clips done and expected (or None), and the new

@@ -111,31 +111,42 @@ def test_all_readers_read_at_the_same_time(monkeypatch, plan):
 
 
 def test_a_stage_costs_what_it_adds(monkeypatch, plan, video):
-    """100 clips/s decoded, 50 with the resize, 40 with flow: the resize alone would reach 100, flow 200."""
-    rates, plans = iter([100.0, 50.0, 40.0]), []
+    seconds, plans = iter([1.0, 1.5, 4.0]), []
 
     def read(plan, videos, num_workers):
         plans.append(plan)
-        return next(rates), []
+        return next(seconds), []
 
     monkeypatch.setattr(bench, "_read", read)
     stages, _ = bench._measure_reading(plan, [str(video)], 2)
-    assert stages == pytest.approx({"decode": 100, "resize": 100, "flow": 200, "reading": 40})
+    assert stages == {"decode": 1, "resize": 0.5, "flow": 2.5, "reading": 4}
     assert [list(each.networks) for each in plans] == [["rgb"], ["rgb"], ["rgb", "flow"]]
     info = probe(str(video), decode=False)
     assert plans[0].resize_px == (info.height, info.width)
     assert plans[2] == plan
 
 
-def test_a_stage_that_adds_nothing_has_no_rate(monkeypatch, plan, video):
-    rates = iter([50.0, 50.0, 60.0])
-    monkeypatch.setattr(bench, "_read", lambda *_: (next(rates), []))
-    assert bench._measure_reading(plan, [str(video)], 2)[0] == {
-        "decode": 50,
-        "resize": None,
-        "flow": None,
-        "reading": 60,
-    }
+@pytest.mark.parametrize(("device", "num_in_flight"), [("cpu", 1), ("NVIDIA H200", 2)])
+def test_rates_of_reading_and_network_together(monkeypatch, plan, device, num_in_flight):
+    """On a CPU their times add up; with a GPU the longer one counts. A stage that adds no time has no rate."""
+    runtime = SimpleNamespace(
+        description=f"torch on {device}", num_in_flight=num_in_flight, batch_size=2, precision="fp32"
+    )
+    monkeypatch.setattr("vid3d_cli.run.load.load", lambda *_: SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr("vid3d_cli.run.threads.count_cores", lambda: 12)
+    monkeypatch.setattr(bench, "_matrix_rates", lambda *_: {})
+    stages = {"decode": 1.0, "resize": -0.1, "flow": 3.1, "reading": 4.0}
+    monkeypatch.setattr(bench, "_measure_reading", lambda *_: (stages, ["clip"]))
+    monkeypatch.setattr(bench, "_run_network", lambda *_: (1.0, 0.5))
+    report = bench.measure(plan, ["a.mp4"])
+    rates = report["frames_per_second"]
+    assert (rates["decode"], rates["resize"], rates["reading"], rates["network"]) == (16, None, 4, 16)
+    if device == "cpu":
+        assert (rates["transfer"], rates["together"], report["videos_at_a_time"]) == (None, 16 / 5, 3)
+        assert (report["reading_share"], report["cores_for_network"]) == (4 / 5, None)
+    else:
+        assert (rates["transfer"], rates["together"], report["videos_at_a_time"]) == (32, 4, 12)
+        assert (report["reading_share"], report["cores_for_network"]) == (None, 48)
 
 
 def test_starting_a_batch_is_measured_apart_from_waiting_for_it(monkeypatch):
@@ -153,12 +164,6 @@ def test_starting_a_batch_is_measured_apart_from_waiting_for_it(monkeypatch):
     monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: now))
     networks = SimpleNamespace(runtime=SimpleNamespace(num_in_flight=2, start=start))
     assert bench._run_network(networks, ["clip"] * 4) == (8 / 4, 3 / 4)
-
-
-@pytest.mark.parametrize(("share_cores", "expected"), [(True, 20.0), (False, 25.0)])
-def test_rates_of_reading_and_network_together(share_cores, expected):
-    assert bench.together(100.0, 25.0, share_cores=share_cores) == pytest.approx(expected)
-    assert bench.together(25.0, 100.0, share_cores=share_cores) == pytest.approx(expected)
 
 
 def facts(rates=None, **changes):

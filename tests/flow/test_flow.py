@@ -146,7 +146,7 @@ def test_the_command_leaves_nothing_of_a_video_whose_decoder_dies(vid3d, tmp_pat
 
     def open_and_kill(decoders, *args, **options):
         frames = open_video(decoders, *args, **options)
-        frames._decoder.process.kill()
+        frames._answers._decoder.process.kill()
         return frames
 
     monkeypatch.setattr(Decoders, "open", open_and_kill)

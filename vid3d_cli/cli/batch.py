@@ -43,7 +43,7 @@ Jobs = Annotated[
         min=1,
         metavar="N",
         help="Videos read at the same time.",
-        show_default="2 to 8, depending on the cores",
+        show_default="2 to 8, depending on the cores; with a GPU, one per core, up to 32",
         rich_help_panel="Machine",
     ),
 ]

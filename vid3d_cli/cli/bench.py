@@ -111,12 +111,13 @@ def measure(plan: Plan, videos: Sequence[str]) -> dict[str, Any]:
     is_cpu = runtime.description.endswith("cpu")
     shares = share_threads(cores, has_gpu=runtime.num_in_flight > 1)
     num_new_frames = plan.stride if dense is None else dense.length / dense.times_computed
-    stages, clips = _measure_reading(plan, list(islice(cycle(videos), shares.jobs)), shares.workers)
+    read_seconds, clips = _measure_reading(plan, list(islice(cycle(videos), shares.jobs)), shares.workers)
     clip_seconds, start_seconds = _run_network(networks, list(islice(cycle(clips), runtime.batch_size)))
-    rates = {name: rate and num_new_frames * rate for name, rate in stages.items()}
-    rates["transfer"] = num_new_frames / start_seconds if runtime.num_in_flight > 1 else None
-    rates["network"] = num_new_frames / clip_seconds
-    rates["together"] = together(rates["reading"], rates["network"], share_cores=is_cpu)
+    seconds = read_seconds | {"transfer": start_seconds if runtime.num_in_flight > 1 else 0.0, "network": clip_seconds}
+    rates = {name: num_new_frames / each if each > 0 else None for name, each in seconds.items()}
+    reading = read_seconds["reading"]
+    # On a CPU both use all cores, so their times add up; with a GPU the longer one counts.
+    together = reading + clip_seconds if is_cpu else max(reading, clip_seconds)
     return {
         "model": plan.model,
         "streams": list(plan.networks),
@@ -132,39 +133,33 @@ def measure(plan: Plan, videos: Sequence[str]) -> dict[str, Any]:
         "network_gflops": _network_gflops(plan, clip_seconds),
         "has_openvino": has_openvino(),
         "dense_pays": _dense_pays(plan),
-        "frames_per_second": rates,
-        "reading_share": rates["network"] / (rates["reading"] + rates["network"]) if is_cpu else None,
-        "cores_for_network": None if is_cpu else cores * rates["network"] / rates["reading"],
+        "frames_per_second": rates | {"together": num_new_frames / together},
+        "reading_share": reading / together if is_cpu else None,
+        "cores_for_network": None if is_cpu else cores * reading / clip_seconds,
     }
 
 
-def _measure_reading(
-    plan: Plan, videos: Sequence[str], num_workers: int
-) -> tuple[dict[str, float | None], Sequence[Clip]]:
-    """Return the clips per second of each stage, and of reading as a whole; and a clip of each video.
+def _measure_reading(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[dict[str, float], Sequence[Clip]]:
+    """Return the seconds per clip of each stage, and of reading as a whole; and a clip of each video.
 
     All readers run at the same time: first only decoding, then with one stage more, so that waiting for memory, for
-    FFmpeg's threads and for each other counts. A stage that costs no time beside the others has no rate.
+    FFmpeg's threads and for each other counts. A stage that costs no time beside the others may get less than 0.
     """
     from ..video.process import probe
 
     info = probe(videos[0], decode=False, allow_playlists=plan.allow_playlists)
-    source = {"resize_px": (info.height, info.width), "crop_px": min(plan.crop_px, info.height, info.width)}
     without_flow = replace(plan, networks={"rgb": next(iter(plan.networks.values()))})
-    only_decoded = replace(without_flow, **source, crops=1, resize_only=False, dense=False)
+    size, crop_px = (info.height, info.width), min(plan.crop_px, info.height, info.width)
+    only_decoded = replace(without_flow, resize_px=size, crop_px=crop_px, crops=1, resize_only=False, dense=False)
     decode, _ = _read(only_decoded, videos, num_workers)
     resize, clips = _read(without_flow, videos, num_workers)
     reading, clips = _read(plan, videos, num_workers) if "flow" in plan.networks else (resize, clips)
 
-    def added(slower: float, faster: float) -> float | None:
-        return 1 / (1 / slower - 1 / faster) if slower < faster else None
-
-    rates = {"decode": decode, "resize": added(resize, decode), "flow": added(reading, resize), "reading": reading}
-    return rates, clips
+    return {"decode": decode, "resize": resize - decode, "flow": reading - resize, "reading": reading}, clips
 
 
 def _read(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[float, Sequence[Clip]]:
-    """Read all videos at the same time, again and again; return the clips per second, and one of each video."""
+    """Read all videos at the same time, again and again; return the seconds per clip, and a clip of each."""
     from ..run.threads import one_opencv_thread
     from ..video.process import TIMEOUT_SECONDS, Decoders
     from ..workers import Workers
@@ -177,7 +172,7 @@ def _read(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[float, S
     ):
         read = [pool.submit(_read_again_and_again, plan, video, workers, decoders) for video in videos]
         rates, clips = zip(*(each.result() for each in read), strict=True)
-    return sum(rates), clips
+    return 1 / sum(rates), clips
 
 
 def _read_again_and_again(plan: Plan, video: str, workers: Workers, decoders: Decoders) -> tuple[float, Clip]:
@@ -238,14 +233,6 @@ def _dense_pays(plan: Plan) -> bool:
     except UsageError:
         return False
     return not plan.dense and dense is not None and dense.pays
-
-
-def together(reading: float, network: float, *, share_cores: bool) -> float:
-    """Return the frames per second when reading and the network run at the same time, given the rate of each alone.
-
-    On a CPU both use all cores, so their times add up; with a GPU the slower one counts.
-    """
-    return 1 / (1 / reading + 1 / network) if share_cores else min(reading, network)
 
 
 def find_bound(report: Mapping[str, Any]) -> str:
