@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..durable import AtomicFile
 from ..errors import OutputError
-from ..models.weights import cache_dir
+from ..models.digests import cache_dir
 from ..version import __version__
 
 _log = logging.getLogger("vid3d_cli")
