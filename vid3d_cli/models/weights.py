@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..durable import AtomicFile
 from ..errors import CheckpointError, ChecksumMismatch, OutputError, UsageError, WeightsUnavailable
 from .digests import Digests, cache_dir, digest_path, digest_stream, file_sha256
-from .download import Progress, SourceError, fetch, offline_variable
 from .manifest import ManualSource, PackagedSource, WeightsFile, data_path, model_entries, parse_weights_name
+
+if TYPE_CHECKING:
+    from .download import Progress
 
 _log = logging.getLogger("vid3d_cli")
 
@@ -239,6 +241,8 @@ def _missing(file: WeightsFile, problems: Iterable[str], *, is_tried: bool = Fal
 
 def _advise(files: Sequence[WeightsFile]) -> list[str]:
     """Return lines: where to put missing files, what to type, and what works without them."""
+    from .download import offline_variable
+
     model, them = files[0].model, "it" if len(files) == 1 else "them"
     add = f"vid3d weights add {model} FILE"
     if any(file.is_fetched for file in files):
@@ -275,6 +279,8 @@ def _pull_part(file: WeightsFile, progress: Progress | None) -> Path:
     path, problems = _look_up(file)
     if path is not None:
         return path
+    from .download import SourceError, fetch  # imports ssl, which takes 30 ms
+
     for source in file.sources:
         if isinstance(source, ManualSource):
             continue

@@ -34,6 +34,8 @@ Form = tuple[tuple[int, ...], str]
 _NUMBER = "(0|[1-9][0-9]*)"
 _DEVICE = re.compile(rf"auto|(cpu|mps)(:0)?|cuda(:all|:{_NUMBER}(,{_NUMBER})*)?")
 
+_GPU_FILE = re.compile("nvidia|nvhost-gpu|nvgpu|nvmap|dxg|kfd")
+
 
 def has_openvino() -> bool:
     """Return whether OpenVINO is installed, without importing it."""
@@ -128,18 +130,17 @@ def select_runtime(
 
 
 def may_have_gpu() -> bool:
-    """Return whether torch may find a CUDA or ROCm GPU, without importing it: whether a driver shows itself.
+    """Return whether torch may find a CUDA or ROCm GPU, without importing it.
 
-    The device files of NVIDIA's driver, of its kind for Jetson, of WSL and of AMD's; or the library of a CUDA driver,
-    as where a GPU of another machine is lent without a device file.
+    A GPU of this machine shows as a device file of its driver: NVIDIA's, that of its Jetsons, that of WSL, or AMD's. A
+    GPU that another machine lends may show only in the driver's library, which images with CUDA also hold without one.
     """
-    if any(Path("/dev").glob(pattern) for pattern in ("nvidia*", "nvhost-gpu", "nvgpu*", "nvmap", "dxg", "kfd")):
+    if any(_GPU_FILE.match(path.name) for path in Path("/dev").iterdir()):
         return True
     try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
+        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
+    except (OSError, AttributeError):
         return False
-    return True
 
 
 def select_cpu_precision(name: str) -> str:
