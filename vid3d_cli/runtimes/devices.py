@@ -152,8 +152,9 @@ def _start_cuda() -> Problem | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # several lines about architectures: `_try_gpu` says it in one
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
+        warnings.filterwarnings("ignore", "CUDA initialization: ")  # said again wherever torch counts GPUs
         has_gpu = driver or not re.search("no NVIDIA driver|No (CUDA|HIP) GPUs", str(error))
         return _explain(error) if has_gpu else None
     return None
@@ -174,8 +175,8 @@ def _try_gpu(gpu: torch.device) -> Problem | None:
     except RuntimeError as error:
         return _explain(error, gpu)
     if total != 27:
-        fix = "run vid3d doctor, and use another device"
-        return Problem(f"a convolution gives {total:g} instead of 27", fix, gpu, gives_wrong_numbers=True)
+        what = f"{torch.cuda.get_device_name(gpu)} computes wrongly: a sum is {total:g} instead of 27"
+        return Problem(what, "use another device, and have this one checked", gpu, gives_wrong_numbers=True)
     return None
 
 
@@ -203,7 +204,7 @@ _CAUSES = (
         "the driver shows no GPU (CUDA_VISIBLE_DEVICES is {visible})",
         "unset CUDA_VISIBLE_DEVICES; start a container with --gpus all; ask Slurm for a GPU with --gres",
     ),
-    ("Error 802|not yet initialized", "the fabric of its GPUs is not ready", "start nvidia-fabricmanager"),
+    ("Error 802|not yet initialized", "the NVSwitch fabric of the GPUs is not ready", "start nvidia-fabricmanager"),
     (
         "Error 803|unsupported display driver",
         "the NVIDIA driver was updated while it was loaded",
@@ -233,7 +234,7 @@ _CAUSES = (
     ),
     (
         "(?i)cudnn",
-        "cuDNN {cudnn} does not run on {name} ({error})",
+        "cuDNN does not run on {name} ({error})",
         "restore the one that torch needs: pip install --force-reinstall torch torchvision",
     ),
     ("", "CUDA fails on {name} ({error})", "see nvidia-smi, and restart the machine if nothing else helps"),
@@ -252,11 +253,10 @@ def _explain(error: Exception, gpu: torch.device | None = None) -> Problem:
         "name": "the GPU",
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
         "driver": f"{driver} " if driver else "",
         "oldest_driver": _OLDEST_DRIVERS.get(str(torch.version.cuda).partition(".")[0], "the newest"),
         "visible": "not set" if visible is None else repr(visible),
-        "error": str(error).strip().partition("\n")[0],
+        "error": str(error).strip().partition("\n")[0].rpartition("set an error? ")[2],
     }
     if gpu is not None:
         known["name"] = torch.cuda.get_device_name(gpu)
