@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -46,7 +47,7 @@ class Networks:
     recipe: Recipe
     """The plan's, with runtime, precision and versions filled in."""
     warnings: tuple[str, ...]
-    """Warnings about the user's own checkpoints, one sentence each; see also `Plan.warnings`."""
+    """Warnings about GPUs that are not used and the user's own checkpoints, one sentence each; see `Plan.warnings`."""
 
     @property
     def has_classes(self) -> bool:
@@ -142,7 +143,17 @@ def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
         versions={runtime.name: runtime.version, **package_versions()},
     )
     num_classes = next((known.num_classes for known in facts.values() if known.num_classes is not None), None)
-    return Networks(plan, runtime, num_classes, recipe, tuple(_find_doubtful_checkpoints(plan, facts)))
+    warnings = (*_explain_device(plan), *_find_doubtful_checkpoints(plan, facts))
+    return Networks(plan, runtime, num_classes, recipe, warnings)
+
+
+def _explain_device(plan: Plan) -> list[str]:
+    """Return why the networks do not run on a GPU of this machine, if "auto" passed over it."""
+    if "torch" not in sys.modules:  # there is no sign of a GPU
+        return []
+    from ..runtimes.devices import explain_choice
+
+    return explain_choice(plan.network_device)
 
 
 class _Models(Mapping[str, "ClipModel"]):

@@ -8,9 +8,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import importlib.util
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +59,7 @@ def check_runtime_options(
         num_threads: CPU threads; None is one per core.
 
     Raises:
-        UsageError: an unknown name, options that contradict each other, or a missing package or compiler.
+        UsageError: an unknown name, options that contradict each other, or a missing package.
     """
     check_known(runtime, RUNTIMES, f"unknown runtime '{runtime}'")
     check_device(device)
@@ -77,12 +75,6 @@ def check_runtime_options(
             raise UsageError("openvino is not installed: pip install 'vid3d[openvino]'")
     if precision == "fp16" and (runtime == "openvino" or device.startswith("cpu")):
         raise UsageError(FP16_NEEDS_GPU)
-    if compile:
-        compiler = os.environ.get("CXX", "g++")  # what TorchInductor looks for on Linux and macOS
-        if shutil.which(compiler) is None:
-            raise UsageError(
-                f"--compile needs a C++ compiler, and {compiler} was not found: install one, or set CXX to its path"
-            )
 
 
 def check_device(name: str) -> None:
@@ -113,7 +105,8 @@ def select_runtime(
     second, is asked only where it may find a GPU or will run the networks.
 
     Raises:
-        UsageError: see `check_runtime_options`; or a GPU that is not present, or fp16 without one.
+        UsageError: see `check_runtime_options`; or a GPU that is not present or cannot be used, fp16 without one, or no
+            compiler for `compile`.
     """
     check_runtime_options(name, device, precision, compile, num_threads)
     if name == "openvino":
@@ -122,10 +115,13 @@ def select_runtime(
     if prefers_openvino and (device.startswith("cpu") or (device == "auto" and not may_have_gpu())):
         select_cpu_precision(precision)
         return "openvino"
+    from .compiling import check_compiler
     from .devices import select_devices, select_precision
 
     devices = select_devices(device)
     select_precision(precision, *devices)
+    if compile:
+        check_compiler(devices[0].type)
     return "openvino" if prefers_openvino and devices[0].type == "cpu" else "torch"
 
 
