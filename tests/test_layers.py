@@ -27,6 +27,7 @@ LAYERS = [
         "timings",
         "workers",
         "durable",
+        "device_memory",
     ),
     "fusion",
     *("video", "flow", "models", "clips", "predictions", "results", "runtimes", "options", "plan", "run"),
