@@ -210,7 +210,8 @@ class _Scale:
             *fields, is_moving, _ = batch = [store[:num_pairs] for store in stores]
             if check % checks_per_round == 0:
                 fuse(median)(self.image(fields[0][..., : self.g.shape[-1]]), is_moving)
-            fuse(iterate)(*fields, is_moving, *self.constants, ITERATIONS_PER_CHECK, False)
+            for _ in range(ITERATIONS_PER_CHECK):
+                fuse(iterate)(*fields, is_moving, *self.constants, 1, False)
             if answer is not None:
                 num_moving = int(answer())
                 if not num_moving:
