@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moving import DATA, REFERENCE, mean_end_point_error, shifted_pair, texture
+from moving import DATA, REFERENCE, different_pairs, mean_end_point_error, recorded_pair, shifted_pair, texture
 from torch._dynamo.exc import TorchDynamoException
 
 from vid3d_cli.errors import ShapeError
@@ -30,28 +30,6 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 def flow_of(prev, following, **options):
     return tvl1_flow(prev[None], following[None], **options)[0]
-
-
-def recorded_pair():
-    """A crop of a real video, and what OpenCV 5.0.0 (contrib) computed for it."""
-    with np.load(DATA / "tvl1_pair.npz") as arrays:
-        return arrays["prev"], arrays["next"], arrays["flow"].astype(np.float32)
-
-
-@pytest.fixture
-def on_gpu_paths(monkeypatch):
-    """Run on the CPU, uncompiled, what a GPU runs."""
-    for file in (tvl1_kernels, tvl1_solver):
-        monkeypatch.setattr(file, "is_cpu", lambda tensor: False)
-    monkeypatch.setattr(tvl1_solver, "fuse", lambda function: function)
-    monkeypatch.setattr(tvl1_solver, "download", lambda tensor: tensor.clone().numpy)
-
-
-def solve_together(prev, following):
-    """What a GPU computes for a batch."""
-    frames = (torch.from_numpy(stack.astype(np.float32)) for stack in (prev, following))
-    with torch.inference_mode():
-        return tvl1_solver.solve(*frames).permute(0, 2, 3, 1).numpy()
 
 
 # The flow
@@ -120,12 +98,6 @@ def test_the_description_names_the_parameters():
 
 
 # Threads
-
-
-def different_pairs(num_pairs, height=24, width=37):
-    """Pairs that come to rest after different numbers of iterations, one of them at once."""
-    pairs = [shifted_pair(i % 4, -(i % 3), height, width, seed=i) for i in range(num_pairs)]
-    return tuple(np.stack(frames) for frames in zip(*pairs, strict=True))
 
 
 def test_a_pair_does_not_depend_on_those_beside_it():
@@ -212,45 +184,6 @@ def test_other_arrays_than_two_stacks_of_frames_are_refused(prev, following):
 
 
 # What a GPU runs
-
-
-def test_the_operations_of_a_gpu_give_opencvs_flow(on_gpu_paths):
-    prev, following, expected = recorded_pair()
-    assert mean_end_point_error(flow_of(prev, following), expected) < MAX_ERROR_PX
-
-
-def test_pairs_leave_the_batch_of_a_gpu_and_come_back_to_their_places(on_gpu_paths, monkeypatch):
-    monkeypatch.setattr(tvl1_solver, "NUM_WARPS", 2)
-    prev, following = different_pairs(5)
-    order = [4, 3, 1, 0, 2, 0]
-    alone = np.stack([solve_together(*pair)[0] for pair in zip(prev[:, None], following[:, None], strict=True)])
-    sizes = []
-
-    def iterate(*arguments):
-        sizes.append(len(arguments[0]))
-        tvl1_kernels.iterate(*arguments)
-
-    monkeypatch.setattr(tvl1_solver, "iterate", iterate)
-    np.testing.assert_allclose(solve_together(prev[order], following[order]), alone[order], rtol=0, atol=1e-4)
-    assert set(sizes) > {len(order), 2}
-    assert sum(sizes) < 0.8 * len(order) * len(sizes)
-
-
-@pytest.mark.parametrize("num_moving", [[3, 3, 2, 1, 0], [3] * 60, [0]])
-def test_the_host_gives_a_gpu_more_work_before_it_waits_for_an_answer(num_moving, on_gpu_paths, monkeypatch):
-    events, answers = [], iter(num_moving)
-
-    def download(count):
-        events.append("ask")
-        return lambda: events.append("wait") or next(answers)
-
-    monkeypatch.setattr(tvl1_solver, "download", download)
-    monkeypatch.setattr(tvl1_solver, "iterate", lambda *arguments: events.append("iterate"))
-    monkeypatch.setattr(tvl1_solver, "median", lambda *arguments: None)
-    random_scale(3)._minimise_together()
-    work = ["iterate"] * tvl1_solver.ITERATIONS_PER_CHECK
-    assert events == [*work, "ask", *[*work, "wait", "ask"] * 59][: len(events)]
-    assert events.count("wait") == min(len(num_moving), 59)
 
 
 @needs_cuda

@@ -56,9 +56,7 @@ _turns = itertools.count()
 """Of all flow functions together: videos that are read side by side begin on different GPUs."""
 
 
-def tvl1_flow(
-    prev: NDArray[np.uint8], following: NDArray[np.uint8], *, device: torch.device | str = "cpu"
-) -> NDArray[np.float32]:
+def tvl1_flow(prev: NDArray[np.uint8], following: NDArray[np.uint8], *, device: str = "cpu") -> NDArray[np.float32]:
     """Return the flow of pairs of frames.
 
     On a CPU, a pair's flow is the same whatever pairs are beside it. On a GPU its last bits may differ.
@@ -88,12 +86,6 @@ def tvl1_flow(
             "TV-L1 needs two stacks of grey frames (N, H, W) uint8 of one size, "
             f"got {prev.shape} {prev.dtype} and {following.shape} {following.dtype}"
         )
-    try:
-        device = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        raise UsageError(f"cannot compute flow on '{device}': {str(error).splitlines()[0]}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"cannot compute flow on '{device}': use cpu or cuda")
     flow = np.empty((*prev.shape, 2), np.float32)
 
     @torch.inference_mode()
@@ -102,10 +94,10 @@ def tvl1_flow(
         flow[pair] = solve(*frames)[0].permute(1, 2, 0).numpy()
 
     num_solved = 0
-    if device.type == "cuda":
+    if device != "cpu":
         num_solved = _find_gpu(device).solve(prev, following, flow)
         if num_solved < len(flow):
-            message = f"{device}: out of memory: the CPU computes TV-L1 flow instead; --batch-size 1 leaves more memory"
+            message = f"{device} has too little free memory for TV-L1, so the CPU computes it, which takes longer"
             warnings.warn(message, Vid3dWarning, stacklevel=2)
     list(_workers().map(solve_pair, range(num_solved, len(flow))))  # the list raises what a worker raised
     return flow
@@ -156,11 +148,17 @@ class _Gpu:
 _gpus: dict[torch.device, _Gpu] = {}
 
 
-def _find_gpu(device: torch.device) -> _Gpu:
-    with _lock:
-        if device not in _gpus:
-            _gpus[device] = _Gpu(device)
-        return _gpus[device]
+def _find_gpu(name: str) -> _Gpu:
+    try:
+        device = torch.empty(0, device=name).device
+        if device.type != "cuda":
+            raise RuntimeError("choose cpu or cuda")
+        with _lock:
+            if device not in _gpus:
+                _gpus[device] = _Gpu(device)
+            return _gpus[device]
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise UsageError(f"cannot compute flow on '{name}': {str(error).splitlines()[0]}") from None
 
 
 torch.get_num_threads()  # fixes the number for the importing thread, before `_workers` changes the default
