@@ -103,6 +103,7 @@ def test_the_solver_never_waits_for_the_gpu(on_gpu_paths, monkeypatch):
 
     monkeypatch.setattr(tvl1_solver, "NUM_WARPS", 1)
     monkeypatch.setattr(tvl1_solver, "download", download)
+    monkeypatch.setattr(tvl1_solver, "ITERATIONS_PER_CHECK", 1)
     with FakeTensorMode(), torch.no_grad():
         frames = torch.zeros(2, 6, 20, 24, device="cuda:1")
         with OnGpu():
