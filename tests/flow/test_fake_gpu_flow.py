@@ -255,7 +255,8 @@ def test_larger_frames_make_smaller_batches(gpu):
 def test_a_gpu_gives_up_where_one_pair_is_too_much(gpu):
     grey = brighter(3)
     gpu.room = 0
-    assert gpu.solve(grey[:-1], grey[1:], np.empty((3, 4, 5, 2), np.float32)) == 0
+    with pytest.warns(Vid3dWarning, match="the slower CPU computes it: CUDA out of memory"):
+        assert gpu.solve(grey[:-1], grey[1:], np.empty((3, 4, 5, 2), np.float32)) == 0
     assert gpu.sizes == [3, 1]
 
 
@@ -276,8 +277,7 @@ def test_the_cpu_computes_what_a_gpu_has_no_memory_for(monkeypatch):
         return 1
 
     monkeypatch.setattr(tvl1, "_find_gpu", lambda name: SimpleNamespace(solve=solve_one))
-    with pytest.warns(Vid3dWarning, match="cuda:3 has too little free memory"):
-        flow = tvl1_flow(prev, following, device="cuda:3")
+    flow = tvl1_flow(prev, following, device="cuda:3")
     np.testing.assert_array_equal(flow[0], np.full_like(flow[0], 5))
     np.testing.assert_array_equal(flow[1:], expected[1:])
 

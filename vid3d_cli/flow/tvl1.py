@@ -93,12 +93,7 @@ def tvl1_flow(prev: NDArray[np.uint8], following: NDArray[np.uint8], *, device: 
         frames = (torch.from_numpy(stack[pair : pair + 1].astype(np.float32, "C")) for stack in (prev, following))
         flow[pair] = solve(*frames)[0].permute(1, 2, 0).numpy()
 
-    num_solved = 0
-    if device != "cpu":
-        num_solved = _find_gpu(device).solve(prev, following, flow)
-        if num_solved < len(flow):
-            message = f"{device} has too little free memory for TV-L1, so the CPU computes it, which takes longer"
-            warnings.warn(message, Vid3dWarning, stacklevel=2)
+    num_solved = 0 if device == "cpu" else _find_gpu(device).solve(prev, following, flow)
     list(_workers().map(solve_pair, range(num_solved, len(flow))))  # the list raises what a worker raised
     return flow
 
@@ -117,7 +112,7 @@ class _Gpu:
         self._batch_px = GPU_BATCH_PX
 
     def solve(self, prev: NDArray[np.uint8], following: NDArray[np.uint8], flow: NDArray[np.float32]) -> int:
-        """Write the flow of pairs, and return how many it wrote: not all if there is too little memory for one."""
+        """Write the flow of pairs, and return of how many: not of all if there is too little memory for one."""
         pair_px = math.prod(prev.shape[1:])
         start = 0
         with self._lock:
@@ -131,6 +126,9 @@ class _Gpu:
                     if not is_out_of_memory(error):
                         raise
                     if num_pairs == 1:
+                        reason = str(error).splitlines()[0]
+                        message = f"{self._device} has no memory for TV-L1, the slower CPU computes it: {reason}"
+                        warnings.warn(message, Vid3dWarning, stacklevel=3)
                         break
                     self._batch_px = num_pairs // 2 * pair_px
         return start
