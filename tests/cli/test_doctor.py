@@ -133,7 +133,7 @@ STARTED = """print('{"check": "network fp16", "passed": true}\\n{"check": "tvl1"
     ("code", "why"),
     [
         ("os.kill(os.getpid(), 11)", "killed by SIGSEGV"),
-        ("raise SystemExit('no CUDA')", "no CUDA"),
+        ("raise SystemExit('vid3d: error: no CUDA\\nvid3d: error: this is a bug in vid3d')", "no CUDA"),
         ("print('{\"che', flush=True); os._exit(9)", "no reason was printed"),
         ("import time; time.sleep(60)", "no answer in 1 s"),
     ],
@@ -154,7 +154,7 @@ GOOD = {
     "video": {"missing": []},
     "cache": {"path": "/home/alice/c", "free_bytes": 1 << 40, "not_writable": None, "weights": ["i3d:rgb"]},
     "temporary": {"path": "/tmp", "free_bytes": 1 << 40, "not_writable": None},
-    "network": {"host": "huggingface.co", "answer": "reached"},
+    "internet": {"host": "huggingface.co", "answer": "reached"},
     "torch": {"devices": ["cpu"], "gpus": {}},
 }
 OFFLINE = {"answer": "off by HF_HUB_OFFLINE"}
@@ -183,14 +183,14 @@ def test_each_fault_is_named_with_what_mends_it(part, changes, what, fix):
 def test_weights_are_missed_only_without_a_network():
     empty = GOOD | {"cache": GOOD["cache"] | {"weights": []}}
     assert list(machine.find_problems(empty)) == []
-    ((what, fix),) = machine.find_problems(empty | {"network": {"host": "huggingface.co", **OFFLINE}})
+    ((what, fix),) = machine.find_problems(empty | {"internet": {"host": "huggingface.co", **OFFLINE}})
     assert "off by HF_HUB_OFFLINE" in what
     assert "vid3d weights add" in fix
-    assert list(machine.find_problems(GOOD | {"network": OFFLINE})) == []
+    assert list(machine.find_problems(GOOD | {"internet": OFFLINE})) == []
 
 
 def test_a_part_that_could_not_be_examined_is_no_other_fault():
-    assert list(machine.find_problems({name: {"error": "x"} for name in GOOD} | {"network": GOOD["network"]})) == []
+    assert list(machine.find_problems({name: {"error": "x"} for name in GOOD} | {"internet": GOOD["internet"]})) == []
 
 
 def test_a_directory_is_measured_and_left_as_it_was(tmp_path, monkeypatch):
@@ -222,7 +222,7 @@ def test_no_connection_is_tried_where_the_environment_forbids_it(monkeypatch):
     monkeypatch.setattr(machine.socket, "create_connection", lambda *a: pytest.fail("connected"))
     monkeypatch.setattr(machine, "getproxies", dict)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert machine.describe_network() == {"host": "huggingface.co", **OFFLINE}
+    assert machine.describe_internet() == {"host": "huggingface.co", **OFFLINE}
 
 
 def test_a_proxy_is_what_must_be_reached_and_its_password_stays_secret(monkeypatch):
@@ -233,7 +233,7 @@ def test_a_proxy_is_what_must_be_reached_and_its_password_stays_secret(monkeypat
         machine.socket, "create_connection", lambda target, seconds: tried.append(target) or socket.socket()
     )
     monkeypatch.setattr(machine, "getproxies", lambda: {"https": "http://me:secret@proxy:8080"})
-    assert machine.describe_network() == {"host": "proxy", "answer": "reached"}
+    assert machine.describe_internet() == {"host": "proxy", "answer": "reached"}
     assert tried == [("proxy", 8080)]
 
 
@@ -270,7 +270,7 @@ def faked(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("VID3D_CACHE", str(home / "cache"))
     monkeypatch.setattr(machine, "WRITTEN_BYTES", 1 << 20)
-    monkeypatch.setattr(machine, "describe_network", lambda: GOOD["network"])
+    monkeypatch.setattr(machine, "describe_internet", lambda: GOOD["internet"])
     monkeypatch.setattr(machine, "describe_system", lambda: GOOD["system"])
     monkeypatch.setattr(machine, "describe_install", lambda: GOOD["install"] | {"path": str(home / "vid3d_cli")})
     monkeypatch.setattr(machine, "SHORT_BYTES", 0)

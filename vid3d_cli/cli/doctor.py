@@ -74,7 +74,7 @@ def examine() -> Facts:
         add("video", machine.describe_video)
         add("cache", machine.describe_cache)
         add("temporary", lambda: machine.describe_directory(Path(tempfile.gettempdir())))
-        add("network", machine.describe_network)
+        add("internet", machine.describe_internet)
         add("torch", lambda: json.loads(_run("runtimes.selftest")[-1]))
         devices = report["torch"].get("devices", [])
         add("selftest", lambda: [*chain.from_iterable(map(check_device, devices)), *check_video()])
@@ -102,9 +102,9 @@ def _run(module: str, *words: str) -> list[str]:
         raise _Failed(f"no answer in {TIMEOUT_SECONDS:.0f} s", _lines(error.stdout)) from None
     if done.returncode:
         signals = {-number: f"killed by {number.name}" for number in signal.Signals}
-        raise _Failed(
-            signals.get(done.returncode) or ["no reason was printed", *_lines(done.stderr)][-1], _lines(done.stdout)
-        )
+        reasons = [line for line in _lines(done.stderr) if "this is a bug" not in line]  # the line before it says why
+        why = signals.get(done.returncode) or ["no reason was printed", *reasons][-1]
+        raise _Failed(why.removeprefix("vid3d: error: "), _lines(done.stdout))
     return _lines(done.stdout)
 
 

@@ -166,7 +166,7 @@ def describe_directory(path: Path) -> dict[str, Any]:
     return facts
 
 
-def describe_network() -> dict[str, str]:
+def describe_internet() -> dict[str, str]:
     """Return the host that models are downloaded from or through, and "reached" or why it cannot be reached."""
     address = getproxies().get("https") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     target = urlsplit(address if "//" in address else f"//{address}")
@@ -194,10 +194,10 @@ def find_problems(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what makes a run slow or stops it, and what to type.
 
     Args:
-        facts: by part: "install", "system", "video", "cache", "temporary", "network", and torch's "devices"; a part
+        facts: by part: "install", "system", "video", "cache", "temporary", "internet", and torch's "devices"; a part
             that could not be examined lacks its facts.
     """
-    system, network = facts["system"], facts["network"]
+    system, internet = facts["system"], facts["internet"]
     if missing := facts["video"].get("missing"):
         yield f"PyAV cannot decode {', '.join(missing)}", "pip install --force-reinstall av"
     for name, variable in (("cache", "VID3D_CACHE"), ("temporary", "TMPDIR")):
@@ -210,8 +210,8 @@ def find_problems(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 f"{what} has only {free / 1e9:.1f} GB left",
                 f"free some space, or set {variable} to another directory",
             )
-    if not facts["cache"].get("weights") and network.get("answer") != "reached":
-        what = f"no weights are on disk, and {network.get('host')} cannot be reached: {network.get('answer')}"
+    if not facts["cache"].get("weights") and internet.get("answer") != "reached":
+        what = f"no weights are on disk, and {internet.get('host')} cannot be reached: {internet.get('answer')}"
         yield what, "vid3d weights add NAME FILE, with a file from another machine"
     if facts["torch"].get("devices") == ["cpu"] and facts["install"].get("extras", {}).get("openvino") == NOT_INSTALLED:
         yield "OpenVINO is not installed; it runs networks faster on a CPU", "pip install 'vid3d[openvino]'"
