@@ -169,7 +169,12 @@ OFFLINE = {"answer": "off by HF_HUB_OFFLINE"}
         ("temporary", {"not_writable": "No space left on device"}, "directory /tmp cannot be written", "set TMPDIR"),
         ("install", {"extras": {"openvino": machine.NOT_INSTALLED}}, "OpenVINO", "pip install 'vid3d[openvino]'"),
         ("system", {"cpu_limit": 2.5}, "sees 16 cores and may use 2.5", "--threads 2"),
-        ("system", {"omp_num_threads": "1"}, "OMP_NUM_THREADS=1 leaves 15 cores idle", "unset OMP_NUM_THREADS"),
+        (
+            "system",
+            {"omp_num_threads": "1"},
+            "OMP_NUM_THREADS=1 keeps torch from using all 16 cores",
+            "unset OMP_NUM_THREADS",
+        ),
         ("system", {"open_files": 256}, "only 256 files", "ulimit -n 4096"),
     ],
 )

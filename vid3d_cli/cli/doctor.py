@@ -246,5 +246,5 @@ def _format(name: str, value: Any) -> str:
     if isinstance(value, list):
         return " ".join(value) or "none"
     if name.endswith("_bytes") and value is not None:
-        return f"{value / 1e9:.1f} GB"
+        return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -222,6 +222,6 @@ def find_problems(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield what, f"use --threads {max(1, int(cores))}"
     threads = system.get("omp_num_threads") or ""
     if threads.isdecimal() and 0 < int(threads) < int(cores):
-        yield f"OMP_NUM_THREADS={threads} leaves {int(cores) - int(threads)} cores idle", "unset OMP_NUM_THREADS"
+        yield f"OMP_NUM_THREADS={threads} keeps torch from using all {int(cores)} cores", "unset OMP_NUM_THREADS"
     if 0 < system.get("open_files", FEW_FILES) < FEW_FILES:
         yield f"a process may open only {system['open_files']} files", "ulimit -n 4096"
