@@ -90,7 +90,7 @@ def test_only_a_method_that_can_use_a_gpu_is_given_one(monkeypatch):
 
     monkeypatch.setattr(torch_devices, "select_devices", select_devices)
     devices = ["cpu", "mps", "cuda:1", "cuda:2,0"]
-    assert [flow_device("tvl1", device) for device in devices] == ["cpu", "cpu", "cuda:1", "cuda:2"]
+    assert [flow_device("tvl1", device) for device in devices] == ["cpu", "cpu", "cuda:1", "cuda:2,cuda:0"]
     assert asked == devices
     assert {flow_device(method, "cuda:0") for method in FLOW_METHODS if method != "tvl1"} == {"cpu"}
     assert asked == devices

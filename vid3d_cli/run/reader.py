@@ -242,7 +242,7 @@ class ClipReader:
 
 
 def flow_device(method: str, device: str) -> str:
-    """Return where flow is computed: on the first GPU of `device`, by a method that can use one, else "cpu".
+    """Return where flow is computed: on the GPUs of `device`, "cuda:0,cuda:1", by a method that can use them, or "cpu".
 
     Args:
         method: a name in `flow.methods.FLOW_METHODS`.
@@ -255,8 +255,7 @@ def flow_device(method: str, device: str) -> str:
         return "cpu"
     from ..runtimes.devices import select_devices
 
-    first = select_devices(device)[0]
-    return str(first) if first.type == "cuda" else "cpu"
+    return ",".join(str(gpu) for gpu in select_devices(device) if gpu.type == "cuda") or "cpu"
 
 
 def _span(index: int, window: Window[StreamFrame] | Window[_Shown]) -> ClipSpan:
