@@ -14,7 +14,8 @@ from videos import write_video
 from vid3d_cli.options import Options
 from vid3d_cli.plan import Plan
 from vid3d_cli.records import ClipOutput, Frame
-from vid3d_cli.run import load, local, threads
+from vid3d_cli.run import feeds, load, local, threads
+from vid3d_cli.run.reader import ClipReader
 from vid3d_cli.runtimes import has_openvino
 from vid3d_cli.runtimes.base import MultiDeviceRuntime
 from vid3d_cli.timings import StageSeconds
@@ -46,6 +47,7 @@ def test_memory_is_bounded_by_the_window_not_by_the_video(monkeypatch, tmp_path,
         def close(self): ...
 
     monkeypatch.setattr(Decoders, "open", lambda self, video, **options: SyntheticReader(video, **options))
+    monkeypatch.setattr(feeds, "open_clips", ClipReader)
     # The stages between frame and clip at the size of the synthetic frames.
     plan = replace(Plan.make(Options(streams="rgb", window=window, stride=stride)), resize_px=8, crop_px=8)
     feature = np.zeros(4, np.float32)
