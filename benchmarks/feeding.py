@@ -4,7 +4,7 @@
     PYTHONPATH=/path/to/an/older/checkout python benchmarks/feeding.py
 
 Fake readers and fake networks of given speeds sleep, and make up for what they overslept; the scheduler between them
-(`run.local.run`) is the real one. Run it on an idle machine. A batch takes the networks the same time however few clips it holds, as on a GPU.
+(`run.local.run`) is the real one. A batch takes the networks the same time however few clips it holds, as on a GPU.
 
 Readers' speed: the clips of the list over the time in which `JOBS` readers could read it, each taking the next video
 when it has read one; it accounts for readers that have nothing left to read at the end of the list. Share: the speed
