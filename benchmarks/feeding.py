@@ -1,10 +1,10 @@
 """Measure how well the scheduler feeds the networks from several readers, without videos, weights or load on the CPU.
 
-    python benchmarks/feeding.py                                  # one and a half minutes
+    python benchmarks/feeding.py                                  # two minutes
     PYTHONPATH=/path/to/an/older/checkout python benchmarks/feeding.py
 
-Fake readers and fake networks of given speeds sleep; the scheduler between them (`run.local.run`) is the real one. A
-batch takes the networks the same time however few clips it holds, as on a GPU.
+Fake readers and fake networks of given speeds sleep, and make up for what they overslept; the scheduler between them
+(`run.local.run`) is the real one. A batch takes the networks the same time however few clips it holds, as on a GPU.
 
 Readers' speed: the clips of the list over the time in which `JOBS` readers could read it, each taking the next video
 when it has read one; it accounts for readers that have nothing left to read at the end of the list. Share: the speed
@@ -58,8 +58,11 @@ class Reader:
 
     def __iter__(self) -> Iterator[Clip]:
         num_clips, rate = map(float, self.video.split())
+        overslept = 0.0
         for index in range(int(num_clips)):
-            time.sleep(1 / rate)
+            ends_at = time.perf_counter() + 1 / rate - overslept
+            time.sleep(max(0.0, ends_at - time.perf_counter()))
+            overslept = time.perf_counter() - ends_at
             yield Clip(ClipSpan(index, index, 1, 0.0, 0.0), {"rgb": np.zeros((1, 8, 8, 3), np.uint8)})
 
     def summary(self) -> str:

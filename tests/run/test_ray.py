@@ -386,7 +386,7 @@ class FakeRay:
     util = SimpleNamespace(client=SimpleNamespace(ray=SimpleNamespace(is_connected=lambda: True)))
 
     def __init__(self, answers):
-        self.answers, self.killed = iter(answers), []
+        self.answers, self.killed, self.jobs = iter(answers), [], []
 
     def is_initialized(self):
         return True
@@ -395,7 +395,8 @@ class FakeRay:
         return nodes({"CPU": 2.0}, {"CPU": 2.0})
 
     def remote(self, **options):
-        def start(*arguments):
+        def start(plan, directory, jobs, timeout):
+            self.jobs.append(jobs)
             answer = next(self.answers)
             return SimpleNamespace(
                 load=SimpleNamespace(remote=lambda: lambda: answer), work=SimpleNamespace(remote=lambda videos: None)
@@ -419,6 +420,15 @@ def run_fake(*answers):
     cluster = engine.Cluster.__new__(engine.Cluster)
     cluster._ray = FakeRay(answers)
     return cluster, cluster.run(PLAN, VIDEOS)
+
+
+@pytest.mark.parametrize(("num_gpus", "jobs"), [(0, 2), (1, 8), (4, 2)])
+def test_the_actors_of_a_machine_share_its_cores(monkeypatch, num_gpus, jobs):
+    pytest.importorskip("ray")
+    monkeypatch.setattr(FakeRay, "nodes", lambda self: nodes({"CPU": 8.0, "GPU": float(num_gpus)}))
+    cluster, running = run_fake(*[PLAN.recipe] * max(1, num_gpus))
+    running.close()
+    assert cluster._ray.jobs == [jobs]
 
 
 def test_a_machine_whose_rows_would_differ_is_refused():

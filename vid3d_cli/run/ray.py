@@ -38,6 +38,7 @@ from ..video.sources import is_url
 from . import local
 from .load import load
 from .local import OnClips, OnFailure, Results, check_run, report_failure
+from .threads import share_threads
 
 MAX_ATTEMPTS = 4
 """A video fails after this many actors died while they processed it."""
@@ -311,8 +312,11 @@ class _Run:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node, soft=True),
             "runtime_env": {"env_vars": _environment()},
         }
-        plan = _plan_for_actor(self._plan, "cuda" if place.resources["num_gpus"] else "cpu")
-        actor = self._ray.remote(**options)(_Actor).remote(plan, self._directory, self._jobs, self._timeout)
+        has_gpu = place.resources["num_gpus"] > 0
+        plan = _plan_for_actor(self._plan, "cuda" if has_gpu else "cpu")
+        num_cores = int(2 * place.resources["num_cpus"])  # half of its share is booked; each GPU has its own readers
+        jobs = share_threads(num_cores, self._jobs, has_gpu=has_gpu).jobs
+        actor = self._ray.remote(**options)(_Actor).remote(plan, self._directory, jobs, self._timeout)
         self._workers.append(_Worker(place, actor, actor.load.remote()))
 
     def _wait(self, calls: list[Any]) -> Any:
