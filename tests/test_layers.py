@@ -37,7 +37,7 @@ LAYERS = [
 
 WITH_TORCH = {
     *("flow/tvl1.py", "flow/tvl1_kernels.py", "flow/tvl1_solver.py"),
-    *("clips/preprocess.py", "models/clip_model.py", "models/checkpoint.py", "models/inflation.py"),
+    *("models/clip_model.py", "models/checkpoint.py", "models/inflation.py"),
     *("models/backbones/", "runtimes/"),
 }
 TORCH_PACKAGES = ("torch", "torchvision", "safetensors.torch")
