@@ -4,7 +4,7 @@
 
 Prints a Markdown table: for every batch size, the iterations of all pixels of all pairs, as multiples of those before
 each pair comes to rest. "to the worst": every batch iterates until all of its pairs rest, and looks every 10
-iterations. "leaving": as vid3d does it. The CPU runs what a GPU would, a second a pair.
+iterations. "leaving": as vid3d does it. The CPU runs what a GPU would, which takes seconds a pair.
 """
 
 from __future__ import annotations
