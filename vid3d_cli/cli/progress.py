@@ -117,7 +117,8 @@ class EventPrinter:
             gc.freeze()
         self._say("reading the first clips …")
         recipe = event.recipe
-        log.debug("%s, %s, %s", recipe.model, recipe.runtime, recipe.precision)
+        fields = {"event": "started", "model": recipe.model, "runtime": recipe.runtime, "precision": recipe.precision}
+        log.info("%s, %s, %s", recipe.model, recipe.runtime, recipe.precision, extra={"fields": fields})
         for stream, network in recipe.streams.items():
             log.debug("%s weights: %s", stream, network.weights)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -44,7 +45,7 @@ class Networks:
     recipe: Recipe
     """The plan's, with runtime, precision and versions filled in."""
     warnings: tuple[str, ...]
-    """Warnings about the user's own checkpoints, one sentence each; see also `Plan.warnings`."""
+    """Warnings about GPUs that are not used and the user's own checkpoints, one sentence each; see `Plan.warnings`."""
 
     @property
     def has_classes(self) -> bool:
@@ -137,7 +138,16 @@ def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
         precision=runtime.precision,
         versions={runtime.name: runtime.version, **package_versions()},
     )
-    return Networks(plan, runtime, num_classes, recipe, tuple(_find_doubtful_checkpoints(plan)))
+    return Networks(plan, runtime, num_classes, recipe, (*_explain_device(plan), *_find_doubtful_checkpoints(plan)))
+
+
+def _explain_device(plan: Plan) -> list[str]:
+    """Return why the networks do not run on a GPU of this machine, if "auto" passed over it."""
+    if "torch" not in sys.modules:  # there is no sign of a GPU
+        return []
+    from ..runtimes.devices import explain_choice
+
+    return explain_choice(plan.network_device)
 
 
 def _load_models(plan: Plan, checkpoints: Mapping[str, Path]) -> tuple[dict[str, ClipModel], int | None]:

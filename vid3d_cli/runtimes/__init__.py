@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +53,7 @@ def check_runtime_options(
         num_threads: CPU threads; None is one per core.
 
     Raises:
-        UsageError: an unknown name, options that contradict each other, or a missing package or compiler.
+        UsageError: an unknown name, options that contradict each other, or a missing package.
     """
     check_known(runtime, RUNTIMES, f"unknown runtime '{runtime}'")
     check_device(device)
@@ -71,12 +69,6 @@ def check_runtime_options(
             raise UsageError("openvino is not installed: pip install 'vid3d[openvino]'")
     if precision == "fp16" and (runtime == "openvino" or device.startswith("cpu")):
         raise UsageError(FP16_NEEDS_GPU)
-    if compile:
-        compiler = os.environ.get("CXX", "g++")  # what TorchInductor looks for on Linux and macOS
-        if shutil.which(compiler) is None:
-            raise UsageError(
-                f"--compile needs a C++ compiler, and {compiler} was not found: install one, or set CXX to its path"
-            )
 
 
 def check_device(name: str) -> None:
@@ -106,15 +98,19 @@ def select_runtime(
     "auto" selects OpenVINO on a CPU if it is installed and `compile` is off, else torch.
 
     Raises:
-        UsageError: see `check_runtime_options`; or a GPU that is not present, or fp16 without one.
+        UsageError: see `check_runtime_options`; or a GPU that is not present or cannot be used, fp16 without one, or no
+            compiler for `compile`.
     """
     check_runtime_options(name, device, precision, compile, num_threads)
     if name == "openvino":
         return name
+    from .compiling import check_compiler
     from .devices import select_devices, select_precision
 
     devices = select_devices(device)
     select_precision(precision, *devices)
+    if compile:
+        check_compiler(devices[0].type)
     uses_openvino = name == "auto" and devices[0].type == "cpu" and not compile and has_openvino()
     return "openvino" if uses_openvino else "torch"
 

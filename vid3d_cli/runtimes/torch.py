@@ -21,6 +21,7 @@ from ..models.backbones import BackboneOutput
 from ..models.clip_model import ClipModel
 from ..records import Clip, ClipOutput
 from .base import Answer, DeviceRuntime
+from .compiling import compile_errors_explained
 from .devices import select_devices, select_precision
 from .folding import fold_batch_norms
 from .transfer import CudaTransfer, Transfer
@@ -102,6 +103,7 @@ class TorchRuntime(DeviceRuntime):
         """Set torch's modes for a forward pass."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
+            stack.enter_context(compile_errors_explained())
             if self.device.type == "cuda":
                 # cuDNN benchmarks its algorithms for shapes that repeat; with --resize-only each video has its own.
                 # TF32 would round the operands of fp32 convolutions to 10 bits.
