@@ -130,8 +130,9 @@ def describe_video() -> dict[str, Any]:
 
 def describe_cache() -> dict[str, Any]:
     """Return the facts of the cache directory, and the weights in it."""
+    from ..models.digests import cache_dir
     from ..models.manifest import model_entries
-    from ..models.weights import cache_dir, is_on_disk, weights_path
+    from ..models.weights import is_on_disk, weights_path
 
     files = [
         stream.weights for entry in model_entries().values() for stream in entry.streams.values() if stream.weights
