@@ -61,7 +61,7 @@ def test_version(vid3d):
 
 def test_classify_writes_json_lines_into_a_pipe(vid3d, tiny_model, video):
     result = vid3d("classify", video, "--window", 16, "--topk", 2)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (0, "vid3d: i3d.kinetics400, torch on cpu, fp32\n")
     records = lines_of(result)
     assert [r["clip"] for r in records] == [0, 1, 2, None]
     assert [(r["start_seconds"], r["end_seconds"]) for r in records] == [(0, 0.64), (0.64, 1.28), (1.28, 1.6), (0, 1.6)]

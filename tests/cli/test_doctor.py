@@ -12,10 +12,11 @@ import pytest
 import torch
 from disks import file_size_limit
 
+import vid3d_cli.cli
 from vid3d_cli.cli import doctor, machine
 from vid3d_cli.errors import UsageError
 from vid3d_cli.models.backbones import BackboneOutput
-from vid3d_cli.runtimes import selftest
+from vid3d_cli.runtimes import devices, selftest
 
 # Self-test -----------------------------------------------------------------------------------------------------------
 
@@ -265,7 +266,10 @@ PASSED = {
 }
 PASSED |= {"difference": 0.004, "cosine": 0.99999, "same_top1": True}
 SPEED = {"model": "i3d.kinetics400", "runtime": "torch on H100", "precision": "bf16", "bound": "flow"}
-SPEED |= {"frames_per_second": {"network": 9000.0, "reading": 300.0}}
+SPEED |= {
+    "frames_per_second": {"flow": None, "network": 9000.0, "reading": 300.0},
+    "advice": ["--streams rgb: no flow"],
+}
 
 
 @pytest.fixture
@@ -324,7 +328,36 @@ def test_wrong_numbers_are_exit_code_1(vid3d, faked):
     assert (
         "✗ network bf16 on cuda:0 torch: the outputs differ from float32 on the CPU → use --precision fp32" in printed
     )
+    assert "bf16: network 9000, reading 300 Limited by: flow. To go faster: --streams rgb: no flow" in printed
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_problems_of_gpus_are_plain_values(monkeypatch):
+    gpu = torch.device("cuda", 1)
+    problems = [devices.Problem("no driver", "install one"), devices.Problem("x", "y", gpu, gives_wrong_numbers=True)]
+    monkeypatch.setattr(devices, "find_problems", lambda: problems)
+    found = json.loads(json.dumps(selftest.describe_torch()))
+    assert "cpu" in found["devices"]
+    assert [(problem["device"], problem["gives_wrong_numbers"]) for problem in found["problems"]] == [
+        (None, False),
+        ("cuda:1", True),
+    ]
+
+
+@pytest.mark.parametrize("error", ["CUDA error: no kernel image is available", "CUDA driver version is insufficient"])
+def test_a_broken_gpu_is_a_problem_and_no_device_to_check(monkeypatch, error):
+    def fail(*args):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Broken")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (5, 0))
+    monkeypatch.setattr(devices, "_convolve_on", fail)
+    found = selftest.describe_torch()
+    assert "cuda:0" not in found["devices"]
+    assert found["gpus"] == {}
+    assert "NVIDIA Broken" in found["problems"][0]["what"]
 
 
 @pytest.mark.parametrize(("is_wrong", "code"), [(False, 0), (True, 1)])
@@ -367,3 +400,15 @@ def test_this_machine_passes(vid3d, monkeypatch, tmp_path):
     assert {check["check"] for check in report["selftest"]} >= {"network", "convolution", "video"}
     assert all(check["passed"] for check in report["selftest"])
     assert report["speed"]["bound"]
+
+
+def test_a_bug_asks_for_the_doctor(monkeypatch, capsys):
+    def fail(**options):
+        raise RuntimeError("x")
+
+    monkeypatch.setattr(vid3d_cli.cli, "app", fail)
+    monkeypatch.setattr(vid3d_cli.cli, "_watch_signals", list)
+    vid3d_cli.cli.set_verbosity(verbose=False, quiet=False)
+    with pytest.raises(SystemExit):
+        vid3d_cli.cli.main()
+    assert "vid3d doctor --format json" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import vid3d_cli.cli.classify
 from vid3d_cli.predictions.outputs import Outputs
 from vid3d_cli.segments import SegmentRule
 
+STARTED = "vid3d: i3d.kinetics400, torch on cpu, fp32\n"
 OPTIONS = ("--streams", "rgb", "--window", 10, "--fps", "native")
 
 
@@ -25,7 +26,7 @@ def test_several_outputs_of_one_run(vid3d, tiny_model, video, tmp_path):
     outputs = ["-o", "a.jsonl", "-o", "a.csv", "-o", "out", "-o", "-"]
     result = vid3d("classify", video, other, *OPTIONS, *outputs, "--format", "jsonl", "--topk", 1)
     assert result.exit_code == 0
-    assert result.stderr == "vid3d: wrote a.jsonl\nvid3d: wrote a.csv\nvid3d: wrote 2 .jsonl files to out/\n"
+    assert result.stderr == f"{STARTED}vid3d: wrote a.jsonl\nvid3d: wrote a.csv\nvid3d: wrote 2 .jsonl files to out/\n"
     assert result.stdout == (tmp_path / "a.jsonl").read_text()
     records = records_of(tmp_path / "a.jsonl")
     assert [r["clip"] for r in records] == [0, 1, 2, 3, None, 0, None]
@@ -41,7 +42,7 @@ def test_names_in_a_directory_mirror_the_input(vid3d, tiny_model, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True)
         write_video(tmp_path / name, num_frames=5)
     result = vid3d("classify", "in", *OPTIONS, "-o", "out", "--format", "csv")
-    assert (result.exit_code, result.stderr) == (0, "vid3d: wrote 2 .csv files to out/\n")
+    assert (result.exit_code, result.stderr) == (0, f"{STARTED}vid3d: wrote 2 .csv files to out/\n")
     assert sorted(path.name for path in (tmp_path / "out").glob("*/x.csv")) == ["x.csv"] * 2
 
 
@@ -79,7 +80,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_what_was_written(vid3d, tiny
     result = vid3d("classify", video, other, *OPTIONS, "-o", "out", "--format", "jsonl", "--overwrite")
     assert (result.exit_code, result.stderr) == (
         1,
-        "vid3d: wrote 1 .jsonl file to out/\nvid3d: error: out/b.jsonl: cannot be written: File too large\n",
+        f"{STARTED}vid3d: wrote 1 .jsonl file to out/\nvid3d: error: out/b.jsonl: cannot be written: File too large\n",
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.jsonl", "video.jsonl"]
     assert (tmp_path / "out" / "b.jsonl").read_text() == "old"
@@ -90,7 +91,7 @@ def test_a_table_on_stdout_beside_a_directory_of_two_formats(vid3d, tiny_model, 
     result = vid3d("classify", video, *OPTIONS, "-o", "-", "-o", "d.x/", *formats)
     assert (result.exit_code, result.stderr) == (
         0,
-        "vid3d: wrote 1 .vtt file to d.x/\nvid3d: wrote 1 .html file to d.x/; open d.x/index.html\n",
+        f"{STARTED}vid3d: wrote 1 .vtt file to d.x/\nvid3d: wrote 1 .html file to d.x/; open d.x/index.html\n",
     )
     assert "whole video" in result.stdout
     assert sorted(path.name for path in (tmp_path / "d.x").iterdir()) == ["index.html", "video.html", "video.vtt"]
@@ -159,7 +160,7 @@ def test_what_cannot_be_written_fails_before_the_networks_run(
 
 def test_the_table_beside_a_file(vid3d, tiny_model, video, tmp_path):
     result = vid3d("classify", video, *OPTIONS, "-o", "-", "-o", "a.csv", "--format", "table")
-    assert (result.exit_code, result.stderr) == (0, "vid3d: wrote a.csv\n")
+    assert (result.exit_code, result.stderr) == (0, f"{STARTED}vid3d: wrote a.csv\n")
     assert "whole video" in result.stdout
     assert (tmp_path / "a.csv").exists()
     details = vid3d("classify", video, *OPTIONS, "--format", "table", "--details").stdout

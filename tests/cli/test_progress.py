@@ -11,12 +11,14 @@ import termios
 import tty
 
 import pytest
+import torch
 
 from vid3d_cli.cli import bars
 from vid3d_cli.cli.bars import Bar
 from vid3d_cli.cli.progress import EventPrinter
 from vid3d_cli.jobs.events import ClipsDone, Progress, VideoDone
 from vid3d_cli.models.manifest import parse_weights_name
+from vid3d_cli.runtimes import devices
 
 
 @pytest.fixture
@@ -128,3 +130,15 @@ def test_a_terminal_without_a_size_has_a_bar(video, tmp_path):
     assert os.waitpid(pid, 0)[1] == 0, text
     assert b"0/40 frames [00:00]" in text
     assert [line[:6] for line in on_screen(text.decode())] == ["vid3d:", ""]
+
+
+def test_the_first_line_says_why_the_gpu_is_not_used(vid3d, tiny_model, video, monkeypatch):
+    problem = devices.Problem("the memory of NVIDIA T4 is full", "end the other processes", torch.device("cuda:0"))
+    monkeypatch.setattr(devices, "_choose_device", lambda: (torch.device("cpu"), [problem]))
+    lines = [
+        "vid3d: warning: cuda:0 is not used: the memory of NVIDIA T4 is full: end the other processes",
+        "vid3d: i3d.kinetics400, torch on cpu, fp32",
+    ]
+    assert vid3d("classify", video, "--streams", "rgb").stderr.splitlines() == lines
+    assert vid3d("classify", video, "--streams", "rgb", "--device", "cpu").stderr.splitlines() == lines[1:]
+    assert vid3d("-q", "classify", video, "--streams", "rgb").stderr == ""

@@ -219,11 +219,9 @@ def _print_report(report: Mapping[str, Any]) -> None:
     console.print(table)
     if "bound" in report["speed"]:
         speed = report["speed"]
-        rates = speed["frames_per_second"]
-        console.print(
-            f"\n{speed['model']}, {speed['runtime']}, {speed['precision']}: the network takes {rates['network']:.0f} "
-            f"frames/s, reading gives {rates['reading']:.0f}. Limited by: {speed['bound']}. To go faster: vid3d bench"
-        )
+        rates = [f"{name} {rate:.0f}" for name, rate in speed["frames_per_second"].items() if rate]
+        console.print(f"\nframes/s of {speed['model']}, {speed['runtime']}, {speed['precision']}: {', '.join(rates)}")
+        console.print(f"Limited by: {speed['bound']}. To go faster: {[*speed['advice'], 'vid3d bench'][0]}")
     for problem in report["problems"]:
         mark = ("✗ ", "bold red") if problem["fails"] else ("! ", "bold yellow")
         console.print(Text.assemble("\n", mark, problem["what"]))

@@ -187,7 +187,6 @@ def _is_rounding(difference: float, cosine: float, precision: str) -> bool:
 
 def describe_torch() -> dict[str, Any]:
     """Return torch's build, the devices that can be used, the GPUs among them, and why others cannot."""
-    find_problems = getattr(devices, "find_problems", list)
     usable = [name for name in ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), "mps") if _has(name)]
     gpus = [(name, torch.cuda.get_device_properties(name)) for name in usable if name.startswith("cuda")]
     return {
@@ -195,11 +194,12 @@ def describe_torch() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "cudnn": cudnn.version(),  # type: ignore[no-untyped-call]
+        "driver": devices._driver_version() or None,
         "architectures": torch.cuda.get_arch_list(),
         "devices": usable,
         "gpus": {name: f"{gpu.name}, {gpu.total_memory / 1e9:.1f} GB, sm_{gpu.major}{gpu.minor}" for name, gpu in gpus},
         "problems": [
-            {**asdict(problem), "device": problem.device and str(problem.device)} for problem in find_problems()
+            {**asdict(problem), "device": problem.device and str(problem.device)} for problem in devices.find_problems()
         ],
     }
 
