@@ -1,16 +1,20 @@
 """The choice of runtime, device and precision: what "auto" selects, what is refused, and with which message."""
 
+import ctypes
 import importlib.util
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import make_runtime
 
+import vid3d_cli.runtimes
 from vid3d_cli.errors import UsageError
-from vid3d_cli.runtimes import check_runtime_options, devices, select_runtime
+from vid3d_cli.runtimes import check_runtime_options, devices, may_have_gpu, select_runtime
 from vid3d_cli.runtimes.devices import select_devices, select_precision
 
 HOPPER, AMPERE, VOLTA = (9, 0, "NVIDIA H100 PCIe"), (8, 0, "NVIDIA A100-SXM4-40GB"), (7, 0, "Tesla V100-SXM2-16GB")
@@ -26,6 +30,7 @@ def num_gpus(monkeypatch):
         monkeypatch.setattr(devices, "_try_gpu", lambda gpu: None)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        monkeypatch.setattr(vid3d_cli.runtimes, "may_have_gpu", lambda: number > 0)
 
     return pretend
 
@@ -254,3 +259,26 @@ def test_a_gpu_runs_torch_by_default(all_installed, num_gpus, capability, option
     num_gpus(1)
     capability(AMPERE)
     assert select_runtime(**options) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "driver", "expected"),
+    [
+        (["null", "dri", "nvme0"], None, False),
+        (["null", "nvidia0", "nvidiactl"], None, True),
+        (["nvmap", "nvhost-gpu"], None, True),
+        (["dxg"], None, True),
+        (["kfd"], None, True),
+        (["null"], 100, False),  # CUDA_ERROR_NO_DEVICE, as in an image with CUDA on a machine without a GPU
+        (["null"], 0, True),
+    ],
+)
+def test_a_gpu_shows_in_its_driver(monkeypatch, files, driver, expected):
+    def load(name):
+        if driver is None:
+            raise OSError(name)
+        return SimpleNamespace(cuInit=lambda flags: driver)
+
+    monkeypatch.setattr(Path, "iterdir", lambda directory: (directory / name for name in files))
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert may_have_gpu() == expected

@@ -55,7 +55,8 @@ class EventPrinter:
 
     def fetch(self, file: WeightsFile) -> Path:
         """Return the path of a published checkpoint; download it if it is not on disk, and say so."""
-        from ..models.weights import is_on_disk, offline_variable, pull
+        from ..models.download import offline_variable
+        from ..models.weights import is_on_disk, pull
 
         what = f"downloading {file.stream} weights"
         has_begun = False
