@@ -135,6 +135,7 @@ def test_a_terminal_without_a_size_has_a_bar(video, tmp_path):
 def test_the_first_line_says_why_the_gpu_is_not_used(vid3d, tiny_model, video, monkeypatch):
     problem = devices.Problem("the memory of NVIDIA T4 is full", "end the other processes", torch.device("cuda:0"))
     monkeypatch.setattr(devices, "_choose_device", lambda: (torch.device("cpu"), [problem]))
+    monkeypatch.setattr("vid3d_cli.runtimes.may_have_gpu", lambda: True)
     lines = [
         "vid3d: warning: cuda:0 is not used: the memory of NVIDIA T4 is full: end the other processes",
         "vid3d: i3d.kinetics400, torch on cpu, fp32",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -149,7 +148,9 @@ def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
 
 def _explain_device(plan: Plan) -> list[str]:
     """Return why the networks do not run on a GPU of this machine, if "auto" passed over it."""
-    if "torch" not in sys.modules:  # there is no sign of a GPU
+    from ..runtimes import may_have_gpu
+
+    if plan.network_device != "auto" or not may_have_gpu():
         return []
     from ..runtimes.devices import explain_choice
 
