@@ -46,9 +46,9 @@ class Tiny(nn.Module):
         x = self.conv(x).relu()
         self.dtypes.add(x.dtype)
         self.grad.add(torch.is_grad_enabled())
-        half = x.shape[2] // 2
+        x, half = x.float(), x.shape[2] // 2
         features = torch.cat([x[:, :, :half].mean((2, 3, 4)), x[:, :, half:].mean((2, 3, 4))], 1)
-        return BackboneOutput(features.float(), self.head(features).float())
+        return BackboneOutput(features, self.head(features))
 
 
 def make_clips(num_clips, streams=("rgb", "flow")):
