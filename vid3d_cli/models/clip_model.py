@@ -111,8 +111,8 @@ class Normalise(nn.Module):
     def __init__(self, facts: Normalisation) -> None:
         super().__init__()
         self.range, self.bound_px, self.is_bgr = facts.range, facts.bound_px, facts.channel_order == "BGR"
-        self.register_buffer("mean", torch.tensor(facts.mean or [0.0]).view(1, -1, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(facts.std or [1.0]).view(1, -1, 1, 1, 1), persistent=False)
+        for name, values in (("mean", facts.mean or [0.0]), ("std", facts.std or [1.0])):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return clips as the network's input.
