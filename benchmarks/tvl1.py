@@ -102,16 +102,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--reference", type=Path, default=DEFAULT_REFERENCE, help="directory of reference pairs")
     parser.add_argument("--device", default="cpu", help="where torch computes")
-    parser.add_argument("--batch-size", type=int, help="pairs that torch solves together")
     parser.add_argument("--pairs", type=int, help="pairs per call; by default as many as vid3d passes")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each method, whose mean is printed")
     options = parser.parse_args()
 
     pairs = read_pairs(options.reference)
     methods: dict[str, FlowOfPairs] = {
-        f"torch {torch.__version__}, {options.device}": functools.partial(
-            tvl1_flow, device=options.device, batch_size=options.batch_size
-        )
+        f"torch {torch.__version__}, {options.device}": functools.partial(tvl1_flow, device=options.device)
     }
     if contrib := contrib_tvl1():
         methods[f"OpenCV {cv2.__version__}"] = contrib

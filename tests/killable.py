@@ -88,7 +88,7 @@ def _run(args, cwd, die_at, has_decoders, limits):
 
 def decode_in_threads():
     """Make jobs decode in threads instead of processes."""
-    vid3d_cli.run.feeds.ClipReader = read_in_thread
+    vid3d_cli.run.feeds.open_clips = read_in_thread
 
 
 def use_tiny_net(checkpoint):

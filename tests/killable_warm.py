@@ -14,7 +14,7 @@ with tempfile.TemporaryDirectory() as _directory:
     _checkpoint = Path(_directory, killable.CHECKPOINT)
     _checkpoint.write_bytes(b"stands in for a verified checkpoint")
     killable.use_tiny_net(_checkpoint)
-    _reader = vid3d_cli.run.feeds.ClipReader
+    _reader = vid3d_cli.run.feeds.open_clips
     killable.decode_in_threads()
     list(vid3d_cli.extract(str(_video), streams="rgb", window=10))
-    vid3d_cli.run.feeds.ClipReader = _reader
+    vid3d_cli.run.feeds.open_clips = _reader

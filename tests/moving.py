@@ -21,6 +21,18 @@ def shifted_pair(dx: int, dy: int, height: int = 80, width: int = 100, seed: int
     return big[20 : 20 + height, 20 : 20 + width], big[20 - dy : 20 - dy + height, 20 - dx : 20 - dx + width]
 
 
+def different_pairs(num_pairs, height=24, width=37):
+    """Pairs that come to rest after different numbers of iterations, one of them at once."""
+    pairs = [shifted_pair(i % 4, -(i % 3), height, width, seed=i) for i in range(num_pairs)]
+    return tuple(np.stack(frames) for frames in zip(*pairs, strict=True))
+
+
 def mean_end_point_error(flow: np.ndarray, reference: np.ndarray) -> float:
     """The mean distance between the vectors of two fields, in pixels."""
     return float(np.linalg.norm(np.asarray(flow, np.float64) - reference, axis=-1).mean())
+
+
+def recorded_pair():
+    """A crop of a real video, and what OpenCV 5.0.0 (contrib) computed for it."""
+    with np.load(DATA / "tvl1_pair.npz") as arrays:
+        return arrays["prev"], arrays["next"], arrays["flow"].astype(np.float32)

@@ -16,9 +16,7 @@ from vid3d_cli.device_memory import is_out_of_memory
         RuntimeError("MPS backend out of memory (MPS allocated: 17.5 GB, other allocations: 1 GB, max allowed: 18 GB)"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-        RuntimeError(
-            "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous"
-        ),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if the input is not contiguous"),
         RuntimeError("FIND was unable to find an engine to execute this computation"),
         RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),

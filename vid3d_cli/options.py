@@ -168,7 +168,7 @@ class Options:
     )
     precision: str = option(
         "auto",
-        "Precision of the networks; auto: bf16 on a GPU that has it, else fp32.",
+        "Precision of the networks; auto: bf16 or fp16 on a GPU that is fast in it, else fp32.",
         MACHINE,
         metavar="fp32|bf16|fp16|auto",
     )

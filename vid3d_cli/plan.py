@@ -21,9 +21,10 @@ from .flow.files import is_of_one_video
 from .flow.methods import describe_flow, find_flow_method
 from .fusion import Fusion
 from .models import weights
+from .models.digests import file_sha256
 from .models.manifest import ModelEntry, Normalisation, WeightsFile, find_model, read_labels
 from .models.registry import BACKBONES, POOLS, find_variant
-from .models.weights import file_sha256, known_sha256
+from .models.weights import known_sha256
 from .options import Options
 from .recipe import Recipe, StreamRecipe
 from .records import STREAMS

@@ -12,6 +12,8 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_STAGES = ("decode", "resize", "flow", "network", "waited")
+
 
 @dataclass
 class StageSeconds:
@@ -63,9 +65,16 @@ class StageSeconds:
                 return
             yield item  # type: ignore[misc]
 
+    def take(self) -> dict[str, float]:
+        """Return the seconds of every stage by name, and start again from 0; thread-safe."""
+        with self._lock:
+            taken = {name: getattr(self, name) for name in _STAGES}
+            vars(self).update(dict.fromkeys(_STAGES, 0.0))
+        return taken
+
     def by_stage(self) -> dict[str, float]:
         """Return the seconds of every stage by name, rounded to milliseconds."""
-        return {name: round(getattr(self, name), 3) for name in ("decode", "resize", "flow", "network", "waited")}
+        return {name: round(getattr(self, name), 3) for name in _STAGES}
 
     @property
     def share_waited(self) -> float:

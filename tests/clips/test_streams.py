@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vid3d_cli.clips import streams
 from vid3d_cli.clips.streams import align_streams
+from vid3d_cli.flow.fields import quantise_flow
 from vid3d_cli.flow.methods import create_flow
 from vid3d_cli.records import Frame
 from vid3d_cli.workers import Workers
@@ -78,46 +79,35 @@ def test_flow_gets_the_index_of_the_frame():
     assert flow.calls == [(7, 7, 8), (8, 8, 9)]
 
 
-@st.composite
-def videos_of_changing_shape(draw):
-    """1 to 40 frames, each of its own grey, and the width of each."""
-    num_frames = draw(st.integers(1, 40))
-    cuts = draw(st.lists(st.integers(1, num_frames), max_size=3).map(sorted))
-    widths = [WIDTH + sum(cut <= i for cut in cuts) for i in range(num_frames)]
-    return [flat(5 * i, width=width) for i, width in enumerate(widths)], widths
-
-
-def motion_of_each(widths):
-    """For each frame, the greys of the two frames whose flow it gets, by definition."""
-    motions = []
-    for i, width in enumerate(widths):
-        if widths[i + 1 : i + 2] == [width]:
-            motions.append((5 * i, 5 * (i + 1)))
-        else:  # the last of its shape repeats the flow before, if there is one
-            motions.append((5 * (i - 1), 5 * i) if i and widths[i - 1] == width else (0, 0))
-    return motions
-
-
-@given(videos_of_changing_shape(), st.integers(1, 9), st.sampled_from([0, 1, 4]), st.sampled_from([CROP, None]))
+@given(st.integers(1, 40), st.integers(1, 9), st.sampled_from([0, 1, 4]), st.sampled_from([CROP, None]))
 @settings(deadline=None)
-def test_each_pair_is_computed_once_however_pairs_are_grouped(video, pairs_per_call, num_threads, crop_px):
-    images, widths = video
+def test_each_pair_is_computed_once_however_pairs_are_grouped(num_frames, pairs_per_call, num_threads, crop_px):
+    images = [flat(5 * i) for i in range(num_frames)]
     flow = FakeFlow()
     with Workers(num_threads) as workers:
         entries = align(images, flow=flow, crop_px=crop_px, pairs_per_call=pairs_per_call, workers=workers)
-    assert [entry.seconds for entry in entries] == [i / 5 for i in range(len(images))]
-    for entry, image, width, means in zip(entries, images, widths, motion_of_each(widths), strict=True):
+    assert [entry.seconds for entry in entries] == [i / 5 for i in range(num_frames)]
+    pairs = [(i, 5 * i, 5 * (i + 1)) for i in range(num_frames - 1)]
+    for i, entry in enumerate(entries):
+        _, *means = pairs[min(i, len(pairs) - 1)] if pairs else (0, 0, 0)
         motion = entry.streams["flow"]
-        assert motion.shape == ((CROP, CROP, 2) if crop_px else (HEIGHT, width, 2))
+        assert motion.shape == ((CROP, CROP, 2) if crop_px else (HEIGHT, WIDTH, 2))
         assert (motion == np.float32(means)).all()
-        assert entry.streams["rgb"][0, 0, 0] == image[0, 0, 0]
+        assert entry.streams["rgb"][0, 0, 0] == images[i][0, 0, 0]
 
-    same_shape = [i for i in range(len(widths) - 1) if widths[i] == widths[i + 1]]
-    assert flow.pairs == [(i, 5 * i, 5 * (i + 1)) for i in same_shape]
-    lengths = [len(list(frames)) - 1 for _, frames in itertools.groupby(widths)]
-    whole, rest = zip(*(divmod(length, pairs_per_call) for length in lengths), strict=True)
+    assert flow.pairs == pairs
+    whole, rest = divmod(num_frames - 1, pairs_per_call)
     sizes = sorted(len(means) - 1 for _, *means in flow.calls)
-    assert sizes == sorted([pairs_per_call] * sum(whole) + [size for size in rest if size])
+    assert sizes == sorted([pairs_per_call] * whole + [size for size in [rest] if size])
+
+
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=5), st.sampled_from([3, 20]))
+def test_flow_is_quantised_frame_by_frame(values, bound_px):
+    images = [flat(value) for value in values]
+    exact, coarse = align(images, flow=FakeFlow()), align(images, flow=FakeFlow(), bound_px=bound_px)
+    for one, other in zip(exact, coarse, strict=True):
+        np.testing.assert_array_equal(other.streams["flow"], quantise_flow(one.streams["flow"], bound_px))
+        assert other.streams["flow"].dtype == np.uint8
 
 
 @pytest.mark.parametrize("method", ["dis", "tvl1"])

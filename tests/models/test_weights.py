@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.request
 
 import pytest
 from serving import serve
@@ -22,7 +23,8 @@ from vid3d_cli.errors import (
     UsageError,
     WeightsUnavailable,
 )
-from vid3d_cli.models import manifest, weights
+from vid3d_cli.models import download, manifest, weights
+from vid3d_cli.models.digests import cache_dir, file_sha256
 from vid3d_cli.models.manifest import HubSource, ManualSource, PackagedSource, UrlSource, WeightsFile
 
 CONTENT = b"weights, more or less" * 60_000  # more than one chunk
@@ -118,15 +120,15 @@ def test_every_file_has_its_own_place():
 
 
 def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
-    assert weights.cache_dir() == tmp_path / "cache"
+    assert cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("VID3D_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert weights.cache_dir() == tmp_path / "xdg" / "vid3d"
+    assert cache_dir() == tmp_path / "xdg" / "vid3d"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert weights.cache_dir() == tmp_path / "home" / ".cache" / "vid3d"
+    assert cache_dir() == tmp_path / "home" / ".cache" / "vid3d"
     monkeypatch.setenv("VID3D_CACHE", "relative")
-    assert weights.cache_dir().is_absolute()
+    assert cache_dir().is_absolute()
 
 
 @pytest.mark.parametrize("content", [b"", CONTENT], ids=["empty", "a megabyte"])
@@ -134,7 +136,7 @@ def test_verify_file_returns_the_sha256(tmp_path, content):
     path = tmp_path / "x"
     path.write_bytes(content)
     assert weights.verify_file(path, weights_file(content=content)) == hashlib.sha256(content).hexdigest()
-    assert weights.file_sha256(path) == hashlib.sha256(content).hexdigest()
+    assert file_sha256(path) == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -164,31 +166,6 @@ def test_a_published_prefix_of_the_sha256_is_enough(tmp_path):
     path.write_bytes(CONTENT)
     digest = hashlib.sha256(CONTENT).hexdigest()
     assert weights.verify_file(path, weights_file(git_blob=None, sha256=digest[:8])) == digest
-
-
-@pytest.fixture
-def hashed(monkeypatch):
-    """Grows by one with each file that is hashed."""
-    sizes, sha256 = [], hashlib.sha256
-
-    def counted(*args, **options):
-        sizes.append(1)
-        return sha256(*args, **options)
-
-    monkeypatch.setattr(weights.hashlib, "sha256", counted)
-    return sizes
-
-
-def test_a_file_is_hashed_once_in_a_process(good, hashed):
-    file = weights_file(good)
-    hashed.clear()
-    path = weights.pull(file)
-    assert weights.pull(file) == weights.locate(file) == path
-    digest = weights.file_sha256(path)
-    assert len(hashed) == 1
-    path.write_bytes(OTHER)
-    assert weights.file_sha256(path) != digest
-    assert len(hashed) == 2
 
 
 def test_a_sha256_is_known_without_the_network(good, server, tmp_path):
@@ -507,12 +484,12 @@ def test_a_damaged_record_is_named(content):
 )
 def test_no_redirection_leaves_https(url, has_digest):
     """Before: where a digest is known, anyone on the way could see and change what http or ftp brought."""
-    handler = weights._OnlyToHttps(may_use_http=has_digest)
-    request = weights.urllib.request.Request("https://here/x")
+    handler = download._OnlyToHttps(may_use_http=has_digest)
+    request = urllib.request.Request("https://here/x")
     if url.startswith("https:"):
         assert handler.redirect_request(request, None, 302, "Found", {}, url).full_url == url
     else:
-        with pytest.raises(weights._SourceError, match=f"redirects to {url}, which is not https"):
+        with pytest.raises(download.SourceError, match=f"redirects to {url}, which is not https"):
             handler.redirect_request(request, None, 302, "Found", {}, url)
 
 
@@ -544,7 +521,7 @@ class Endless(http.server.BaseHTTPRequestHandler):
 def test_a_server_that_sends_more_is_cut_off(server, cache, monkeypatch, length, size):
     """Before: a server could fill the disk; the published size was compared afterwards."""
     server.RequestHandlerClass = Endless
-    monkeypatch.setattr(weights, "_MAX_BYTES", 3 * len(CONTENT) // 2)
+    monkeypatch.setattr(download, "_MAX_BYTES", 3 * len(CONTENT) // 2)
     received = []
     file = weights_file(UrlSource(f"{server.url}/{length}"), size_bytes=size)
     with pytest.raises(WeightsUnavailable):

@@ -25,8 +25,8 @@ from vid3d_cli.recipe import Recipe
 from vid3d_cli.records import ClipOutput, ClipSpan
 from vid3d_cli.results import VideoResult
 from vid3d_cli.segments import Segment, SegmentRule
-from vid3d_cli.video.audio import AudioCopy
-from vid3d_cli.video.process import AudioRequest, Decoders, probe
+from vid3d_cli.video.audio import AudioCopy, AudioRequest
+from vid3d_cli.video.process import Decoders, probe
 
 LABELS = ("running", "jumping", "日本語 --> </script> \n\u202e\udcff 🎉 שלום")
 

@@ -150,9 +150,9 @@ def conversions(monkeypatch):
     converted = []
     original = OpenVINORuntime._convert
 
-    def convert(runtime, stream, clip):
+    def convert(runtime, stream, form):
         converted.append(stream)
-        return original(runtime, stream, clip)
+        return original(runtime, stream, form)
 
     monkeypatch.setattr(OpenVINORuntime, "_convert", convert)
     return converted
@@ -179,6 +179,21 @@ def test_the_cache_is_beside_the_weights(tmp_path, monkeypatch):
     assert len(list((tmp_path / "openvino").glob("*.zip"))) == 2
 
 
+def test_a_cached_network_needs_no_model(tmp_path, conversions):
+    class Unbuilt(dict):
+        def __getitem__(self, stream):
+            pytest.fail(f"the {stream} model is built")
+
+    clips = make_clips(1)
+    expected = run(tmp_path, clips)
+    forms = {stream: (frames.shape, frames.dtype.str) for stream, frames in clips[0].streams.items()}
+    for known in ({}, forms, {"rgb": ((9, 9, 9, 3), "|u1")}):  # the last one is a wrong guess
+        (output,) = run(tmp_path, clips, Unbuilt(make_models()), forms=known)
+        for stream in forms:
+            assert np.array_equal(output.logits[stream], expected[0].logits[stream])
+    assert len(conversions) == 2
+
+
 def test_without_an_identity_nothing_is_cached(tmp_path, conversions):
     for _ in range(2):
         run(tmp_path, identities={"rgb": "first"})
@@ -199,11 +214,12 @@ def test_another_identity_shape_type_or_version_is_another_entry(tmp_path, conve
             lambda: run(tmp_path, [Clip(clip.span, bytes_of)], models),
             lambda: run(tmp_path, [Clip(clip.span, short)], models),
             lambda: (monkeypatch.setattr("openvino.__version__", "1.0"), run(tmp_path, [clip], models)),
-            lambda: (monkeypatch.setattr(torch, "__version__", "2.99.0"), run(tmp_path, [clip], models)),
             lambda: (
-                monkeypatch.setattr("vid3d_cli.runtimes.openvino.code_digest", str),
+                monkeypatch.setattr("vid3d_cli.runtimes.openvino.version", lambda package: "2.99.0"),
                 run(tmp_path, [clip], models),
             ),
+            lambda: (monkeypatch.setattr("vid3d_cli.runtimes.cache.__version__", "9"), run(tmp_path, [clip], models)),
+            lambda: (monkeypatch.setattr("vid3d_cli.runtimes.cache.code_digest", str), run(tmp_path, [clip], models)),
         ],
         2,
     ):
@@ -257,31 +273,27 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path, conversions):
 
 
 def test_reading_while_others_write_gives_a_complete_entry(tmp_path):
-    file = tmp_path / "model.bin"
-    file.write_bytes(bytes(range(256)) * 4000)
-    shared = tmp_path / "cache"
+    files, shared = {"model.bin": bytes(range(256)) * 4000}, tmp_path / "cache"
 
     def write_and_read(_):
-        NetworkCache(shared).write("key", [file])
+        NetworkCache(shared).write("key", files)
         return NetworkCache(shared).read("key")
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(files == {"model.bin": file.read_bytes()} for files in pool.map(write_and_read, range(20)))
+        assert all(read == files for read in pool.map(write_and_read, range(20)))
     assert len(list(shared.iterdir())) == 1  # no half-written entry is left
 
 
 def test_the_least_recently_used_entry_is_deleted(tmp_path):
     kept = NetworkCache(tmp_path / "cache", max_bytes=3500)
-    file = tmp_path / "model.bin"
-    file.write_bytes(bytes(1000))
+    files = {"model.bin": bytes(1000)}
     for age, key in enumerate("abc"):
-        kept.write(key, [file])
+        kept.write(key, files)
         os.utime(kept._path(key), (age, age))
-    assert kept.read("a") == {"model.bin": bytes(1000)}  # so b is the least recently used
-    kept.write("d", [file])
+    assert kept.read("a") == files  # so b is the least recently used
+    kept.write("d", files)
     assert [key for key in "abcd" if kept.read(key)] == ["a", "c", "d"]
-    file.write_bytes(bytes(10000))
-    kept.write("e", [file])
+    kept.write("e", {"model.bin": bytes(10000)})
     assert [key for key in "abcde" if kept.read(key)] == ["e"]  # larger than the limit, but the newest
 
 

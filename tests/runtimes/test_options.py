@@ -1,19 +1,24 @@
 """The choice of runtime, device and precision: what "auto" selects, what is refused, and with which message."""
 
+import ctypes
 import importlib.util
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import make_runtime
 
+import vid3d_cli.runtimes
 from vid3d_cli.errors import UsageError
-from vid3d_cli.runtimes import check_runtime_options, select_runtime
+from vid3d_cli.runtimes import check_runtime_options, devices, may_have_gpu, select_runtime
 from vid3d_cli.runtimes.devices import select_devices, select_precision
 
-AMPERE, VOLTA = (8, 0), (7, 0)
+HOPPER, AMPERE, VOLTA = (9, 0, "NVIDIA H100 PCIe"), (8, 0, "NVIDIA A100-SXM4-40GB"), (7, 0, "Tesla V100-SXM2-16GB")
+TURING, GTX_TURING, PASCAL = (7, 5, "Tesla T4"), (7, 5, "NVIDIA GeForce GTX 1660 Ti"), (6, 1, "NVIDIA TITAN Xp")
 
 
 @pytest.fixture
@@ -21,19 +26,22 @@ def num_gpus(monkeypatch):
     """Call with the number of CUDA GPUs that PyTorch shall report; there is no MPS."""
 
     def pretend(number):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+        monkeypatch.setattr(devices, "_start_cuda", lambda: None)
+        monkeypatch.setattr(devices, "_try_gpu", lambda gpu: None)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        monkeypatch.setattr(vid3d_cli.runtimes, "may_have_gpu", lambda: number > 0)
 
     return pretend
 
 
 @pytest.fixture
 def capability(monkeypatch):
-    """Call with the compute capability of each GPU; (8, 0) and above support bf16."""
+    """Call with the compute capability and name of each GPU."""
 
     def pretend(*of_gpus):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: of_gpus[device.index or 0])
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: of_gpus[device.index or 0][:2])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: of_gpus[device.index or 0][2])
 
     return pretend
 
@@ -93,11 +101,6 @@ def test_options_that_are_refused(all_installed, num_gpus, capability, options, 
 def test_openvino_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refuses(lambda: select_runtime("openvino"), "pip install 'vid3d[openvino]'")
-
-
-def test_compiling_needs_a_compiler(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    refuses(lambda: select_runtime("torch", compile=True), "no-such-compiler was not found", "CXX")
 
 
 def test_checking_options_imports_neither_torch_nor_numpy():
@@ -169,19 +172,49 @@ def test_devices_that_are_absent(num_gpus, number, name, words):
     [
         ("auto", ["cpu"], [AMPERE], "fp32"),
         ("auto", ["cuda"], [AMPERE], "bf16"),
-        ("auto", ["cuda"], [VOLTA], "fp32"),
-        ("auto", ["cuda:1"], [AMPERE, VOLTA], "fp32"),
-        ("auto", ["cuda:0", "cuda:1"], [AMPERE, (9, 0)], "bf16"),
-        ("auto", ["cuda:0", "cuda:1"], [AMPERE, VOLTA], "fp32"),
+        ("auto", ["cuda"], [VOLTA], "fp16"),
+        ("auto", ["cuda"], [TURING], "fp16"),
+        ("auto", ["cuda"], [(7, 5, "NVIDIA GeForce RTX 2080 Ti")], "fp16"),
+        ("auto", ["cuda"], [(7, 5, "Quadro RTX 4000")], "fp16"),
+        ("auto", ["cuda"], [(7, 5, "GRID T4-16Q")], "fp16"),
+        ("auto", ["cuda"], [GTX_TURING], "fp32"),
+        ("auto", ["cuda"], [(7, 5, "NVIDIA T400 4GB")], "fp32"),
+        ("auto", ["cuda"], [PASCAL], "fp32"),
+        ("auto", ["cuda:1"], [AMPERE, VOLTA], "fp16"),
+        ("auto", ["cuda:0", "cuda:1"], [AMPERE, HOPPER], "bf16"),
+        ("auto", ["cuda:0", "cuda:1"], [AMPERE, VOLTA], "fp16"),
+        ("auto", ["cuda:0", "cuda:1", "cuda:2"], [TURING, AMPERE, PASCAL], "fp32"),
         ("auto", ["mps"], [AMPERE], "fp32"),
         ("fp32", ["cuda"], [AMPERE], "fp32"),
         ("bf16", ["cpu"], [VOLTA], "bf16"),
         ("fp16", ["cuda"], [AMPERE], "fp16"),
+        ("fp16", ["cuda"], [PASCAL], "fp16"),
     ],
 )
 def test_precisions(capability, name, devices, capabilities, expected):
     capability(*capabilities)
     assert select_precision(name, *map(torch.device, devices)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "words"),
+    [
+        ("bf16", TURING, ["Tesla T4 has no bf16", "--precision fp16"]),
+        ("bf16", PASCAL, ["NVIDIA TITAN Xp has no bf16", "--precision fp32"]),
+        ("fp16", GTX_TURING, ["NVIDIA GeForce GTX 1660 Ti computes NaN in fp16", "--precision fp32"]),
+    ],
+)
+def test_precisions_that_a_gpu_does_not_have(num_gpus, capability, name, gpu, words):
+    num_gpus(2)
+    capability(AMPERE, gpu)
+    refuses(lambda: select_runtime(device="cuda:0,1", precision=name), *words)
+
+
+@pytest.mark.parametrize("version", [None, "6.4"])
+def test_an_amd_gpu_runs_bf16(monkeypatch, capability, version):
+    capability(TURING)  # ROCm has such numbers for its own architectures
+    monkeypatch.setattr(torch.version, "hip", version)
+    assert select_precision("auto", torch.device("cuda")) == ("bf16" if version else "fp16")
 
 
 @pytest.mark.parametrize("name", ["", "fp64", "BF16", "float32"])
@@ -226,3 +259,26 @@ def test_a_gpu_runs_torch_by_default(all_installed, num_gpus, capability, option
     num_gpus(1)
     capability(AMPERE)
     assert select_runtime(**options) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "driver", "expected"),
+    [
+        (["null", "dri", "nvme0"], None, False),
+        (["null", "nvidia0", "nvidiactl"], None, True),
+        (["nvmap", "nvhost-gpu"], None, True),
+        (["dxg"], None, True),
+        (["kfd"], None, True),
+        (["null"], 100, False),  # CUDA_ERROR_NO_DEVICE, as in an image with CUDA on a machine without a GPU
+        (["null"], 0, True),
+    ],
+)
+def test_a_gpu_shows_in_its_driver(monkeypatch, files, driver, expected):
+    def load(name):
+        if driver is None:
+            raise OSError(name)
+        return SimpleNamespace(cuInit=lambda flags: driver)
+
+    monkeypatch.setattr(Path, "iterdir", lambda directory: (directory / name for name in files))
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert may_have_gpu() == expected

@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_TERMINATED, EXIT_USAGE, Vid3dError
-from . import bench, classify, demo, evaluate, extract, features, flow, models, probe, weights
+from . import bench, classify, demo, doctor, evaluate, extract, features, flow, models, probe, weights
 from .command import App, Group, ParserError, describe_parser_error
 from .console import log, set_verbosity
 from .help import HELP_ALL
@@ -122,6 +122,7 @@ app.command("eval", epilog=_CODES)(evaluate.evaluate)
 app.command("flow")(flow.flow)
 app.command("probe")(probe.probe)
 app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)
 app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")
 app.add_typer(weights.app, name="weights")
@@ -144,7 +145,10 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         log.error("internal error: %s: %s", type(error).__name__, error)
-        log.error("this is a bug in vid3d: run the command again with --debug and report the traceback")
+        log.error(
+            "this is a bug in vid3d: run the command again with --debug, and report the traceback and the output of "
+            "vid3d doctor --format json"
+        )
         sys.exit(EXIT_SOME_FAILED)
 
 

@@ -129,7 +129,7 @@ def measure(plan: Plan, video: str) -> dict[str, Any]:
 
 
 def _read(plan: Plan, video: str, num_clips: int) -> _Reading:
-    from ..run.reader import ClipReader
+    from ..run.reader import open_clips
     from ..run.threads import count_cores, one_opencv_thread
     from ..timings import StageSeconds
     from ..video.process import TIMEOUT_SECONDS, Decoders
@@ -142,7 +142,7 @@ def _read(plan: Plan, video: str, num_clips: int) -> _Reading:
         one_opencv_thread(),
         Workers(count_cores(), spent) as workers,
         Decoders(TIMEOUT_SECONDS, allow_playlists=plan.allow_playlists) as decoders,
-        ClipReader(plan, video, workers, decoders) as reader,
+        open_clips(plan, video, workers, decoders) as reader,
     ):
         for clip in reader:
             if len(clips) < num_clips:

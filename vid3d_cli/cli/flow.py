@@ -34,7 +34,10 @@ def flow(
         str,
         typer.Option("--flow", metavar="METHOD", help=f"Flow method: {', '.join(METHODS)}."),
     ] = "dis",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where tvl1 runs.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(metavar="auto|cpu|cuda[:i]", help="Where tvl1 runs; several GPUs: cuda:0,1 or cuda:all."),
+    ] = "auto",
     fps: Annotated[str, typer.Option(metavar="native|N", help="Frames per second to read.")] = "native",
     start: Annotated[str, typer.Option(metavar="TIME", help="Where to start reading: seconds, or 1:30.")] = "0",
     end: Annotated[

@@ -55,7 +55,8 @@ class EventPrinter:
 
     def fetch(self, file: WeightsFile) -> Path:
         """Return the path of a published checkpoint; download it if it is not on disk, and say so."""
-        from ..models.weights import is_on_disk, offline_variable, pull
+        from ..models.download import offline_variable
+        from ..models.weights import is_on_disk, pull
 
         what = f"downloading {file.stream} weights"
         has_begun = False
@@ -117,7 +118,8 @@ class EventPrinter:
             gc.freeze()
         self._say("reading the first clips …")
         recipe = event.recipe
-        log.debug("%s, %s, %s", recipe.model, recipe.runtime, recipe.precision)
+        fields = {"event": "started", "model": recipe.model, "runtime": recipe.runtime, "precision": recipe.precision}
+        log.info("%s, %s, %s", recipe.model, recipe.runtime, recipe.precision, extra={"fields": fields})
         for stream, network in recipe.streams.items():
             log.debug("%s weights: %s", stream, network.weights)
 

@@ -28,7 +28,8 @@ def list_(form: ListFormat = None) -> None:
 
     Example: vid3d weights list
     """
-    from ..models.weights import cache_dir, is_on_disk, path_on_disk, weights_path
+    from ..models.digests import cache_dir
+    from ..models.weights import is_on_disk, path_on_disk, weights_path
 
     rows = [
         {
@@ -77,7 +78,7 @@ def verify(
     code = EXIT_OK
     for file in files:
         try:
-            path = weights.locate(file)
+            path = weights.locate(file, afresh=True)
             typer.echo(f"{file.name}\t{'ok' if file.has_digest else 'ok, as first seen'}\t{path}")
         except WeightsError as error:
             log.error("%s", error)

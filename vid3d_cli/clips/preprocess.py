@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TooLarge, UsageError
+from .resampling import resample
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -55,8 +56,9 @@ def resize(rgb: NDArray[np.uint8], size_px: int | tuple[int, int], *, antialias:
     Args:
         rgb: (H, W, 3) uint8.
         size_px: see `resized_size`; a frame that already has this size is returned as it is.
-        antialias: widen the filter when shrinking, as PIL and the original extractors do; this imports torch. False
-            interpolates between the four nearest pixels, as OpenCV does, and torchvision and pytorchvideo in training.
+        antialias: widen the filter when shrinking, as PIL and the original extractors do, with the bytes of torchvision
+            (see `resampling`). False interpolates between the four nearest pixels, as OpenCV does, and torchvision and
+            pytorchvideo in training.
 
     Returns:
         (H', W', 3) uint8.
@@ -65,29 +67,9 @@ def resize(rgb: NDArray[np.uint8], size_px: int | tuple[int, int], *, antialias:
     if (height, width) == rgb.shape[:2]:
         return rgb
     if antialias:
-        return _resize_antialiased(rgb, height, width)
+        return resample(rgb, height, width)
     resized: Any = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized, np.uint8)
-
-
-def load_resampler() -> None:
-    """Import torch, which antialiased resizing needs, before several threads resize and their time is measured."""
-    import torch  # noqa: F401
-
-
-def _resize_antialiased(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize with PIL's filter, by torch in a fifth of PIL's time.
-
-    Equals torchvision's v2 `resize` of a tensor. Its weights have 15 bits and PIL's 22, so about two values in a
-    thousand differ by 1 from PIL's. Machines with and without AVX2 differ likewise.
-    """
-    import torch
-
-    # The strides of this order mean "channels last", for which torch has a kernel that reads pixels as stored.
-    frames = torch.from_numpy(np.require(rgb, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        resized = torch.nn.functional.interpolate(frames, size=(height, width), mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def describe_resize(size_px: int | tuple[int, int], *, antialias: bool = True) -> str:

@@ -1,9 +1,9 @@
 """Turns frames into aligned rgb and flow streams, one entry of each per frame, resized and cropped.
 
-    frames → resized → runs of frames of one shape → flow, one call per run → entries, one per frame
-                       0123  3456  6                 3 pairs per call: a run starts with the last frame of the previous
+    frames → resized → runs of frames → flow, one call per run → entries, one per frame
+                       0123  3456  67   3 pairs per call: a run starts with the last frame of the previous
 
-Frames of different shapes are never in one run.
+All frames of a video have one shape (`video.rgb.RgbConverter`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..flow.fields import to_grey
+from ..flow.fields import quantise_flow, to_grey
 from ..records import Frame
 from ..workers import Workers
-from .preprocess import load_resampler, place_crops, resize
+from .preprocess import place_crops, resize
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -33,7 +33,7 @@ class StreamFrame:
     seconds: float
     end_seconds: float
     streams: Mapping[str, NDArray[Any]]
-    """"rgb": (H, W, 3) uint8; "flow": (H, W, 2) float32, the motion from this frame to the next in pixels."""
+    """"rgb": (H, W, 3) uint8; "flow": (H, W, 2), the motion from this frame to the next, float32 in pixels or uint8."""
 
 
 class _Prepared(NamedTuple):
@@ -55,14 +55,6 @@ class _PendingFrame:
     wait: Callable[[], _Prepared]
 
 
-class _Run(NamedTuple):
-    """Consecutive frames of one shape."""
-
-    frames: list[_PendingFrame]
-    is_last: bool
-    """No other run starts with the last frame: the video ends there, or its frames change shape."""
-
-
 def align_streams(
     frames: Iterable[Frame],
     *,
@@ -72,17 +64,17 @@ def align_streams(
     flow: FlowOfRun | None,
     pairs_per_call: int = 1,
     antialias: bool = True,
+    bound_px: float | None = None,
     workers: Workers | None = None,
 ) -> Iterator[StreamFrame]:
     """Yield the entries of all streams for every frame: resized, paired with its flow, and cropped.
 
     flow[t] is the motion from frame t to frame t+1. The last frame has no successor and repeats the flow before it (a
-    single frame has zero flow), so both streams have one entry per frame. The same holds for the last frame before a
-    change of shape.
+    single frame has zero flow), so both streams have one entry per frame.
 
-    Flow is computed in runs of `pairs_per_call` pairs, or fewer where the video or a shape ends. Without threads, no
-    frame is read beyond the current run, and two runs are held in memory. With threads, enough runs and frames are
-    read ahead to give every thread a pair of frames and a frame to resize.
+    Flow is computed in runs of `pairs_per_call` pairs, or fewer where the video ends. Without threads, no frame is read
+    beyond the current run, and two runs are held in memory. With threads, enough runs and frames are read ahead to give
+    every thread a pair of frames and a frame to resize.
 
     Args:
         frames: in time order.
@@ -92,17 +84,16 @@ def align_streams(
         flow: computes the flow of a run, in any thread; None leaves the flow stream out.
         pairs_per_call: largest number of pairs per call of `flow`.
         antialias: see `preprocess.resize`.
+        bound_px: quantise flow to 8 bits at this bound, see `quantise_flow`; None keeps it exact.
         workers: threads that resize and compute flow; None uses this thread.
     """
     workers = Workers() if workers is None else workers
-    if antialias:
-        load_resampler()
 
     def prepare(stored: NDArray[np.uint8]) -> _Prepared:
         resized = resize(stored, size_px, antialias=antialias)
         return _Prepared(_crop_centre(resized, crop_px), to_grey(resized) if flow else np.empty((0, 0), np.uint8))
 
-    def finish(frame: _PendingFrame, motion: NDArray[np.float32] | None) -> StreamFrame:
+    def finish(frame: _PendingFrame, motion: NDArray[Any] | None) -> StreamFrame:
         streams: dict[str, NDArray[Any]] = {"rgb": frame.wait().rgb} if rgb else {}
         if motion is not None:
             streams["flow"] = motion
@@ -114,24 +105,27 @@ def align_streams(
             yield finish(frame, None)
         return
 
-    def compute_flow(run: _Run) -> list[NDArray[np.float32]]:
-        if len(run.frames) == 1:
+    def finish_field(field: NDArray[np.float32]) -> NDArray[Any]:
+        cropped = _crop_centre(field, crop_px)
+        return cropped if bound_px is None else quantise_flow(cropped, bound_px)
+
+    def compute_flow(run: list[_PendingFrame]) -> list[NDArray[Any]]:
+        if len(run) == 1:
             return []
-        grey = np.stack([frame.wait().grey for frame in run.frames])
-        return [_crop_centre(field, crop_px) for field in flow(run.frames[0].index, grey)]
+        grey = np.stack([frame.wait().grey for frame in run])
+        return [finish_field(field) for field in flow(run[0].index, grey)]
 
     started = ((run, workers.start("flow", compute_flow, run)) for run in _cut_runs(pending, pairs_per_call))
-    motion: NDArray[np.float32] | None = None
+    last: _PendingFrame | None = None
+    motion: NDArray[Any] | None = None
     for run, wait_for_flow in workers.ahead(started, threads_per_item=pairs_per_call):
-        for frame, motion in zip(run.frames[:-1], wait_for_flow(), strict=True):
+        for frame, motion in zip(run[:-1], wait_for_flow(), strict=True):
             yield finish(frame, motion)
-        if run.is_last:
-            last = run.frames[-1]
-            if motion is None:
-                motion = np.zeros((*last.wait().rgb.shape[:2], 2), np.float32)
-            yield finish(last, motion)
-            motion = None
+        last = run[-1]
         del run, wait_for_flow  # free them before the next run fills
+    if last is not None:
+        still = np.zeros((*last.wait().grey.shape, 2), np.float32)
+        yield finish(last, finish_field(still) if motion is None else motion)
 
 
 def _prepare_each(
@@ -146,19 +140,16 @@ def _prepare_each(
         yield _PendingFrame(frame.index, frame.seconds, frame.end_seconds, wait)
 
 
-def _cut_runs(frames: Iterable[_PendingFrame], pairs_per_call: int) -> Iterator[_Run]:
-    """Yield each run as soon as its last frame is there; only a last run may have a single frame."""
+def _cut_runs(frames: Iterable[_PendingFrame], pairs_per_call: int) -> Iterator[list[_PendingFrame]]:
+    """Yield each run as soon as its last frame is there; the last run may have a single frame."""
     run: list[_PendingFrame] = []
     for frame in frames:
-        if run and frame.wait().grey.shape != run[-1].wait().grey.shape:
-            yield _Run(run, is_last=True)
-            run = []
         run.append(frame)
         if len(run) > pairs_per_call:
-            yield _Run(run, is_last=False)
+            yield run
             run = run[-1:]
     if run:
-        yield _Run(run, is_last=True)
+        yield run
 
 
 def _crop_centre(image: NDArray[_Scalar], crop_px: int | None) -> NDArray[_Scalar]:

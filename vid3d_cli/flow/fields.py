@@ -79,8 +79,12 @@ def quantise_flow(flow: NDArray[Any], bound_px: float = DEFAULT_BOUND_PX) -> NDA
     Source: `CAST` in yjxiong/dense_flow; in double precision, as there, so that ties round alike.
     """
     check_bound(bound_px)
-    bounded = np.clip(np.asarray(flow, dtype=np.float64), -bound_px, bound_px)
-    return np.asarray(np.rint(255 * (bounded + bound_px) / (2 * bound_px)), dtype=np.uint8)
+    levels = np.array(flow, dtype=np.float64)  # a copy, changed in place: a new array for each step takes longer
+    np.clip(levels, -bound_px, bound_px, out=levels)
+    levels += bound_px
+    levels *= 255
+    levels /= 2 * bound_px
+    return np.rint(levels, out=levels).astype(np.uint8)
 
 
 def dequantise_flow(image: NDArray[np.uint8], bound_px: float = DEFAULT_BOUND_PX) -> NDArray[np.float32]:

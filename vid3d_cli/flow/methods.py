@@ -85,7 +85,7 @@ class FlowMethod:
     description: str
     """Name and parameters, for the recipe; aliases share it."""
     create: Callable[[str], FlowFunction]
-    """Makes a flow function that computes on the given device if the method can use it."""
+    """Makes a flow function that computes on the given devices if the method can use them."""
     can_use_gpu: bool = False
 
 
@@ -134,7 +134,8 @@ def create_flow(method: str = DEFAULT_METHOD, device: str = "cpu") -> FlowFuncti
 
     Args:
         method: a name in `FLOW_METHODS`.
-        device: "cpu", or a GPU in torch's notation ("cuda:0"); a method that cannot use a GPU ignores it.
+        device: "cpu", or GPUs in torch's notation ("cuda:0" or "cuda:0,cuda:1"); a method that cannot use them ignores
+            it.
 
     Raises:
         UsageError: there is no such method.
@@ -158,7 +159,8 @@ def optical_flow(grey: NDArray[np.uint8], method: str = DEFAULT_METHOD, *, devic
     Args:
         grey: (T, H, W).
         method: a name in `FLOW_METHODS`: "dis", "dis-ultrafast", "dis-fast", "dis-medium", "farneback" or "tvl1".
-        device: "cpu", or a GPU in torch's notation ("cuda:0"); a method that cannot use a GPU ignores it.
+        device: "cpu", or GPUs in torch's notation ("cuda:0" or "cuda:0,cuda:1"); a method that cannot use them ignores
+            it.
 
     Returns:
         (T-1, H, W, 2), pixels per frame step; channel 0 is x (right), 1 is y (down). Entry t is frame t → t+1.

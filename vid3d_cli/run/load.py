@@ -1,12 +1,14 @@
-"""Loads the networks of a plan. torch is imported here and not earlier."""
+"""Loads the networks of a plan. torch is imported here and not earlier, and not at all for cached OpenVINO networks."""
 
 from __future__ import annotations
 
+import json
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import av
 import cv2
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..models.clip_model import ClipModel
+    from ..runtimes import Form
     from ..runtimes.base import Runtime
 
 
@@ -44,7 +47,7 @@ class Networks:
     recipe: Recipe
     """The plan's, with runtime, precision and versions filled in."""
     warnings: tuple[str, ...]
-    """Warnings about the user's own checkpoints, one sentence each; see also `Plan.warnings`."""
+    """Warnings about GPUs that are not used and the user's own checkpoints, one sentence each; see `Plan.warnings`."""
 
     @property
     def has_classes(self) -> bool:
@@ -119,7 +122,8 @@ def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
     )  # raises before anything is downloaded
     checkpoints = plan.find_checkpoints(fetch)
     plan = plan.fetch(lambda file: checkpoints[file.stream])
-    models, num_classes = _load_models(plan, checkpoints)
+    models = _Models(plan, checkpoints)
+    facts = _check_networks(plan, models, is_cached=name == "openvino")
     runtime = create_runtime(
         models,
         name=name,
@@ -130,6 +134,7 @@ def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
         batch_size=1 if plan.dense else plan.batch_size,
         views=None if plan.crops == 1 else Views(plan.crops, plan.crop_px, plan.keep_crops),
         identities={stream: _identity(plan, stream) for stream in models},
+        forms=_forms(plan),
     )
     recipe = replace(
         plan.recipe,
@@ -137,25 +142,103 @@ def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
         precision=runtime.precision,
         versions={runtime.name: runtime.version, **package_versions()},
     )
-    return Networks(plan, runtime, num_classes, recipe, tuple(_find_doubtful_checkpoints(plan)))
+    num_classes = next((known.num_classes for known in facts.values() if known.num_classes is not None), None)
+    warnings = (*_explain_device(plan), *_find_doubtful_checkpoints(plan, facts))
+    return Networks(plan, runtime, num_classes, recipe, warnings)
 
 
-def _load_models(plan: Plan, checkpoints: Mapping[str, Path]) -> tuple[dict[str, ClipModel], int | None]:
-    """Return the model of each stream, and how many classes they have."""
-    from ..models.checkpoint import count_classes
+def _explain_device(plan: Plan) -> list[str]:
+    """Return why the networks do not run on a GPU of this machine, if "auto" passed over it."""
+    if "torch" not in sys.modules:  # there is no sign of a GPU
+        return []
+    from ..runtimes.devices import explain_choice
+
+    return explain_choice(plan.network_device)
+
+
+class _Models(Mapping[str, "ClipModel"]):
+    """The model of each stream, built from its checkpoint when it is first asked for."""
+
+    def __init__(self, plan: Plan, checkpoints: Mapping[str, Path]) -> None:
+        self._plan, self._checkpoints = plan, checkpoints
+        self._built: dict[str, ClipModel] = {}
+
+    def __getitem__(self, stream: str) -> ClipModel:
+        if stream not in self._built:
+            self._built[stream] = _build_model(self._plan, stream, self._checkpoints[stream])
+        return self._built[stream]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checkpoints)
+
+    def __len__(self) -> int:
+        return len(self._checkpoints)
+
+
+def _build_model(plan: Plan, stream: str, checkpoint: Path) -> ClipModel:
     from ..models.clip_model import ClipModel, LayerTap, Normalise, create_model
-    from ..runtimes.base import check_classes
 
-    backbone, models, num_classes = BACKBONES[plan.backbone], {}, {}
-    for stream, checkpoint in checkpoints.items():
-        net = create_model(plan.backbone, stream=stream, weights=checkpoint, variant=plan.variant or DEFAULT_VARIANT)
-        if (count := count_classes(net.state_dict(), backbone)) is not None:
-            num_classes[stream] = count
+    net = create_model(plan.backbone, stream=stream, weights=checkpoint, variant=plan.variant or DEFAULT_VARIANT)
+    tap = None if plan.layer is None else LayerTap(net, BACKBONES[plan.backbone].layers[plan.layer], plan.pool)
+    return ClipModel(net, Normalise(plan.networks[stream].normalisation), tap, plan.dense)
+
+
+class _Facts(NamedTuple):
+    """What a run needs to know of a checkpoint that fits its network."""
+
+    num_classes: int | None
+    """None for a network without a classifier."""
+    suggested: str | None
+    """The model whose tensor names it has; None for a published checkpoint, and where names do not tell."""
+
+
+def _check_networks(plan: Plan, models: Mapping[str, ClipModel], is_cached: bool) -> dict[str, _Facts]:
+    """Return the facts of the streams' checkpoints; build the models, unless the cache has the facts of each.
+
+    Raises:
+        UsageError: class names that do not fit.
+        CheckpointError: a checkpoint does not fit its network, or the other stream's.
+    """
+    from ..runtimes.base import check_classes
+    from ..runtimes.cache import NetworkCache
+
+    cache = NetworkCache() if is_cached else None
+    facts, num_classes = {}, {}
+    for stream, net in plan.networks.items():
+        key = repr((net.sha256, plan.model, plan.backbone, plan.variant, stream, net.checkpoint is None))
+        if cache and (files := cache.read(key)):
+            known = _Facts(**json.loads(files["facts.json"]))
+        else:
+            known = _find_facts(plan, stream, models[stream])
+            if cache:
+                cache.write(key, {"facts.json": json.dumps(known._asdict()).encode()})
+        facts[stream] = known
+        if known.num_classes is not None:
+            num_classes[stream] = known.num_classes
             check_classes(num_classes)
-            name_classes(plan, count)
-        tap = None if plan.layer is None else LayerTap(net, backbone.layers[plan.layer], plan.pool)
-        models[stream] = ClipModel(net, Normalise(plan.networks[stream].normalisation), tap, plan.dense)
-    return models, next(iter(num_classes.values()), None)
+            name_classes(plan, known.num_classes)
+    return facts
+
+
+def _find_facts(plan: Plan, stream: str, model: ClipModel) -> _Facts:
+    from ..models.checkpoint import count_classes, read_checkpoint, suggest_model
+
+    backbone, own = BACKBONES[plan.backbone], plan.networks[stream].checkpoint
+    tells = own is not None and find_model(plan.model).layout is not None and backbone.key_layouts
+    suggested = suggest_model(read_checkpoint(own), plan.backbone) if own is not None and tells else None
+    return _Facts(count_classes(model.backbone.state_dict(), backbone), suggested)
+
+
+def _forms(plan: Plan) -> dict[str, Form]:
+    """Return the forms of a plan's clips; none if the videos decide."""
+    if plan.dense or plan.resize_only:
+        return {}
+    flow = "|u1" if plan.quantise_flow else "<f4"
+    forms = {"rgb": (3, "|u1"), "flow": (2, flow)}
+    return {
+        stream: ((plan.window, plan.crop_px, plan.crop_px, forms[stream][0]), forms[stream][1])
+        for stream in plan.networks
+    }
 
 
 def name_classes(plan: Plan, num_classes: int) -> tuple[str, ...]:
@@ -180,21 +263,15 @@ def _identity(plan: Plan, stream: str) -> str:
     return f"{net.sha256} {net.normalisation.describe()} {parts}"
 
 
-def _find_doubtful_checkpoints(plan: Plan) -> Iterator[str]:
+def _find_doubtful_checkpoints(plan: Plan, facts: Mapping[str, _Facts]) -> Iterator[str]:
     """Yield a warning for each of the user's checkpoints that looks like one of another model."""
-    entry = find_model(plan.model)
-    if entry.layout is None or not BACKBONES[plan.backbone].key_layouts:
-        return
-    from ..models.checkpoint import read_checkpoint, suggest_model
-
-    for stream, net in plan.networks.items():
-        if net.checkpoint is not None:
-            model = suggest_model(read_checkpoint(net.checkpoint), plan.backbone)
-            if find_model(model) is not entry:
-                yield (
-                    f"{net.checkpoint} has the tensor names of {model}, which was trained on another input than "
-                    f"{plan.model}: if your {stream} network was too, use --model {model}"
-                )
+    for stream, known in facts.items():
+        model = known.suggested
+        if model is not None and find_model(model) is not find_model(plan.model):
+            yield (
+                f"{plan.networks[stream].checkpoint} has the tensor names of {model}, which was trained on another "
+                f"input than {plan.model}: if your {stream} network was too, use --model {model}"
+            )
 
 
 def package_versions() -> dict[str, str]:

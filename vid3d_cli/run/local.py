@@ -6,7 +6,7 @@ and keeps the networks busy:
     a process per video, `jobs` at a time:  packets → frames
     a thread per video:                                  ├───────────────────→ clips ──┐
     workers, shared by all videos:                       └→ resized → flow ─┘          │
-    the caller's thread:                                         results ← network ← batches
+    the caller's thread:          results, in list order ← network ← batches of any videos
 
 A GPU works in parallel with the caller's thread, which starts the next batch before it waits for the oldest.
 """
@@ -108,8 +108,8 @@ def run(
 ) -> Results:
     """Return the results of a plan over videos, in list order; the call loads the networks unless they are given.
 
-    If a video has too few clips for a batch, clips of the next videos fill it. Memory holds a few clips of `jobs`
-    videos, whatever their length.
+    A batch holds clips of any open videos, those of the earliest ones first. Memory holds a few clips of `jobs` videos,
+    whatever their length, and the outputs of later videos that wait for an earlier one (`feeds.MAX_HELD_BYTES`).
 
     Args:
         plan: what to do with each video.
@@ -154,7 +154,8 @@ def _run(
     networks: Networks | None,
 ) -> Generator[Networks | VideoResult, None, None]:
     """Yield the networks when they are loaded, then the results."""
-    shares = share_threads(count_cores(), jobs)
+    num_cores = count_cores()
+    shares = share_threads(num_cores, jobs)
     with (
         one_opencv_thread(),
         Workers(shares.workers, spent) as workers,
@@ -163,8 +164,9 @@ def _run(
     ):
         feeds.first()  # clips are read while the networks are loaded: importing torch alone takes longer
         networks = load(plan, fetch) if networks is None else networks
-        started = _Started(networks.runtime, spent)
-        feeds.set_batch_size(started.batch_size)
+        started = _Started(networks.runtime, feeds)
+        has_cores_left = networks.runtime.num_in_flight > 1
+        feeds.widen(share_threads(num_cores, jobs, has_gpu=has_cores_left).jobs, started.batch_size)
         yield networks
         while feed := feeds.first():
             _run_clips(feed, feeds, started, networks, on_clips)
@@ -180,8 +182,8 @@ def _run(
 def _run_clips(feed: Feed, feeds: Feeds, started: _Started, networks: Networks, on_clips: OnClips | None) -> None:
     """Run the networks until every clip of the first video has its output.
 
-    Clips of other videos fill the last batch. A runtime that takes several batches at a time gets more of them, but
-    only with clips that are ready: no result waits for the next video.
+    They take clips of any open video. While no batch is ready, the oldest one in flight is finished: no result waits
+    for a reader.
     """
     num_reported = 0
 
@@ -192,26 +194,30 @@ def _run_clips(feed: Feed, feeds: Feeds, started: _Started, networks: Networks, 
         try:
             clips = networks.fuse(feed.video, feed.outputs[num_reported:])
         except NoScores as error:
-            feed.give_up(error)
+            feeds.give_up(feed, error)
             return
         num_reported = len(feed.outputs)
         on_clips(feed.video, num_reported, feed.num_expected_clips, clips)
 
-    report()  # clips of this video may have filled the last batch of the one before
-    while not feed.is_done:
-        if started and (started.is_full or not feeds.has_clip_ready()):
+    report()  # batches of earlier videos may have held clips of this one
+    while True:
+        feeds.receive()
+        if feed.is_done:
+            return
+        if not started.is_full and (batch := feeds.take(started.batch_size)):
+            started.start(batch)
+        elif started:
             started.finish_oldest()
             report()
-        elif started or feed.peek() is not None:
-            started.start(feeds.take(started.batch_size))
+        else:
+            feeds.wait()
 
 
 class _Started:
     """The batches in flight, oldest first."""
 
-    def __init__(self, runtime: Runtime, spent: StageSeconds) -> None:
-        self._runtime = runtime
-        self._spent = spent
+    def __init__(self, runtime: Runtime, feeds: Feeds) -> None:
+        self._runtime, self._feeds = runtime, feeds
         self._batches: deque[tuple[list[Feed], Callable[[], list[ClipOutput]]]] = deque()
 
     def __len__(self) -> int:
@@ -242,24 +248,25 @@ class _Started:
             owner.num_pending -= 1
         with self._failing(owners):
             for owner, output in zip(owners, wait(), strict=True):
-                owner.outputs.append(output)
+                owner.add(output)
 
     @contextmanager
     def _failing(self, owners: Sequence[Feed]) -> Iterator[None]:
         """Fail these videos, and no others, if the network cannot run their frames."""
         try:
-            with self._spent.during("network"):
+            with self._feeds.workers.spent.during("network"):
                 yield
         except ShapeError as error:
             for owner in owners:
-                owner.give_up(error)
+                self._feeds.give_up(owner, error)
 
 
 def _pool(feed: Feed, networks: Networks) -> VideoResult | Exception:
-    if feed.error is not None:
-        return feed.error
+    if isinstance(feed.facts, Exception):
+        return feed.facts
+    assert feed.facts is not None
     try:
-        return networks.pool(feed.reader.summary(), feed.outputs)
+        return networks.pool(feed.facts, feed.outputs)
     except VideoError as error:
         return error
 

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ResourceError, UsageError, Vid3dError, VideoError, WorkerDied
-from ..models.weights import cache_dir, pull
+from ..models.digests import cache_dir
+from ..models.weights import pull
 from ..plan import Fetch, Plan
 from ..recipe import Recipe, deciding_differences
 from ..results import VideoResult

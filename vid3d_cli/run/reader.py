@@ -1,14 +1,21 @@
-"""Reads the clips of one video, as a plan defines them."""
+"""Reads the clips of one video, as a plan defines them: in a decoder process, or in this one.
+
+    decoder process   frames → resized → grey → flow → cropped, quantised → clip n, stacked in slot 1
+    this process      DecodedClips ←───────── "clip n is in slot 1" ─────────────────┘
+
+`ClipReader` does all the work, in either process. `DecodedClips` only maps the slots.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +24,28 @@ from ..clips.preprocess import check_resized_size
 from ..clips.streams import FlowOfRun, StreamFrame, align_streams
 from ..clips.windows import Window, count_clips, sliding_clips
 from ..errors import FlowFilesError, TooLarge
-from ..flow.fields import quantise_flow, resize_flow
+from ..flow.fields import resize_flow
 from ..flow.files import FlowFiles, open_flow_files
 from ..flow.methods import create_flow, find_flow_method
 from ..plan import Plan
 from ..records import Clip, ClipSpan, Frame
+from ..timings import StageSeconds
 from ..video.clock import describe_fps
-from ..video.process import DecodedVideo, Decoders
+from ..video.frames import DecodedVideo
+from ..video.process import Answers, Decoders
 from ..video.reader import VideoReader
+from ..video.slots import Form, Slots
 from ..workers import Workers
+from .threads import one_opencv_thread
+
+if TYPE_CHECKING:
+    from ..video.child import Parent
+
+_CLIPS_BYTES = 2**30
+"""Memory for the slots of a decoder process, if all are used; as many are as clips are held here, and one or two."""
+
+_MAX_CLIPS_AHEAD = 1
+"""Clips in slots that this process has not taken yet."""
 
 _Timed = TypeVar("_Timed")
 
@@ -57,6 +77,16 @@ class _Shown(NamedTuple):
     end_seconds: float
 
 
+Forms = Mapping[str, tuple[tuple[int, ...], str]]
+"""Shape and dtype of the array of each stream."""
+
+Allocate = Callable[[Forms], Mapping[str, NDArray[Any]]]
+
+
+def _allocate(forms: Forms) -> Mapping[str, NDArray[Any]]:
+    return {stream: np.empty(shape, dtype) for stream, (shape, dtype) in forms.items()}
+
+
 class ClipReader:
     """Iterates over the clips of one video; memory is bounded by the window.
 
@@ -71,6 +101,7 @@ class ClipReader:
         video: path or URL.
         workers: threads that resize frames and compute flow; None does so in the thread that iterates.
         decoders: processes that decode, and may crash; None decodes in the thread that iterates.
+        allocate: makes the arrays of the next clip.
 
     Raises:
         VideoError: on opening or while reading.
@@ -78,12 +109,19 @@ class ClipReader:
     """
 
     def __init__(
-        self, plan: Plan, video: str, workers: Workers | None = None, decoders: Decoders | None = None
+        self,
+        plan: Plan,
+        video: str,
+        workers: Workers | None = None,
+        decoders: Decoders | None = None,
+        *,
+        allocate: Allocate = _allocate,
     ) -> None:
         self.video = video
         self.num_frames = 0
         self._plan = plan
         self._workers = Workers() if workers is None else workers
+        self._allocate = allocate
         self._shown: list[_Shown] = []
         self.flow_files: FlowFiles | None = None
         if plan.flow_files and "flow" in plan.networks:
@@ -133,6 +171,7 @@ class ClipReader:
             rgb="rgb" in plan.networks,
             flow=flow,
             pairs_per_call=pairs_per_call,
+            bound_px=plan.trained_bound_px if plan.quantise_flow else None,
             workers=self._workers,
         )
         windows = self._cut(frames) if dense is None else dense.stretches(frames)
@@ -194,15 +233,15 @@ class ClipReader:
         )
 
     def _stack(self, index: int, window: Window[StreamFrame]) -> Clip:
-        streams = {s: np.stack([frame.streams[s] for frame in window.frames]) for s in window.frames[0].streams}
-        if self._plan.quantise_flow and "flow" in streams:
-            assert self._plan.trained_bound_px is not None
-            streams["flow"] = quantise_flow(streams["flow"], self._plan.trained_bound_px)
-        return Clip(_span(index, window), streams)
+        first, length = window.frames[0].streams, len(window.frames)
+        arrays = self._allocate({s: ((length, *entry.shape), entry.dtype.str) for s, entry in first.items()})
+        for stream, array in arrays.items():
+            np.stack([frame.streams[stream] for frame in window.frames], out=array)
+        return Clip(_span(index, window), arrays)
 
 
 def flow_device(method: str, device: str) -> str:
-    """Return where flow is computed: on the first GPU of `device`, by a method that can use one, else "cpu".
+    """Return where flow is computed: on the GPUs of `device`, "cuda:0,cuda:1", by a method that can use them, or "cpu".
 
     Args:
         method: a name in `flow.methods.FLOW_METHODS`.
@@ -215,10 +254,139 @@ def flow_device(method: str, device: str) -> str:
         return "cpu"
     from ..runtimes.devices import select_devices
 
-    first = select_devices(device)[0]
-    return str(first) if first.type == "cuda" else "cpu"
+    return ",".join(str(gpu) for gpu in select_devices(device) if gpu.type == "cuda") or "cpu"
 
 
 def _span(index: int, window: Window[StreamFrame] | Window[_Shown]) -> ClipSpan:
     first, last = window.frames[0], window.frames[window.num_valid - 1]
     return ClipSpan(index, window.start, window.num_valid, first.seconds, last.end_seconds)
+
+
+# In a decoder process ------------------------------------------------------------------------------------------------
+
+
+def open_clips(
+    plan: Plan, video: str, workers: Workers | None = None, decoders: Decoders | None = None
+) -> ClipReader | DecodedClips:
+    """Open the clips of a video: in a decoder process, unless flow is computed by a method that can use a GPU.
+
+    For the arguments and errors see `ClipReader`; `workers` gives the number of threads in the decoder process.
+    """
+    has_gpu_flow = "flow" in plan.networks and plan.flow_files is None and find_flow_method(plan.flow).can_use_gpu
+    if decoders is None or has_gpu_flow:
+        return ClipReader(plan, video, workers, decoders)
+    workers = Workers() if workers is None else workers
+    return DecodedClips(decoders.ask(ClipsRequest(plan, video, workers.num_threads)), workers.spent)
+
+
+class ClipsRequest(NamedTuple):
+    """Asks a decoder process for the clips of a video; see `video.process.Request`."""
+
+    plan: Plan
+    video: str
+    num_threads: int
+    """Threads that resize frames and compute flow."""
+
+    def answer(self, parent: Parent) -> tuple[ReadVideo, dict[str, float]]:
+        """Send the number of expected clips, then a SentClip for each; return the facts and the last seconds."""
+        slots: Slots
+        slot: int
+
+        def allocate(forms: Forms) -> Mapping[str, NDArray[Any]]:
+            nonlocal slots, slot
+            slots = parent.share(Form.fit(sum(map(_count_bytes, forms.values())), _CLIPS_BYTES))
+            slot, memory = slots.take(_MAX_CLIPS_AHEAD)
+            return _carve(memory, forms)
+
+        with (
+            one_opencv_thread(),
+            Workers(self.num_threads) as workers,
+            ClipReader(self.plan, self.video, workers, allocate=allocate) as reader,
+        ):
+            frames, spent = reader.frames, workers.spent
+            assert isinstance(frames, VideoReader)
+            parent.report(lambda: (frames.num_packets_read, spent.by_stage()))
+            parent.send(reader.num_expected_clips)
+            for clip in reader:
+                slots.mark_filled(slot)
+                forms = {stream: (array.shape, array.dtype.str) for stream, array in clip.streams.items()}
+                parent.send(SentClip(clip.span, slot, forms, reader.num_frames, spent.take()))
+            return reader.summary(), spent.take()
+
+
+class SentClip(NamedTuple):
+    """A `Clip` whose arrays are in shared memory."""
+
+    span: ClipSpan
+    slot: int
+    forms: Forms
+    num_frames: int
+    """Frames read so far."""
+    seconds: Mapping[str, float]
+    """Spent on each stage since the clip before."""
+
+
+class DecodedClips(Iterator[Clip]):
+    """The clips of a video as `ClipReader` yields them, once, made by a decoder process.
+
+    Their arrays are views of shared memory. Clips can be kept for any time; if many are kept, they are copies. For
+    threads and errors see `Answers`; those of opening are raised by the call.
+
+    Args:
+        answers: to a `ClipsRequest`.
+        spent: gets the seconds of each stage.
+    """
+
+    num_expected_clips: int | None
+    """Number of clips expected from the header; None if it does not say."""
+    num_frames: int
+    """Number of frames read."""
+
+    def __init__(self, answers: Answers, spent: StageSeconds) -> None:
+        self._answers, self._spent = answers, spent
+        self._read: ReadVideo | None = None
+        self.num_frames = 0
+        self.num_expected_clips = next(answers)
+
+    def __next__(self) -> Clip:
+        sent: SentClip | None = next(self._answers, None)
+        if sent is not None:
+            self.num_frames = sent.num_frames
+            self._add(sent.seconds)
+            return Clip(sent.span, _carve(self._answers.borrow(sent.slot), sent.forms))
+        if self._read is None and self._answers.last is not None:
+            self._read, seconds = self._answers.last
+            self._add(seconds)
+        raise StopIteration
+
+    def _add(self, seconds: Mapping[str, float]) -> None:
+        for stage, number in seconds.items():
+            self._spent.add(stage, number)
+
+    def summary(self) -> ReadVideo:
+        """Return the facts of the video, after all clips have been read."""
+        assert self._read is not None
+        return self._read
+
+    def __enter__(self) -> DecodedClips:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._answers.close()
+
+
+def _count_bytes(form: tuple[tuple[int, ...], str]) -> int:
+    """Return the bytes of an array, up to where the next one may start."""
+    shape, dtype = form
+    return -(-math.prod(shape) * np.dtype(dtype).itemsize // 64) * 64
+
+
+def _carve(memory: NDArray[np.uint8], forms: Forms) -> Mapping[str, NDArray[Any]]:
+    """Return the arrays of a clip, which lie one after the other."""
+    starts = itertools.accumulate(map(_count_bytes, forms.values()), initial=0)
+    return {
+        stream: np.ndarray(shape, dtype, memory, start)  # a view
+        for start, (stream, (shape, dtype)) in zip(starts, forms.items(), strict=False)
+    }

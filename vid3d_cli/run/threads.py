@@ -1,7 +1,8 @@
-"""Shares the cores out among the threads of a run.
+"""Shares the cores out among the readers of a run.
 
 The network's runtime (torch, OpenVINO) uses one thread per core. On a CPU the network is nearly always the slowest
-part; readers take little of its time, since they wait once a few clips are ready.
+part; readers take little of its time, since they wait once a few clips are ready. With a GPU, reading is the slowest
+part and gets all cores.
 """
 
 from __future__ import annotations
@@ -13,35 +14,44 @@ from dataclasses import dataclass
 
 import cv2
 
-CORES_PER_JOB = 4
-"""A video's own thread (RGB, clips) has about a quarter of the work of reading; the rest is resizing and flow."""
+MAX_JOBS, MAX_JOBS_WITH_GPU = 8, 32
+"""Each reader takes 60 MB, and three clips on average, 36 MB each with both streams of I3D."""
 
-MAX_JOBS = 8
-"""Each open video holds some clips, 36 MB each with both streams of I3D."""
+WORKERS_PER_JOB = 4
+"""At 340×256 pixels, flow takes up to four times as long as decoding, which one thread does."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The numbers of threads of a run."""
+    """The numbers of readers and threads of a run."""
 
     jobs: int
-    """Videos that are read at the same time, each by a thread of its own; FFmpeg adds those that it decodes with."""
+    """Videos that are read at the same time; FFmpeg adds the threads that it decodes with."""
     workers: int
-    """Threads that resize frames and compute flow, for all videos together."""
+    """Threads per reader that resize frames and compute flow."""
 
 
-def share_threads(num_cores: int, jobs: int | None = None) -> Shares:
-    """Return the numbers of threads for some cores.
+def share_threads(num_cores: int, jobs: int | None = None, *, has_gpu: bool = False) -> Shares:
+    """Return the numbers of readers and threads for some cores.
 
     Args:
         num_cores: cores that this process may use.
         jobs: requested number; None for at least two, the current video and the next one.
+        has_gpu: the networks leave the cores to the readers: one video per core keeps them busy even where a reader
+            only decodes.
 
-    >>> [share_threads(n).jobs for n in (1, 2, 8, 16, 64)]
+    >>> [share_threads(n).jobs for n in (1, 2, 4, 16, 64)]
     [2, 2, 2, 4, 8]
+    >>> [share_threads(n, has_gpu=True).jobs for n in (1, 2, 4, 16, 64)]
+    [2, 2, 4, 16, 32]
+    >>> [share_threads(n).workers for n in (1, 2, 4, 16, 64)]
+    [1, 2, 4, 4, 4]
     """
-    picked = min(max(2, num_cores // CORES_PER_JOB), MAX_JOBS)
-    return Shares(picked if jobs is None else jobs, num_cores)
+    if jobs is None and has_gpu:
+        jobs = min(max(2, num_cores), MAX_JOBS_WITH_GPU)
+    elif jobs is None:
+        jobs = min(max(2, num_cores // WORKERS_PER_JOB), MAX_JOBS)
+    return Shares(jobs, min(num_cores, WORKERS_PER_JOB))
 
 
 def count_cores() -> int:

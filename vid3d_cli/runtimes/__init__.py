@@ -6,10 +6,9 @@ Importing this module imports no torch, so that wrong options fail at once.
 from __future__ import annotations
 
 import copy
+import ctypes
 import importlib.util
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +26,13 @@ PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 DEVICES = "auto, cpu, cuda, cuda:1, cuda:0,1, cuda:all, mps"
 FP16_NEEDS_GPU = "fp16 needs a GPU (a CPU takes minutes per clip): use --precision bf16 or fp32"
 
+Form = tuple[tuple[int, ...], str]
+"""Shape (T, H, W, C) and NumPy's type string of a network's clips."""
+
 _NUMBER = "(0|[1-9][0-9]*)"
 _DEVICE = re.compile(rf"auto|(cpu|mps)(:0)?|cuda(:all|:{_NUMBER}(,{_NUMBER})*)?")
+
+_GPU_FILE = re.compile("nvidia|nvhost-gpu|nvgpu|nvmap|dxg|kfd")
 
 
 def has_openvino() -> bool:
@@ -55,7 +59,7 @@ def check_runtime_options(
         num_threads: CPU threads; None is one per core.
 
     Raises:
-        UsageError: an unknown name, options that contradict each other, or a missing package or compiler.
+        UsageError: an unknown name, options that contradict each other, or a missing package.
     """
     check_known(runtime, RUNTIMES, f"unknown runtime '{runtime}'")
     check_device(device)
@@ -71,12 +75,6 @@ def check_runtime_options(
             raise UsageError("openvino is not installed: pip install 'vid3d[openvino]'")
     if precision == "fp16" and (runtime == "openvino" or device.startswith("cpu")):
         raise UsageError(FP16_NEEDS_GPU)
-    if compile:
-        compiler = os.environ.get("CXX", "g++")  # what TorchInductor looks for on Linux and macOS
-        if shutil.which(compiler) is None:
-            raise UsageError(
-                f"--compile needs a C++ compiler, and {compiler} was not found: install one, or set CXX to its path"
-            )
 
 
 def check_device(name: str) -> None:
@@ -101,22 +99,56 @@ def select_runtime(
     compile: bool = False,  # noqa: A002  (torch's name)
     num_threads: int | None = None,
 ) -> str:
-    """Return the runtime to use, "torch" or "openvino", after checking all options. Imports torch.
+    """Return the runtime to use, "torch" or "openvino", after checking all options.
 
-    "auto" selects OpenVINO on a CPU if it is installed and `compile` is off, else torch.
+    "auto" selects OpenVINO on a CPU if it is installed and `compile` is off, else torch. torch, whose import takes a
+    second, is asked only where it may find a GPU or will run the networks.
 
     Raises:
-        UsageError: see `check_runtime_options`; or a GPU that is not present, or fp16 without one.
+        UsageError: see `check_runtime_options`; or a GPU that is not present or cannot be used, fp16 without one, or no
+            compiler for `compile`.
     """
     check_runtime_options(name, device, precision, compile, num_threads)
     if name == "openvino":
         return name
+    prefers_openvino = name == "auto" and not compile and has_openvino()
+    if prefers_openvino and (device.startswith("cpu") or (device == "auto" and not may_have_gpu())):
+        select_cpu_precision(precision)
+        return "openvino"
+    from .compiling import check_compiler
     from .devices import select_devices, select_precision
 
     devices = select_devices(device)
     select_precision(precision, *devices)
-    uses_openvino = name == "auto" and devices[0].type == "cpu" and not compile and has_openvino()
-    return "openvino" if uses_openvino else "torch"
+    if compile:
+        check_compiler(devices[0].type)
+    return "openvino" if prefers_openvino and devices[0].type == "cpu" else "torch"
+
+
+def may_have_gpu() -> bool:
+    """Return whether torch may find a CUDA or ROCm GPU, without importing it.
+
+    A GPU of this machine shows as a device file of its driver: NVIDIA's, that of its Jetsons, that of WSL, or AMD's. A
+    GPU that another machine lends may show only in the driver's library, which images with CUDA also hold without one.
+    """
+    if any(_GPU_FILE.match(path.name) for path in Path("/dev").iterdir()):
+        return True
+    try:
+        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
+    except (OSError, AttributeError):
+        return False
+
+
+def select_cpu_precision(name: str) -> str:
+    """Return the precision on a CPU: "fp32" or "bf16"; "auto" is fp32.
+
+    Raises:
+        UsageError: the precision is unknown, or fp16.
+    """
+    check_precision(name)
+    if name == "fp16":
+        raise UsageError(FP16_NEEDS_GPU)
+    return "fp32" if name == "auto" else name
 
 
 def create_runtime(
@@ -131,11 +163,13 @@ def create_runtime(
     num_threads: int | None = None,
     identities: Mapping[str, str] | None = None,
     cache_dir: Path | None = None,
+    forms: Mapping[str, Form] | None = None,
 ) -> Runtime:
     """Return a runtime that runs the clip models of a two-stream model.
 
     Args:
-        models: by stream; changed in place into forms that run faster and give the same outputs.
+        models: by stream; changed in place into forms that run faster and give the same outputs. OpenVINO asks for a
+            model only if the cache does not have it.
         name: one of `RUNTIMES`; see `select_runtime`.
         device: "auto", "cpu", "cuda", "cuda:1", "mps"; "cuda:0,1" or "cuda:all" for several GPUs.
         precision: "fp32", "bf16", "fp16", or "auto", which is fp32 on a CPU.
@@ -146,6 +180,8 @@ def create_runtime(
         identities: by stream, a text that identifies the model: weights digest, backbone, variant, layer, pooling and
             normalisation. OpenVINO finds a cached network by it. A stream without one is converted at every start.
         cache_dir: where OpenVINO caches converted networks; None is "openvino" beside the weights.
+        forms: by stream, the form of the clips to come if it is known: OpenVINO compiles cached networks for them in
+            the background.
 
     Raises:
         UsageError: see `select_runtime`.
@@ -174,7 +210,6 @@ def create_runtime(
             for replica, selected in zip(replicas, devices, strict=True)
         ]
         return runtimes[0] if len(runtimes) == 1 else MultiDeviceRuntime(runtimes)
-    from ..models.weights import cache_dir as weights_dir
     from .cache import NetworkCache
     from .openvino import OpenVINORuntime
 
@@ -185,5 +220,6 @@ def create_runtime(
         views=views,
         num_threads=num_threads,
         identities=identities,
-        cache=NetworkCache(cache_dir or weights_dir() / "openvino"),
+        cache=NetworkCache(cache_dir),
+        forms=forms,
     )

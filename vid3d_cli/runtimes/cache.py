@@ -1,4 +1,4 @@
-"""A cache of converted networks on disk.
+"""A cache on disk of converted networks, and of what else a start without torch needs to know about them.
 
 An entry is a zip file, whose checksums reveal damage. Its name is a digest of everything that determines its contents,
 so entries never collide and processes need no lock.
@@ -13,12 +13,13 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..durable import AtomicFile
 from ..errors import OutputError
-from ..models.weights import cache_dir
+from ..models.digests import cache_dir
+from ..version import __version__
 
 _log = logging.getLogger("vid3d_cli")
 
@@ -29,15 +30,17 @@ class NetworkCache:
     """Converted networks in one directory.
 
     Args:
-        directory: created on the first write.
+        directory: created on the first write; None is "openvino" beside the weights.
         max_bytes: size limit; the least recently used entries are deleted. The newest entry always stays.
     """
 
-    def __init__(self, directory: Path, max_bytes: int = 2 << 30) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path | None = None, max_bytes: int = 2 << 30) -> None:
+        self._directory = directory or cache_dir() / "openvino"
         self._max_bytes = max_bytes
 
     def _path(self, key: str) -> Path:
+        # Another version of vid3d, or of the files that make the networks, makes other entries.
+        key = f"{key} {__version__} {code_digest()}"
         return self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.zip"
 
     def read(self, key: str) -> dict[str, bytes] | None:
@@ -55,13 +58,13 @@ class NetworkCache:
             os.utime(path)
         return files
 
-    def write(self, key: str, files: Sequence[Path]) -> None:
-        """Store files as an entry; a failure is logged, not raised."""
+    def write(self, key: str, files: Mapping[str, bytes]) -> None:
+        """Store files, by name, as an entry; a failure is logged, not raised."""
         path = self._path(key)
         try:
             with AtomicFile(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-                for file in files:
-                    archive.write(file, file.name)
+                for name, content in files.items():
+                    archive.writestr(name, content)
             self._prune(path)
         except (OutputError, OSError) as error:
             _log.info("did not cache the converted network: %s", error)

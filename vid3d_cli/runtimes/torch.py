@@ -22,6 +22,7 @@ from ..errors import Vid3dError
 from ..models.backbones import BackboneOutput
 from ..models.clip_model import ClipModel
 from .base import Answer, DeviceRuntime
+from .compiling import compile_errors_explained
 from .devices import select_devices, select_precision
 from .folding import fold_batch_norms
 from .transfer import CudaTransfer, Transfer
@@ -146,6 +147,7 @@ class TorchRuntime(DeviceRuntime):
         """Set torch's modes for a forward pass."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
+            stack.enter_context(compile_errors_explained())
             if self.device.type == "cuda":
                 # cuDNN's benchmark may choose other algorithms in the next run, whose last bits differ: not in fp32.
                 # It is worth its time for shapes that repeat; with --resize-only each video has its own.

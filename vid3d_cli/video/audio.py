@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 import av.container
@@ -25,8 +25,11 @@ from av.stream import Discard
 from ..errors import VideoError
 from .container import open_container, time_base
 from .passes import MAX_DEMUX_ERRORS
-from .process import AudioRequest, Decoders, End
+from .process import Decoders
 from .reader import VideoInfo
+
+if TYPE_CHECKING:
+    from .child import Parent
 
 COPIED = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
 """FFmpeg's names of the codecs that stay as they are: MP4 holds them, and players play them there."""
@@ -37,6 +40,18 @@ _MAX_BACK_SECONDS, _MAX_GAP_SECONDS = 1, 3600
 _NO_PACKETS = bytes.fromhex("1f43b675 80")  # an empty cluster, which ends the header of Matroska
 
 _log = logging.getLogger(__name__)
+
+
+class AudioRequest(NamedTuple):
+    """Asks for the audio of a video."""
+
+    video: str
+    allow_playlists: bool
+
+    def answer(self, parent: Parent) -> None:
+        """Send AudioOpened, then every packet."""
+        for answer in read_audio(self):
+            parent.send(answer)
 
 
 class AudioOpened(NamedTuple):
@@ -117,16 +132,11 @@ class AudioCopy:
 
 def _ask(video: str, decoders: Decoders) -> Iterator[Any]:
     """Yield what a decoder process answers: AudioOpened, then packets."""
-    decoder = decoders.lend()
     try:
-        answer = decoder.ask(AudioRequest(video, decoders.allow_playlists))
-        while not isinstance(answer, End):
-            yield answer
-            answer = decoder.receive()
+        with decoders.ask(AudioRequest(video, decoders.allow_playlists)) as answers:
+            yield from answers
     except VideoError as error:
         _log.warning("%s; its audio is left out from there on", error)
-    finally:
-        decoders.take_back(decoder)
 
 
 # In the decoder process ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The decoder process: it reads one video after the other on request, and ends with the process that started it."""
+"""The decoder process: it answers one request after the other, and ends with the process that started it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,14 @@ import queue
 import signal
 import threading
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any
 
-from ..errors import Vid3dError
-from .audio import AudioOpened, AudioPacket, read_audio
-from .process import (
-    BEAT_SECONDS,
-    MEMORY_FOLLOWS,
-    AudioRequest,
-    CountRequest,
-    End,
-    Opened,
-    ReadRequest,
-    SentFrame,
-    explain,
-)
-from .reader import VideoInfo, VideoReader
-from .slots import Slots, Stopped
+from .process import BEAT_SECONDS, MEMORY_FOLLOWS, Last, Request, explain
+from .slots import Form, Slots, Stopped
 
 
 def serve(number: int) -> None:
@@ -41,19 +29,49 @@ def serve(number: int) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # on Linux: when memory runs out, the system kills this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
-    child = _Child(Connection(number))
-    threading.Thread(target=child.listen, daemon=True).start()
+    parent = Parent(Connection(number))
+    threading.Thread(target=parent.listen, daemon=True).start()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        child.work()
+        parent.serve()
 
 
-class _Child:
+class Parent:
+    """The process that asks, seen from the decoder process; requests answer to it."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = threading.Lock()
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()  # requests, and descriptors of shared memory
-        self._reader: VideoReader | None = None  # while it reads
-        self._num_packets_reported = 0
+        self._slots: Slots | None = None
+        self._progress: Callable[[], object] | None = None
+        self._reported: object = None
+
+    def send(self, answer: object) -> None:
+        """Send an answer.
+
+        Raises:
+            Stopped: the parent wants no more answers.
+        """
+        if self._slots is not None:
+            self._slots.check()
+        with self._sending:
+            self._connection.send(answer)
+
+    def report(self, progress: Callable[[], object]) -> None:
+        """Report progress, between answers, whenever this function returns another value."""
+        self._progress = progress
+
+    def share(self, form: Form) -> Slots:
+        """Return memory that both processes map, of this form or a larger one; it stays for the next requests."""
+        if self._slots is None or not self._slots.form.holds(form):
+            self.send(form)
+            self._slots = None  # the parent has new ones, even if they cannot be mapped here
+            file = self._inbox.get()
+            try:
+                self._slots = Slots(file, form)
+            finally:
+                os.close(file)
+        return self._slots
 
     def listen(self) -> None:
         """Receive requests, and end this process with its parent, whatever FFmpeg is doing."""
@@ -74,50 +92,21 @@ class _Child:
 
     def _beat(self) -> None:
         with self._sending:
-            if self._reader is not None and self._reader.num_packets_read != self._num_packets_reported:
-                self._num_packets_reported = self._reader.num_packets_read
+            if self._progress is not None and (progress := self._progress()) != self._reported:
+                self._reported = progress
                 self._connection.send(None)
 
-    def _send(self, answer: Opened | SentFrame | AudioOpened | AudioPacket) -> None:
-        with self._sending:
-            self._connection.send(answer)
-
-    def work(self) -> None:
+    def serve(self) -> None:
         """Answer one request after the other."""
         while True:
-            request = self._inbox.get()
-            last: VideoInfo | End | Vid3dError
+            request: Request = self._inbox.get()
+            last: Last | Exception
             try:
-                if isinstance(request, AudioRequest):
-                    last = self._read_audio(request)
-                else:
-                    last = self._count(request) if isinstance(request, CountRequest) else self._read(request)
+                last = Last(request.answer(self))
+            except Stopped:
+                last = Last(None)
             except Exception as error:
                 last = explain(request.video, error)
             with self._sending:
-                self._reader = None
+                self._progress = None
                 self._connection.send(last)
-
-    def _count(self, request: CountRequest) -> VideoInfo:
-        with VideoReader(request.video, allow_playlists=request.allow_playlists) as self._reader:
-            return self._reader.count_frames() if request.decode else self._reader.info
-
-    def _read_audio(self, request: AudioRequest) -> End:
-        for answer in read_audio(request):
-            self._send(answer)
-        return End(0)
-
-    def _read(self, request: ReadRequest) -> End:
-        with VideoReader(**request._asdict()) as reader:
-            self._reader = reader
-            self._send(Opened(reader.info, reader.num_expected_frames, reader.time_base, reader.first_units))
-            file = self._inbox.get()
-            try:
-                slots = Slots(file, (reader.info.height, reader.info.width, 3))
-            finally:
-                os.close(file)
-            with contextlib.suppress(Stopped):
-                for frame in reader:
-                    slot = slots.fill(frame.rgb)
-                    self._send(SentFrame(frame.index, frame.seconds, frame.end_seconds, slot, reader.num_lost_frames))
-            return End(reader.num_lost_frames)

@@ -1,13 +1,16 @@
-"""Decodes videos in separate processes, so that a broken file can only fail itself.
+"""Reads videos in separate processes, so that a broken file can only fail itself.
 
-    this process                                       decoder process (child.py)
-    Decoders.open ──── path, fps, span ── connection ──→ VideoReader
-    Frame ←─────────── times, slot ────── connection ──────┘  │
-    Frame.rgb ←─────── pixels ─────────── shared memory ←─────┘
+    this process                                decoder process (child.py)
+    Decoders.ask ──── request ──── connection ──→ request.answer(parent)
+    Answers ←─────── answers ───── connection ──────┘  │
+    arrays ←──── frames, clips ─── shared memory ←─────┘
 
-A decoder process decodes one video after the other and reads ahead until its slots are full. It starts in 0.3 s and
-takes 60 MB. If a video kills it, hangs it or exhausts its memory, that video fails and the next one gets a new process.
-It ends by itself when this process does, however that happens.
+A request is an object that knows how to answer itself: it is pickled, and the decoder process imports its module. An
+answer that is large lies in shared memory (slots.py), and only the number of its slot is sent.
+
+A decoder process answers one request after the other. It starts in 0.3 s and takes 60 MB. If a video kills it, hangs it
+or exhausts its memory, that video fails and the next one gets a new process. It ends by itself when this process does,
+however that happens.
 """
 
 from __future__ import annotations
@@ -26,18 +29,21 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from multiprocessing.reduction import send_handle
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..arguments import checked
 from ..errors import DecoderDied, DecoderFailed, DecoderHangs, OutOfMemory, ResourceError, UsageError, Vid3dError
-from ..records import Frame
 from . import TIMEOUT_SECONDS as TIMEOUT_SECONDS  # defined there for the command line, which starts without PyAV
+from .frames import CountRequest, DecodedVideo, ReadRequest
 from .pixels import PixelOptions
 from .reader import VideoInfo
-from .slots import Slots, create_file
+from .slots import Form, Slots, create_file
+
+if TYPE_CHECKING:
+    from .child import Parent
 
 STOP_SECONDS = 1.0
 """A process that takes longer to leave a video is killed; starting another one is faster."""
@@ -54,7 +60,7 @@ _MAX_POLL_MS = 2**31 - 1
 _COMMAND = "import sys; sys.path[:] = sys.argv[2:]; from vid3d_cli.video.child import serve; serve(int(sys.argv[1]))"
 
 _ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",  # NumPy's linear algebra is not used, and would start one thread per core
+    "OPENBLAS_NUM_THREADS": "1",  # NumPy's linear algebra (`clips.resampling`) would start one thread per core
     # glibc returns large blocks to the system at once. Frames are allocated and freed all the time: in full HD, getting
     # the same pages again would take 2.7 ms a frame instead of 0.4 ms.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
@@ -89,67 +95,34 @@ def probe(
     if decoders is None:
         with Decoders(timeout, allow_playlists=allow_playlists) as own:
             return probe(video, decode=decode, decoders=own)
-    decoder = decoders.lend()
-    try:
-        info: VideoInfo = decoder.ask(CountRequest(os.fspath(video), decode, decoders.allow_playlists))
+    with decoders.ask(CountRequest(os.fspath(video), decode, decoders.allow_playlists)) as answers:
+        info: VideoInfo = answers.finish()
         return info
-    finally:
-        decoders.take_back(decoder)
 
 
-# Messages ------------------------------------------------------------------------------------------------------------
+# Requests ------------------------------------------------------------------------------------------------------------
 
 
-class CountRequest(NamedTuple):
-    """Asks for the `VideoInfo` of a video, with counts if `decode`."""
+class Request(Protocol):
+    """What a decoder process is asked; it pickles."""
 
-    video: str
-    decode: bool
-    allow_playlists: bool
+    @property
+    def video(self) -> str:
+        """Path or URL; an error names it."""
 
+    def answer(self, parent: Parent) -> Any:
+        """Send answers to the parent, in the decoder process, and return the last one.
 
-class AudioRequest(NamedTuple):
-    """Asks for the audio of a video; `audio` defines the answers."""
-
-    video: str
-    allow_playlists: bool
-
-
-class ReadRequest(NamedTuple):
-    """Asks for the frames of a video; the arguments of `VideoReader`."""
-
-    video: str
-    fps: Fraction | None
-    start_seconds: float
-    end_seconds: float | None
-    pixels: PixelOptions
-    allow_playlists: bool
+        Raises:
+            Exception: `explain` makes it an error of the video.
+        """
 
 
-class Opened(NamedTuple):
-    """The first answer to a `ReadRequest`; shared memory for the frames is then sent."""
+class Last(NamedTuple):
+    """The last answer to a request; an error comes in its place."""
 
-    info: VideoInfo
-    num_expected_frames: int | None
-    time_base: Fraction
-    first_units: int
-
-
-class SentFrame(NamedTuple):
-    """A `Frame` whose pixels are in shared memory."""
-
-    frame_index: int
-    seconds: float
-    end_seconds: float
-    slot: int | None
-    """None: the same pixels as those of the previous frame."""
-    num_lost_frames: int
-
-
-class End(NamedTuple):
-    """Follows the last frame, or the last one that was wanted; an error comes in its place."""
-
-    num_lost_frames: int
+    value: Any
+    """What `Request.answer` returned; None if the answers were stopped."""
 
 
 # Errors --------------------------------------------------------------------------------------------------------------
@@ -223,14 +196,19 @@ class Decoders:
     ) -> DecodedVideo:
         """Open a video; for the arguments see `VideoReader`, for the errors `DecodedVideo`."""
         request = ReadRequest(video, fps, start_seconds, end_seconds, pixels, self.allow_playlists)
-        return DecodedVideo(request, self)
+        return DecodedVideo(self.ask(request))
 
-    def lend(self) -> _Decoder:
-        """Return a living process for one video.
+    def ask(self, request: Request) -> Answers:
+        """Ask a process, and start one if all are busy; for the errors see `Answers`."""
+        decoder = self._lend()
+        try:
+            decoder.send(request)
+        except BaseException:
+            self.take_back(decoder)
+            raise
+        return Answers(decoder, self)
 
-        Raises:
-            ResourceError: no process can be started.
-        """
+    def _lend(self) -> _Decoder:
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the decoders are closed")
@@ -247,10 +225,12 @@ class Decoders:
         return None
 
     def take_back(self, decoder: _Decoder) -> None:
-        """Keep a process for the next video, or end it if it is still busy or dead."""
+        """Keep a process for the next request, or end it if it is still busy or dead."""
         with self._lock:
             self._lent.discard(decoder)
             is_kept = decoder.is_idle and not self._is_closed
+            if is_kept and decoder.slots is not None:
+                decoder.slots.reset()
             if is_kept:
                 self._idle.append(decoder)
         if not is_kept:
@@ -303,21 +283,25 @@ class _Decoder:
         self._timeout = timeout
         self._video = ""
         self._has_answered = False
+        self.slots: Slots | None = None
         self._arrivals = select.poll()  # directly: a connection's own `poll` takes 30 µs to set up, for every frame
         self._arrivals.register(self._connection, select.POLLIN)
 
-    def ask(self, request: CountRequest | ReadRequest | AudioRequest) -> Any:
-        """Send a request and return its first answer; for the errors see `receive`."""
+    def send(self, request: Request) -> None:
+        """Send a request; for the errors see `receive`."""
         self._video, self.is_idle = request.video, False
         with self._explained():
             self._connection.send(request)
-        return self.receive()
 
-    def send_memory(self, file: int) -> None:
-        """Send the descriptor of shared memory; for the errors see `receive`."""
-        with self._explained():
+    def _share(self, form: Form) -> None:
+        """Map new memory, and send its descriptor."""
+        file = create_file()
+        try:
+            self.slots = Slots(file, form)
             self._connection.send(MEMORY_FOLLOWS)
             send_handle(self._connection, file, self.process.pid)
+        finally:
+            os.close(file)
 
     def receive(self) -> Any:
         """Return the next answer.
@@ -340,8 +324,8 @@ class _Decoder:
             why = f"its decoder made no progress for {self._timeout:g} s: give --timeout more seconds, or leave it out"
             raise DecoderHangs(self._video, why) from None
         except (EOFError, OSError) as broken:
-            if getattr(broken, "errno", None) in (errno.EMFILE, errno.ENFILE):
-                raise ResourceError(_TOO_MANY_FILES) from None
+            if getattr(broken, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise explain(self._video, broken) from None
             raise _explain_death(self._video, self.wait(), has_answered=self._has_answered) from None
 
     def next_answer(self, timeout: float | None) -> Any:
@@ -356,8 +340,11 @@ class _Decoder:
             if not self._arrivals.poll(None if timeout is None else min(1000 * timeout, _MAX_POLL_MS)):
                 raise TimeoutError
             answer = self._connection.recv()
+            if isinstance(answer, Form):
+                self._share(answer)
+                answer = None
         self._has_answered = True
-        self.is_idle = isinstance(answer, (VideoInfo, End, Vid3dError))
+        self.is_idle = isinstance(answer, (Last, Vid3dError))
         return answer
 
     def wait(self) -> int | None:
@@ -374,91 +361,59 @@ class _Decoder:
         self.wait()
 
 
-class DecodedVideo(Iterator[Frame]):
-    """The frames of a video as `VideoReader` yields them, once.
+class Answers(Iterator[Any]):
+    """The answers of a decoder process to one request, once.
 
-    A `Frame.rgb` can be kept for any time; if many are kept, they are copies. Not thread-safe: close it in the thread
-    that iterates.
+    Not thread-safe: close it in the thread that iterates.
 
     Args:
-        request: what to read.
-        decoders: lend a process for the video.
+        decoder: has the request.
+        decoders: get it back.
 
     Raises:
-        VideoError: on opening or from the loop: as `VideoReader`, and if the decoder dies, hangs or fails.
-        UsageError: the span or the frame rate is impossible.
+        VideoError: while iterating: the video cannot be used, or the process dies, hangs or fails.
+        UsageError: while iterating: the request is impossible.
         ResourceError: no process can be started, or too many files are open.
     """
 
-    info: VideoInfo
-    """What the header and the first frame say, without counts."""
-    num_expected_frames: int | None
-    """Estimate of the number of frames; None if the header says too little."""
-    time_base: Fraction
-    """Seconds per unit of the file's clock."""
-    first_units: int
-    """When the first frame is shown, in units of the file's clock."""
-    num_lost_frames: int
-    """Lost and damaged frames found up to the latest frame; after the last one, all of them."""
+    last: Any = None
+    """The last answer, after the iteration; it is not yielded."""
 
-    def __init__(self, request: ReadRequest, decoders: Decoders) -> None:
-        self.num_lost_frames = 0
+    def __init__(self, decoder: _Decoder, decoders: Decoders) -> None:
+        self._decoder: _Decoder | None = decoder
         self._decoders = decoders
-        self._rgb: NDArray[np.uint8] | None = None  # of the latest frame
-        self._slots: Slots | None = None
-        self._decoder: _Decoder | None = decoders.lend()
-        try:
-            opened: Opened = self._decoder.ask(request)
-            self.info, self.num_expected_frames, self.time_base, self.first_units = opened
-            self._slots = self._share_memory(self._decoder)
-        except OSError as error:
-            self.close()
-            raise explain(request.video, error) from error
-        except BaseException:
-            self.close()
-            raise
 
-    def _share_memory(self, decoder: _Decoder) -> Slots:
-        file = create_file()
-        try:
-            slots = Slots(file, (self.info.height, self.info.width, 3))
-            decoder.send_memory(file)
-            return slots
-        finally:
-            os.close(file)
-
-    def __next__(self) -> Frame:
-        if self._decoder is None or self._slots is None:
+    def __next__(self) -> Any:
+        if self._decoder is None:
             raise StopIteration
         try:
             answer = self._decoder.receive()
         except Vid3dError:
             self._hand_back()
             raise
-        self.num_lost_frames = answer.num_lost_frames
-        if isinstance(answer, End):
+        if isinstance(answer, Last):
+            self.last = answer.value
             self._hand_back()
             raise StopIteration
-        assert isinstance(answer, SentFrame)
-        if answer.slot is not None:
-            self._rgb = self._slots.borrow(answer.slot)
-        assert self._rgb is not None
-        return Frame(answer.frame_index, answer.seconds, answer.end_seconds, self._rgb)
+        return answer
 
-    def __enter__(self) -> DecodedVideo:
-        return self
+    def finish(self) -> Any:
+        """Return the last answer, after all others."""
+        for _ in self:
+            pass
+        return self.last
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def borrow(self, slot: int) -> NDArray[np.uint8]:
+        """Return the bytes that the latest answer says are in a slot; see `Slots.borrow`."""
+        assert self._decoder is not None and self._decoder.slots is not None
+        return self._decoder.slots.borrow(slot)
 
     def close(self) -> None:
-        """Leave the video; frames that were yielded stay as they are."""
+        """Stop the answers; arrays that were borrowed stay as they are."""
         if self._decoder is None:
             return
-        if self._slots is not None:
-            self._slots.stop()
+        if self._decoder.slots is not None:
+            self._decoder.slots.stop()
             give_up = time.monotonic() + STOP_SECONDS
             with suppress(EOFError, OSError):  # it died, or it takes too long
                 while not self._decoder.is_idle:
@@ -467,6 +422,13 @@ class DecodedVideo(Iterator[Frame]):
 
     def _hand_back(self) -> None:
         decoder, self._decoder = self._decoder, None
-        self._rgb = self._slots = None
         assert decoder is not None
         self._decoders.take_back(decoder)
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,110 +1,133 @@
-"""Shared memory for the frames of one video: the decoder process fills slots, this process reads them in place.
+"""Shared memory: the decoder process fills slots with frames or clips, this process reads them in place.
 
-    byte 0 … 15   state of each slot: free, filled or lent
-    byte 63       1: no more frames are wanted
-    byte 4096 …   the slots, one (H, W, 3) frame each
+    byte 0 … 63   state of each slot: free, filled or lent
+    byte 64       1: no more answers are wanted
+    byte 4096 …   the slots, all of one size
 
-All slots of a video have the same size.
+    free ── decoder process ──→ filled ── this process ──→ lent ── no view is left here ──→ free
+
+The first free slot is filled, so slots that were never needed take no memory. All slots are never lent: the last one is
+copied, so that the decoder process can go on whatever is kept here.
 """
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import tempfile
 import time
 import weakref
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-SLOTS_BYTES = 64 * 2**20
-"""Memory for the slots of a video, roughly: the decoder reads this far ahead."""
-
-MIN_SLOTS = 4
-MAX_SLOTS = 16
-
 _FREE, _FILLED, _LENT = b"\0", b"\1", b"\2"
-_STOP_AT = 63
+_STOP_AT = 64
 _HEADER_BYTES = 4096
 _WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.0003, 0.005
 
 
 class Stopped(Exception):
-    """The other process wants no more frames."""
+    """The other process wants no more answers."""
+
+
+class Form(NamedTuple):
+    """The layout of shared memory."""
+
+    num_slots: int
+    slot_bytes: int
+
+    @classmethod
+    def fit(cls, slot_bytes: int, total_bytes: int, max_slots: int = 64) -> Form:
+        """Return slots of at least some size that take about so much memory, if all are used; at least 4."""
+        whole = -(-slot_bytes // 4096) * 4096
+        return cls(min(max(4, total_bytes // whole), max_slots), whole)
+
+    def holds(self, other: Form) -> bool:
+        """Whether memory of this form can be used for another one."""
+        return self.num_slots >= other.num_slots and self.slot_bytes >= other.slot_bytes
 
 
 class Slots:
-    """Slots for frames of one shape.
+    """The slots in a file that both processes map.
 
     Args:
         file: descriptor of a file made by `create_file`; the caller closes it.
-        shape: (H, W, 3) of every frame.
+        form: number and size of the slots.
 
     Raises:
         OSError: the memory cannot be mapped.
     """
 
-    def __init__(self, file: int, shape: tuple[int, int, int]) -> None:
-        self._shape = shape
-        self._frame_bytes = math.prod(shape)
-        self.num_slots = min(max(MIN_SLOTS, SLOTS_BYTES // self._frame_bytes), MAX_SLOTS)
-        num_bytes = _HEADER_BYTES + self.num_slots * self._frame_bytes
+    def __init__(self, file: int, form: Form) -> None:
+        self.form = form
+        num_bytes = _HEADER_BYTES + form.num_slots * form.slot_bytes
         os.ftruncate(file, num_bytes)
         self.memory = mmap.mmap(file, num_bytes)
-        self._latest: NDArray[np.uint8] | None = None
 
-    def fill(self, rgb: NDArray[np.uint8]) -> int | None:
-        """Copy a frame into a free slot, and wait for one; return its number, or None for the same array as before.
+    def _count(self, state: bytes) -> int:
+        return self.memory[: self.form.num_slots].count(state)
 
-        Raises:
-            Stopped: the other process called `stop`.
-        """
-        wait_seconds = _WAIT_SECONDS
-        while (slot := self.memory.find(_FREE, 0, self.num_slots)) < 0 and not self._is_stopped:
-            time.sleep(wait_seconds)  # a pipe to wait on is no faster, and one more file to account for
-            wait_seconds = min(2 * wait_seconds, _MAX_WAIT_SECONDS)
-        if self._is_stopped:
-            raise Stopped
-        if rgb is self._latest:
-            return None
-        self._latest = rgb
-        self._view(slot).reshape(self._shape)[:] = rgb
-        self._mark(slot, _FILLED)
-        return slot
-
-    def borrow(self, slot: int) -> NDArray[np.uint8]:
-        """Return the frame in a slot, (H, W, 3); the slot is free again when no view of the array is left.
-
-        A free slot always remains for the decoder: once half of them are lent, this returns a copy.
-        """
-        flat = self._view(slot)
-        if self.memory[: self.num_slots].count(_LENT) >= self.num_slots // 2:
-            flat = flat.copy()
-            self._mark(slot, _FREE)
-        else:
-            self._mark(slot, _LENT)
-            # Every view of the frame keeps this array alive.
-            weakref.finalize(flat, self._mark, slot, _FREE).atexit = False
-        return np.reshape(flat, self._shape)
+    def _find(self, state: bytes) -> int:
+        return self.memory.find(state, 0, self.form.num_slots)
 
     def _mark(self, slot: int, state: bytes) -> None:
         self.memory[slot : slot + 1] = state
 
     def _view(self, slot: int) -> NDArray[np.uint8]:
-        """Return the memory of a slot; one-dimensional."""
-        start = _HEADER_BYTES + slot * self._frame_bytes
-        view: NDArray[np.uint8] = np.frombuffer(self.memory, np.uint8, self._frame_bytes, start)
+        start = _HEADER_BYTES + slot * self.form.slot_bytes
+        view: NDArray[np.uint8] = np.frombuffer(self.memory, np.uint8, self.form.slot_bytes, start)
         return view
 
-    @property
-    def _is_stopped(self) -> bool:
-        return self.memory[_STOP_AT] != 0
+    # In the decoder process ------------------------------------------------------------------------------------------
+
+    def take(self, max_ahead: int) -> tuple[int, NDArray[np.uint8]]:
+        """Wait for a free slot, and until fewer than `max_ahead` are filled; return its number and its bytes.
+
+        Raises:
+            Stopped: the other process called `stop`.
+        """
+        wait_seconds = _WAIT_SECONDS
+        while (slot := self._find(_FREE)) < 0 or self._count(_FILLED) >= max_ahead:
+            self.check()
+            time.sleep(wait_seconds)  # a pipe to wait on is no faster, and one more file to account for
+            wait_seconds = min(2 * wait_seconds, _MAX_WAIT_SECONDS)
+        self.check()
+        return slot, self._view(slot)
+
+    def check(self) -> None:
+        """Raise Stopped if the other process called `stop`."""
+        if self.memory[_STOP_AT]:
+            raise Stopped
+
+    def mark_filled(self, slot: int) -> None:
+        """Hand over a slot that `take` returned; its number is sent next."""
+        self._mark(slot, _FILLED)
+
+    # In this process -------------------------------------------------------------------------------------------------
+
+    def borrow(self, slot: int) -> NDArray[np.uint8]:
+        """Return the bytes of a filled slot; it is free again when no view of the array is left."""
+        flat = self._view(slot)
+        self._mark(slot, _LENT)
+        if self._count(_LENT) == self.form.num_slots:
+            flat = flat.copy()
+            self._mark(slot, _FREE)
+        else:
+            # Every view of the bytes keeps this array alive.
+            weakref.finalize(flat, self._mark, slot, _FREE).atexit = False
+        return flat
 
     def stop(self) -> None:
-        """Make the other process raise Stopped at its next frame."""
+        """Make the other process raise Stopped when it takes its next slot."""
         self.memory[_STOP_AT] = 1
+
+    def reset(self) -> None:
+        """Free what was filled and not borrowed, for the next request; the other process is idle."""
+        self.memory[_STOP_AT] = 0
+        while (slot := self._find(_FILLED)) >= 0:
+            self._mark(slot, _FREE)
 
 
 def create_file() -> int:
