@@ -127,7 +127,9 @@ class TorchRuntime(DeviceRuntime):
         if self.views is not None:
             crops = place_crops(self.views.num_crops, clips.shape[2], clips.shape[3], self.views.size_px)
         num_clips, is_flow = len(clips), stream == "flow"
-        net = self._prepare(stream, _cut(clips[:1].to("meta"), crops[0], is_flow))
+        if stream not in self._ready:
+            self._ready[stream] = self._prepare(stream, _cut(clips[:1].to("meta"), crops[0], is_flow))
+        net = self._ready[stream]
         with self._computing((stream, clips.shape)):
             uploaded = self._transfer.upload(clips)
             if self.is_compiled:  # pad the batch: another size would be compiled again
@@ -168,24 +170,22 @@ class TorchRuntime(DeviceRuntime):
                 ) from error
 
     def _prepare(self, stream: str, clips: Tensor) -> Callable[[Tensor], BackboneOutput]:
-        """Return the network of a stream; at its first clips, whose values are not used, make its fast form."""
-        if stream not in self._ready:
-            model, dtype = self._models[stream], DTYPES[self.precision]
-            fold_batch_norms(model, clips, dtype)
-            if self.precision != "fp32":
-                model = copy.deepcopy(model)  # rounded weights are not what the caller's model has
-                model.reduce_precision(dtype)
-            model.is_channels_last = self.device.type == "cpu" or self._has_tensor_cores()
-            if self.device.type == "cpu":
-                _lay_out(model, {5: torch.channels_last_3d})
-            elif model.is_channels_last:
-                _lay_out(model, {4: torch.channels_last, 5: torch.channels_last_3d})
-            model.to(self.device)
-            # Else TorchInductor's tools print a line on machines that have CUDA's files and no GPU.
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-            options: dict[str, Any] = {"freezing": True}  # treat weights as constants, laid out for this processor
-            self._ready[stream] = torch.compile(model, dynamic=False, options=options) if self.is_compiled else model
-        return self._ready[stream]
+        """Return the fast form of a network, for clips like these; their values are not used."""
+        model, dtype = self._models[stream], DTYPES[self.precision]
+        fold_batch_norms(model, clips, dtype)
+        if self.precision != "fp32":
+            model = copy.deepcopy(model)  # rounded weights are not what the caller's model has
+            model.reduce_precision(dtype)
+        model.is_channels_last = self.device.type == "cpu" or self._has_tensor_cores()
+        if self.device.type == "cpu":
+            _lay_out(model, {5: torch.channels_last_3d})
+        elif model.is_channels_last:
+            _lay_out(model, {4: torch.channels_last, 5: torch.channels_last_3d})
+        model.to(self.device)
+        # Else TorchInductor's tools print a line on machines that have CUDA's files and no GPU.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        options: dict[str, Any] = {"freezing": True}  # treat weights as constants, laid out for this processor
+        return torch.compile(model, dynamic=False, options=options) if self.is_compiled else model
 
     def _has_tensor_cores(self) -> bool:
         """Return whether convolutions run on tensor cores, which need the channels last in memory."""
