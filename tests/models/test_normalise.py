@@ -1,6 +1,7 @@
 """Normalisation against its formulas in float64."""
 
 import numpy as np
+import pytest
 import torch
 
 from vid3d_cli.flow.fields import quantise_flow
@@ -72,3 +73,27 @@ def test_quantised_flow_is_within_half_a_step_of_the_flow():
     options = {"channel_order": None, "bound_px": 20}
     difference = np.abs(normalise(quantise_flow(flow, 20), **options) - normalise(flow, **options))
     assert 0 < difference.max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("pixels", {}),
+        ("pixels", {"range": (0, 1), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}),
+        ("pixels", {"range": (0, 255), "mean": (104, 117, 123), "channel_order": "BGR"}),
+        ("flow", {"channel_order": None, "bound_px": 20}),
+        ("flow", {"range": (0, 255), "channel_order": None, "bound_px": 15, "mean": (128, 120), "std": (2, 3)}),
+        ("quantised", {"channel_order": None, "bound_px": 20}),
+    ],
+)
+def test_reduced_precision_rounds_the_float32_result_once(dtype, kind, changes):
+    x = torch.from_numpy(every_byte(3 if kind == "pixels" else 2)).to(memory_format=torch.channels_last_3d)
+    if kind == "flow":
+        x = (x.float() - 128) / 4
+    layer = Normalise(facts(**changes))
+    exact = layer(x)
+    layer.dtype = dtype
+    reduced = layer(x)
+    assert reduced.dtype == dtype and reduced.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(reduced.float(), exact, rtol=torch.finfo(dtype).eps / 2 * 1.01, atol=1e-4)

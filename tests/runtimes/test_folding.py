@@ -1,5 +1,7 @@
 """Batch norms folded into convolutions: as many as possible, and no output changes."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,3 +85,16 @@ def test_a_tapped_layer_is_not_folded(tapped, pool):
         assert fold_batch_norms(net, x) == 1
         net(x)
         torch.testing.assert_close(tap.features(), before)
+
+
+@pytest.mark.parametrize(("dtype", "num_folded"), [(torch.float32, 2), (torch.bfloat16, 2), (torch.float16, 1)])
+@pytest.mark.parametrize("gain", [1e-7, 1e7])
+def test_a_norm_whose_folded_weights_a_type_cannot_hold_stays(dtype, num_folded, gain):
+    net, x = Pairs(lambda net, x: net.norm_b(net.b(net.norm_a(net.a(x)).relu()))), torch.randn(1, 2, 3, 4, 4)
+    net.norm_a.weight.data.mul_(gain)
+    net.b.weight.data.div_(gain)  # the network's outputs stay the same
+    net.norm_b.running_var.fill_(1.0)
+    net.norm_a.bias.data.mul_(gain)
+    assert fold_batch_norms(copy.deepcopy(net), x, torch.float32) == 2
+    net.b.weight.data.mul_(gain)
+    assert fold_batch_norms(net, x, dtype) == num_folded

@@ -2,9 +2,11 @@
 
 import copy
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from vid3d_cli.records import Clip, ClipSpan
 from vid3d_cli.runtimes import create_runtime
 from vid3d_cli.runtimes.base import MultiDeviceRuntime, Runtime
 from vid3d_cli.runtimes.cache import use_private_inductor_cache
+from vid3d_cli.runtimes.torch import _cuda_settings
 from vid3d_cli.runtimes.transfer import CudaTransfer, Transfer
 
 
@@ -82,9 +85,12 @@ def test_out_of_memory_with_one_clip_says_what_to_try():
 def test_bf16_computes_in_bf16_and_returns_float32():
     clips = make_clips(3)
     models = make_models()
-    check_outputs(clips, make_runtime(models, precision="bf16", batch_size=2).run(clips), rtol=0.05, atol=0.05)
-    assert [model.backbone.dtypes for model in models.values()] == [{torch.bfloat16}] * 2
-    assert {parameter.dtype for model in models.values() for parameter in model.parameters()} == {torch.float32}
+    runtime = make_runtime(models, precision="bf16", batch_size=2)
+    check_outputs(clips, runtime.run(clips), rtol=0.05, atol=0.05)
+    for net in (model.backbone for model in runtime._ready.values()):
+        assert net.dtypes == {net.conv.weight.dtype} == {torch.bfloat16}
+        assert net.head.weight.dtype == torch.float32
+    check_outputs(clips, make_runtime(models).run(clips))  # the models themselves are as they were
 
 
 def test_fp32_computes_in_float32():
@@ -154,7 +160,7 @@ def test_start_does_not_wait(late, views):
     models = make_models() if views is None else {"rgb": tiny_model("rgb")}
     runtime = make_runtime(models, batch_size=2, views=views)
     waiting = [runtime.start(clips[i : i + 2]) for i in (0, 2, 4)]
-    assert runtime._transfer.num_waiting == 3 * (2 if views is None else 3)  # streams, or views of one
+    assert runtime._transfer.num_waiting == 3 * len(models)
     outputs = [output for wait in waiting for output in wait()]
     assert runtime._transfer.num_waiting == 0
     expected = make_runtime(copy.deepcopy(models), views=views).run(clips)
@@ -181,6 +187,90 @@ def test_out_of_memory_keeps_the_batches_in_flight(late):
     assert (runtime._transfer.num_drained, runtime.batch_size) == (1, 2)
     assert models["flow"].backbone.batches == [4, 4, 2, 2, 1]
     check_outputs(clips, first() + second() + third())
+
+
+class FailingTransfer(LateTransfer):
+    """Runs out of memory while answers are waited for, with more than two clips."""
+
+    def download(self, tensors):
+        wait = super().download(tensors)
+
+        def fail():
+            if len(tensors[0]) > 2:
+                self.num_waiting -= 1
+                raise RuntimeError("MPS backend out of memory (MPS allocated: 17.5 GB)")
+            return wait()
+
+        return fail
+
+
+def test_out_of_memory_while_waiting_keeps_all_clips_in_order(monkeypatch):
+    monkeypatch.setattr("vid3d_cli.runtimes.torch.Transfer", FailingTransfer)
+    clips, models = make_clips(9), make_models()
+    runtime = make_runtime(models, batch_size=4)
+    runtime.device = torch.device("meta")  # as on a GPU, whose batches are copies; networks stay where they are
+    for model in models.values():
+        model.to = lambda device, model=model: model
+    waiting = [runtime.start(clips[:4]), runtime.start(clips[4:8]), runtime.start(clips[8:])]
+    check_outputs(clips, [output for wait in waiting for output in wait()])
+    assert runtime.batch_size == 2 and runtime._transfer.num_waiting == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        MemoryError("Unable to allocate 3.00 GiB"),
+    ],
+)
+def test_every_kind_of_short_memory_halves_the_batch(error):
+    clips, models = make_clips(3, ("rgb",)), make_models(("rgb",), max_batch=2, error=error)
+    check_outputs(clips, make_runtime(models, batch_size=3).run(clips))
+    assert models["rgb"].backbone.batches == [3, 1, 1, 1]
+    models["rgb"].backbone.max_batch = 0
+    reason = str(error).partition("\n")[0]
+    with pytest.raises(Vid3dError, match=re.escape(f"out of memory with a single clip ({reason}): try")):
+        make_runtime(models).run(clips)
+
+
+def test_other_errors_are_raised_as_they_are():
+    models = make_models(("rgb",), max_batch=0, error=RuntimeError("CUDA error: an illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        make_runtime(models, batch_size=3).run(make_clips(3, ("rgb",)))
+
+
+def test_an_operation_that_mps_lacks_is_one_clear_line():
+    lacks = "The operator 'aten::max_pool3d_with_indices' is not implemented for the MPS device. If you want"
+    runtime = make_runtime(make_models(("rgb",)))
+    runtime._ready["rgb"] = Mock(side_effect=NotImplementedError(lacks))
+    runtime.device = torch.device("mps")
+    with pytest.raises(
+        Vid3dError, match=r"cannot run this network on MPS \(The operator .* MPS device\): use torch 2.9"
+    ):
+        runtime.run(make_clips(1, ("rgb",)))
+
+
+@pytest.mark.parametrize("allows_tf32", [False, True])
+def test_float32_is_never_rounded_to_tf32(allows_tf32):
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    is_new = hasattr(cudnn, "conv")
+    name, places = ("fp32_precision", (matmul, cudnn.conv)) if is_new else ("allow_tf32", (matmul, cudnn))
+    on, off = ("tf32", "ieee") if is_new else (True, False)
+    before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, on if allows_tf32 else off)
+        with _cuda_settings(is_benchmarked=True, is_deterministic=True):
+            assert [getattr(place, name) for place in places] == [off, off]
+            assert cudnn.benchmark and cudnn.deterministic
+            torch.rand(2, 2) @ torch.rand(2, 2)
+        assert [getattr(place, name) for place in places] == [on if allows_tf32 else off] * 2
+        assert not cudnn.benchmark and not cudnn.deterministic
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 def test_devices_take_batches_in_turn():

@@ -31,24 +31,24 @@ def facts(**changes):
 class Tiny(nn.Module):
     """A convolution, means over halves of time, a classifier: different clips get different outputs."""
 
-    def __init__(self, num_channels, max_batch=10**9):
+    def __init__(self, num_channels, max_batch=10**9, error=None):
         super().__init__()
         torch.manual_seed(num_channels)
         self.conv = nn.Conv3d(num_channels, 4, 3)
         self.head = nn.Linear(8, K)
-        self.max_batch = max_batch
+        self.max_batch, self.error = max_batch, error or torch.cuda.OutOfMemoryError("CUDA out of memory")
         self.batches, self.dtypes, self.grad = [], set(), set()
 
     def forward(self, x):
         self.batches.append(len(x))
         if len(x) > self.max_batch:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         x = self.conv(x).relu()
         self.dtypes.add(x.dtype)
         self.grad.add(torch.is_grad_enabled())
-        half = x.shape[2] // 2
+        x, half = x.float(), x.shape[2] // 2
         features = torch.cat([x[:, :, :half].mean((2, 3, 4)), x[:, :, half:].mean((2, 3, 4))], 1)
-        return BackboneOutput(features.float(), self.head(features).float())
+        return BackboneOutput(features, self.head(features))
 
 
 def make_clips(num_clips, streams=("rgb", "flow")):

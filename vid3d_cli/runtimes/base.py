@@ -1,4 +1,4 @@
-"""The contract `Runtime`, and what all runtimes share: clips → batches → streams and views → networks → `ClipOutput`.
+"""The contract `Runtime`, and what all runtimes share: clips → batches → streams → views → networks → `ClipOutput`.
 
 Work is started first and waited for later, so that a GPU always has the next batch at hand.
 """
@@ -99,15 +99,15 @@ class DeviceRuntime(Runtime):
         self.views = views
 
     @abstractmethod
-    def start_stream(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], Answer]:
-        """Start the network of one stream.
+    def start_stream(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], list[Answer]]:
+        """Start the network of one stream on every view of some clips.
 
         Args:
             stream: "rgb" or "flow".
             clips: at least one (T, H, W, C) array of uint8, or float32 pixels for flow; all of one shape and type.
 
         Returns:
-            A function that waits and returns the outputs.
+            A function that waits and returns the outputs of each view; of one if there are no `views`.
         """
 
     def start(self, clips: Sequence[Clip]) -> Callable[[], list[ClipOutput]]:
@@ -121,10 +121,10 @@ class DeviceRuntime(Runtime):
 
     def _start_batch(self, clips: Sequence[Clip]) -> Callable[[], list[ClipOutput]]:
         spans = [clip.span for clip in clips]
-        started = {stream: self._start_views(stream, [c.streams[stream] for c in clips]) for stream in self.streams}
+        started = {stream: self.start_stream(stream, [c.streams[stream] for c in clips]) for stream in self.streams}
 
         def wait() -> list[ClipOutput]:
-            answers = {stream: self._join_views([wait() for wait in views]) for stream, views in started.items()}
+            answers = {stream: self._join_views(wait()) for stream, wait in started.items()}
             check_classes({stream: answer.logits.shape[1] for stream, answer in answers.items()})
             return [
                 ClipOutput(
@@ -136,10 +136,6 @@ class DeviceRuntime(Runtime):
             ]
 
         return wait
-
-    def _start_views(self, stream: str, clips: list[NDArray[Any]]) -> list[Callable[[], Answer]]:
-        views = [clips] if self.views is None else self.views.cut(clips, is_flow=stream == "flow")
-        return [self.start_stream(stream, view) for view in views]
 
     def _join_views(self, answers: Sequence[Answer]) -> Answer:
         if self.views is None:

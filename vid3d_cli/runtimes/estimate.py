@@ -14,7 +14,7 @@ from ..models.clip_model import ClipModel, LayerTap, Normalise, create_model
 from ..models.manifest import Normalisation
 from ..models.registry import BACKBONES, IN_CHANNELS, find_variant
 from .devices import select_devices
-from .torch import AUTOCAST_DTYPES
+from .torch import DTYPES
 
 _NUM_CLASSES = 400
 """Any number will do: the classifier is a thousandth of the work."""
@@ -78,7 +78,7 @@ def matrix_product_rate(device: str, precision: str) -> float:
     """
     selected = select_devices(device)[0]
     size = (MATRIX_SIZE, MATRIX_SIZE)
-    a, b = (torch.rand(size, device=selected).to(AUTOCAST_DTYPES.get(precision, torch.float32)) for _ in range(2))
+    a, b = (torch.rand(size, device=selected).to(DTYPES[precision]) for _ in range(2))
     strip = a[:256]
     _seconds(strip, b)  # warms up threads and libraries
     if _seconds(strip, b) > MEASURED_SECONDS / 8:  # a CPU that emulates this precision

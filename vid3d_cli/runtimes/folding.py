@@ -16,16 +16,17 @@ from torch.overrides import TorchFunctionMode
 Convolution = nn.Conv2d | nn.Conv3d
 
 
-def fold_batch_norms(model: nn.Module, clips: Tensor) -> int:
+def fold_batch_norms(model: nn.Module, clips: Tensor, dtype: torch.dtype = torch.float32) -> int:
     """Fold batch norms into the convolutions before them, in place. The network's outputs stay the same.
 
     A forward pass on a copy of the network on the meta device shows which convolution each norm follows, so the names
     and order of layers do not matter. A convolution whose output is also used elsewhere, such as by a layer's tap, is
-    not folded; nor is a norm that is tapped.
+    not folded; nor is a norm that is tapped, nor one whose folded weights `dtype` cannot hold.
 
     Args:
-        model: in eval mode.
+        model: in eval mode, on the CPU: not every device has the float64 that weights are folded in.
         clips: (N, T, H, W, C), any input that the model takes; its values are not used.
+        dtype: what the weights will be converted to.
 
     Returns:
         The number of folded norms.
@@ -46,15 +47,15 @@ def fold_batch_norms(model: nn.Module, clips: Tensor) -> int:
         if name is None or norm_name is None or bias is not convolutions[name].bias:
             continue
         norm = model.get_submodule(norm_name)
-        if not norm._forward_hooks:
-            _fold(model.get_submodule(name), norm)
+        if not norm._forward_hooks and _fold(model.get_submodule(name), norm, dtype):
             parent, _, child = norm_name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.Identity())
             num_folded += 1
     return num_folded
 
 
-def _fold(convolution: nn.Module, norm: nn.Module) -> None:
+def _fold(convolution: nn.Module, norm: nn.Module, dtype: torch.dtype) -> bool:
+    """Fold a norm into a convolution, unless the numbers would overflow or underflow in `dtype`."""
     assert isinstance(convolution, Convolution) and isinstance(norm, _BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None
     weight, bias = fuse_conv_bn_weights(
@@ -66,9 +67,15 @@ def _fold(convolution: nn.Module, norm: nn.Module) -> None:
         norm.weight.double(),
         norm.bias.double(),
     )
-    dtype = convolution.weight.dtype
-    convolution.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-    convolution.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+    # A weight divided by a large deviation may be too small for float16, whose numbers lose digits below 6e-5.
+    rows = weight.detach().flatten(1)
+    lost = (rows.to(dtype).double() - rows).norm(dim=1)
+    if not (lost <= torch.finfo(dtype).eps * rows.norm(dim=1)).all() or not bias.to(dtype).isfinite().all():
+        return False
+    own = convolution.weight.dtype
+    convolution.weight = nn.Parameter(weight.detach().to(own), requires_grad=False)
+    convolution.bias = nn.Parameter(bias.detach().to(own), requires_grad=False)
+    return True
 
 
 def _copy_to_meta(model: nn.Module) -> nn.Module:

@@ -107,11 +107,15 @@ class OpenVINORuntime(DeviceRuntime):
     def description(self) -> str:
         return f"{self.name} on cpu"
 
-    def start_stream(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], Answer]:
+    def start_stream(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], list[Answer]]:
+        views = [clips] if self.views is None else self.views.cut(clips, is_flow=stream == "flow")
+        answers = [self._answer(stream, view) for view in views]
+        return lambda: answers
+
+    def _answer(self, stream: str, clips: Sequence[NDArray[Any]]) -> Answer:
         request = self._request(stream, clips[0])
         answers = [self._infer(request, clip) for clip in clips]
-        answer = Answer(*(np.concatenate(arrays) for arrays in zip(*answers, strict=True)))
-        return lambda: answer
+        return Answer(*(np.concatenate(arrays) for arrays in zip(*answers, strict=True)))
 
     @staticmethod
     def _infer(request: Any, clip: NDArray[Any]) -> Answer:

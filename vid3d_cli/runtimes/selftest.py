@@ -27,7 +27,7 @@ from ..models.manifest import find_model
 from ..models.weights import locate
 from ..records import STREAMS, Clip, ClipSpan
 from . import create_runtime, devices, has_openvino
-from .torch import AUTOCAST_DTYPES
+from .torch import DTYPES
 
 MODEL = "s3d_mini.camera_motion"
 
@@ -106,7 +106,7 @@ def check_convolution(device: str, precision: str) -> Check:
     x = torch.randn(shape, generator=generator)
     weight = torch.randn((192, 64, 3, 3, 3), generator=generator) / (64 * 27) ** 0.5
     x, weight = (tensor.to(device).to(memory_format=torch.channels_last_3d) for tensor in (x, weight))
-    dtype = AUTOCAST_DTYPES[precision]
+    dtype = DTYPES[precision]
     with torch.inference_mode(), cudnn.flags(enabled=True, allow_tf32=False):
         expected = torch.conv3d(x, weight, padding=1)
         found = torch.conv3d(x.to(dtype), weight.to(dtype), padding=1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -15,26 +16,30 @@ from torch import Tensor
 from torch.backends import cudnn
 from torch.overrides import TorchFunctionMode
 
-from ..clips.preprocess import Views
+from ..clips.preprocess import Crop, Views, place_crops
+from ..device_memory import is_out_of_memory
 from ..errors import Vid3dError
 from ..models.backbones import BackboneOutput
 from ..models.clip_model import ClipModel
-from ..records import Clip, ClipOutput
 from .base import Answer, DeviceRuntime
 from .compiling import compile_errors_explained
 from .devices import select_devices, select_precision
 from .folding import fold_batch_norms
 from .transfer import CudaTransfer, Transfer
 
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What convolutions compute in, by precision."""
+
+_Result = TypeVar("_Result")
 
 
 class TorchRuntime(DeviceRuntime):
     """Runs the clip models of a two-stream model with PyTorch on one device, the first that `device` names.
 
-    The arguments are those of `create_runtime`. Below fp32 convolutions run under autocast; outputs are float32. A
-    batch that does not fit into a GPU's memory is halved, and so are all later ones. Compiled networks are slower than
-    oneDNN on a CPU in fp32, 3.5 against 2.6 s of one core for a clip of I3D, and as fast in bf16.
+    The arguments are those of `create_runtime`. Below fp32 only convolutions are of that precision, not the last pool
+    and the classifier. A batch that does not fit into a GPU's memory is halved, and so are all later ones. Compiled
+    networks are slower than oneDNN on a CPU in fp32, 3.5 against 2.6 s of one core for a clip of I3D, and as fast in
+    bf16.
     """
 
     name = "torch"
@@ -59,10 +64,10 @@ class TorchRuntime(DeviceRuntime):
             torch.set_num_threads(num_threads)
         self.is_compiled = compile
         has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        self._needs_onednn = self.device.type == "cpu" and has_onednn and not compile
+        self._needs_onednn = self.device.type == "cpu" and self.precision == "fp32" and has_onednn and not compile
         self._transfer = CudaTransfer(self.device) if self.device.type == "cuda" else Transfer(self.device)
         self.num_in_flight = self._transfer.num_in_flight
-        self._models = {stream: _to_channels_last(model.eval().to(self.device)) for stream, model in models.items()}
+        self._models = {stream: model.eval() for stream, model in models.items()}
         self._ready: dict[str, Callable[[Tensor], BackboneOutput]] = {}
         self._shapes_seen: set[tuple[str, torch.Size]] = set()
 
@@ -71,70 +76,169 @@ class TorchRuntime(DeviceRuntime):
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return f"{self.name}{', compiled,' if self.is_compiled else ''} on {where}"
 
-    def _start_batch(self, clips: Sequence[Clip]) -> Callable[[], list[ClipOutput]]:
-        try:
-            return super()._start_batch(clips)
-        except torch.cuda.OutOfMemoryError:
-            pass  # retry below: while an exception is handled, its traceback keeps the batch in memory
-        if len(clips) == 1:
-            raise Vid3dError(
-                f"{self.device}: out of memory with a single clip; try --precision bf16, a shorter --window, "
-                "or --device cpu"
-            )
-        self.batch_size = len(clips) // 2
-        self._transfer.drain()
-        return self.start(clips)
+    def start_stream(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], list[Answer]]:
+        return self._start_stacked(stream, self._transfer.stack(clips))
 
-    def start_stream(self, stream: str, clips: Sequence[NDArray[Any]]) -> Callable[[], Answer]:
-        num_clips = len(clips)
-        if self.is_compiled:  # pad the batch: another size would be compiled again
-            clips = [*clips, *itertools.repeat(clips[-1], self.batch_size - num_clips)]
-        batch = self._transfer.stack(clips)
-        net = self._prepare(stream, batch)
-        shape = (stream, batch.shape)
-        with self._computing(is_repeated=shape in self._shapes_seen):
-            self._shapes_seen.add(shape)
-            output = net(self._transfer.upload(batch))
-            wait = self._transfer.download([output.features[:num_clips], output.logits[:num_clips]])
-        return lambda: Answer(*wait())
+    def _start_stacked(self, stream: str, batch: Tensor) -> Callable[[], list[Answer]]:
+        """Start the network on the clips (N, T, H, W, C) of a batch on the host, `batch_size` at a time."""
+        started: list[Callable[[], list[Answer]]] = []
+        while len(batch):
+            part = batch[: self.batch_size]
+            wait = self._halve_if_too_large(len(part), self._start_part, stream, part)
+            if wait is not None:
+                started.append(wait if self.device.type == "cpu" else self._retrying(stream, part, wait))
+                batch = batch[len(part) :]
+
+        def join() -> list[Answer]:
+            parts = [wait() for wait in started]
+            return parts[0] if len(parts) == 1 else [_concatenate(views) for views in zip(*parts, strict=True)]
+
+        return join
+
+    def _retrying(self, stream: str, part: Tensor, wait: Callable[[], list[Answer]]) -> Callable[[], list[Answer]]:
+        """Return `wait`, which also may run out of memory. A GPU's part is a copy, so no clip is held until then."""
+
+        def wait_or_retry() -> list[Answer]:
+            answers = self._halve_if_too_large(len(part), wait)
+            return self._start_stacked(stream, part)() if answers is None else answers
+
+        return wait_or_retry
+
+    def _halve_if_too_large(self, num_clips: int, work: Callable[..., _Result], *args: Any) -> _Result | None:
+        """Return the result of some work on a part of a batch; if memory is too short, halve the batches: None."""
+        try:
+            return work(*args)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        # Not above: while an exception is handled, its traceback keeps tensors in memory.
+        if num_clips == 1:
+            raise Vid3dError(
+                f"{self.device}: out of memory with a single clip ({reason}): try --precision bf16, "
+                "a shorter --window, or --device cpu"
+            )
+        self.batch_size = min(self.batch_size, num_clips // 2)
+        self._transfer.drain()
+        return None
+
+    def _start_part(self, stream: str, clips: Tensor) -> Callable[[], list[Answer]]:
+        crops: Sequence[Crop | None] = [None]
+        if self.views is not None:
+            crops = place_crops(self.views.num_crops, clips.shape[2], clips.shape[3], self.views.size_px)
+        num_clips, is_flow = len(clips), stream == "flow"
+        if stream not in self._ready:
+            self._ready[stream] = self._prepare(stream, _cut(clips[:1].to("meta"), crops[0], is_flow))
+        net = self._ready[stream]
+        with self._computing((stream, clips.shape)):
+            uploaded = self._transfer.upload(clips)
+            if self.is_compiled:  # pad the batch: another size would be compiled again
+                padding = uploaded[-1:].expand(self.batch_size - num_clips, *uploaded.shape[1:])
+                uploaded = torch.cat([uploaded, padding])
+            outputs = [net(_cut(uploaded, crop, is_flow)) for crop in crops]
+            wait = self._transfer.download([tensor[:num_clips] for output in outputs for tensor in output])
+
+        def answers() -> list[Answer]:
+            arrays = iter(wait())
+            return [Answer(*pair) for pair in zip(arrays, arrays, strict=True)]
+
+        return answers
 
     @contextmanager
-    def _computing(self, *, is_repeated: bool) -> Iterator[None]:
+    def _computing(self, shape: tuple[str, torch.Size]) -> Iterator[None]:
         """Set torch's modes for a forward pass."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(compile_errors_explained())
             if self.device.type == "cuda":
-                # cuDNN benchmarks its algorithms for shapes that repeat; with --resize-only each video has its own.
-                # TF32 would round the operands of fp32 convolutions to 10 bits.
-                may_round = self.precision != "fp32"
-                stack.enter_context(cudnn.flags(enabled=True, benchmark=is_repeated, allow_tf32=may_round))
-            if self.precision != "fp32":
-                stack.enter_context(torch.autocast(self.device.type, AUTOCAST_DTYPES[self.precision]))
+                # cuDNN's benchmark may choose other algorithms in the next run, whose last bits differ: not in fp32.
+                # It is worth its time for shapes that repeat; with --resize-only each video has its own.
+                is_fp32 = self.precision == "fp32"
+                stack.enter_context(_cuda_settings(shape in self._shapes_seen and not is_fp32, is_fp32))
+                self._shapes_seen.add(shape)
             elif self._needs_onednn:
                 stack.enter_context(_OneDnn())
-            yield
+            try:
+                yield
+            except NotImplementedError as error:
+                if self.device.type != "mps":
+                    raise
+                reason = str(error).partition(". ")[0]
+                raise Vid3dError(
+                    f"torch {self.version} cannot run this network on MPS ({reason}): use torch 2.9 or later, "
+                    "set PYTORCH_ENABLE_MPS_FALLBACK=1, or try --device cpu"
+                ) from error
 
     def _prepare(self, stream: str, clips: Tensor) -> Callable[[Tensor], BackboneOutput]:
-        """Return the network of a stream, folded and compiled at its first clips."""
-        if stream not in self._ready:
-            model = self._models[stream]
-            # MPS has no float64 to fold in. In fp16 a weight divided by a large deviation may underflow.
-            if self.device.type != "mps" and self.precision != "fp16":
-                fold_batch_norms(model, clips)
-            # Else TorchInductor's tools print a line on machines that have CUDA's files and no GPU.
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-            options: dict[str, Any] = {"freezing": True}  # treat weights as constants, laid out for this processor
-            self._ready[stream] = torch.compile(model, dynamic=False, options=options) if self.is_compiled else model
-        return self._ready[stream]
+        """Return the fast form of a network, for clips like these; their values are not used."""
+        model, dtype = self._models[stream], DTYPES[self.precision]
+        fold_batch_norms(model, clips, dtype)
+        if self.precision != "fp32":
+            model = copy.deepcopy(model)  # rounded weights are not what the caller's model has
+            model.reduce_precision(dtype)
+        model.is_channels_last = self.device.type == "cpu" or self._has_tensor_cores()
+        if self.device.type == "cpu":
+            _lay_out(model, {5: torch.channels_last_3d})
+        elif model.is_channels_last:
+            _lay_out(model, {4: torch.channels_last, 5: torch.channels_last_3d})
+        model.to(self.device)
+        # Else TorchInductor's tools print a line on machines that have CUDA's files and no GPU.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        options: dict[str, Any] = {"freezing": True}  # treat weights as constants, laid out for this processor
+        return torch.compile(model, dynamic=False, options=options) if self.is_compiled else model
+
+    def _has_tensor_cores(self) -> bool:
+        """Return whether convolutions run on tensor cores, which need the channels last in memory."""
+        is_cuda = self.device.type == "cuda" and self.precision != "fp32"
+        return is_cuda and torch.cuda.get_device_capability(self.device) >= (7, 0)
 
 
-def _to_channels_last(model: ClipModel) -> ClipModel:
-    """Lay 3-D kernels out channels-last, which is fastest; `Module.to` fails if there are 2-D ones, too."""
+def _cut(clips: Tensor, crop: Crop | None, is_flow: bool) -> Tensor:
+    """Return a square of clips (N, T, H, W, C) where they are, as `Crop.cut` does of arrays; None is all of them."""
+    if crop is None:
+        return clips
+    square = clips[:, :, crop.top : crop.top + crop.size_px, crop.left : crop.left + crop.size_px]
+    if not crop.mirrored:
+        return square.contiguous()
+    square = square.flip(3)
+    if is_flow:
+        x = square[..., 0]
+        x.copy_(255 - x if x.dtype == torch.uint8 else -x)
+    return square
+
+
+def _concatenate(answers: Sequence[Answer]) -> Answer:
+    return Answer(*(np.concatenate(arrays) for arrays in zip(*answers, strict=True)))
+
+
+def _lay_out(model: ClipModel, formats: Mapping[int, torch.memory_format]) -> None:
+    """Change the memory formats of kernels, by their number of axes; `Module.to` takes only one format."""
     for parameter in model.parameters():
-        if parameter.ndim == 5:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-    return model
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+
+
+@contextmanager
+def _cuda_settings(is_benchmarked: bool, is_deterministic: bool) -> Iterator[None]:
+    """Choose cuDNN's algorithms as told, and compute float32 without TF32, which rounds operands to 10 bits.
+
+    A caller, or TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, may have allowed TF32.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    settings: list[tuple[Any, str, Any]]
+    if hasattr(cudnn, "conv"):  # from torch 2.9 on, where reading the older names may raise
+        settings = [(place, "fp32_precision", "ieee") for place in (matmul, cudnn.conv)]
+    else:
+        settings = [(place, "allow_tf32", False) for place in (matmul, cudnn)]
+    settings += [(cudnn, "benchmark", is_benchmarked), (cudnn, "deterministic", is_deterministic)]
+    before = [(place, name, getattr(place, name)) for place, name, _ in settings]
+    try:
+        for place, name, value in settings:
+            setattr(place, name, value)
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
 
 
 class _OneDnn(TorchFunctionMode):

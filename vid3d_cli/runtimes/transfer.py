@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..device_memory import is_out_of_memory
+
 Arrays = list[NDArray[Any]]
 
 
@@ -34,8 +36,11 @@ class Transfer:
         self._device = device
 
     def stack(self, clips: Sequence[NDArray[Any]]) -> Tensor:
-        """Stack N arrays of one shape and type into one host tensor (N, …) of that type."""
-        return torch.from_numpy(np.stack(clips))
+        """Stack N arrays of one shape and type into one host tensor (N, …) of that type; of one array, as a view."""
+        # torch takes no array that is read-only or has negative strides.
+        return torch.from_numpy(
+            np.require(clips[0], None, ["C", "W"])[np.newaxis] if len(clips) == 1 else np.stack(clips)
+        )
 
     def upload(self, batch: Tensor) -> Tensor:
         """Return a stacked batch on the device, for work that is started from now on."""
@@ -53,7 +58,7 @@ class CudaTransfer(Transfer):
     """Asynchronous copies for a CUDA GPU: clips on a stream of their own, answers behind the network's work.
 
     Asynchronous copies need page-locked memory. PyTorch reuses a page-locked buffer only when the copies from it are
-    over, so a buffer may be dropped while it is still being read.
+    over, so a buffer may be dropped while it is still being read. If no memory can be locked, copies wait.
 
     Args:
         device: of type "cuda".
@@ -69,7 +74,7 @@ class CudaTransfer(Transfer):
 
     def stack(self, clips: Sequence[NDArray[Any]]) -> Tensor:
         dtype = torch.from_numpy(np.empty(0, clips[0].dtype)).dtype
-        batch = torch.empty((len(clips), *clips[0].shape), dtype=dtype, pin_memory=True)
+        batch = _page_locked((len(clips), *clips[0].shape), dtype)
         np.stack(clips, out=batch.numpy())  # straight into page-locked memory: `pin_memory()` would copy again
         return batch
 
@@ -83,8 +88,7 @@ class CudaTransfer(Transfer):
 
     def download(self, tensors: Sequence[Tensor]) -> Callable[[], Arrays]:
         downloaded = [
-            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor.contiguous(), non_blocking=True)
-            for tensor in tensors
+            _page_locked(tensor.shape, tensor.dtype).copy_(tensor.contiguous(), non_blocking=True) for tensor in tensors
         ]
         done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # sleeps, and leaves the core to a reader
         done.record(torch.cuda.current_stream(self._device))
@@ -98,3 +102,13 @@ class CudaTransfer(Transfer):
     def drain(self) -> None:
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
+
+
+def _page_locked(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised host tensor in page-locked memory, or in ordinary memory if none can be locked."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return torch.empty(shape, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Shared parts of the networks: their output, dense runs (`Stepwise`) and inflation from 2-D (`TemporalPart`)."""
+"""Shared parts of the networks: their output, dense runs (`Stepwise`), inflation from 2-D, a norm of the first CNNs."""
 
 from __future__ import annotations
 
@@ -51,6 +51,19 @@ class TemporalPart:
     def start_still(self) -> None:
         """Initialise them so that a clip of one repeated frame gives what the 2-D block gives for the image."""
         raise NotImplementedError
+
+
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """Local response normalisation over five neighbouring channels: x / (2 + 10⁻⁴ · the sum of their squares)^0.75.
+
+    Source: Krizhevsky et al. 2012, section 3.3. PyTorch, like Caffe, divides alpha by the number of channels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(size=5, alpha=5e-4, beta=0.75, k=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)  # float16 has no squares of numbers above 255
 
 
 def average_in_time(convolution: nn.Module, norm: nn.Module) -> None:

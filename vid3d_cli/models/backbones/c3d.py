@@ -102,6 +102,6 @@ class C3D(nn.Module):
         x = self.pool3(self.conv3b(self.conv3a(x)))  # (N, 256, 4, 14, 14)
         x = self.pool4(self.conv4b(self.conv4a(x)))  # (N, 512, 2, 7, 7)
         x = self.pool5(self.conv5b(self.conv5a(x)))  # (N, 512, 1, 4, 4)
-        x = self.dropout(self.fc6(x.flatten(1)))
+        x = self.dropout(self.fc6(x.flatten(1).float()))
         features = self.fc7(x)
-        return BackboneOutput(features.float(), self.fc8(self.dropout(features)).float())
+        return BackboneOutput(features, self.fc8(self.dropout(features)))

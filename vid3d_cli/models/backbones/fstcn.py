@@ -49,7 +49,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ShapeError
-from ._layers import BackboneOutput
+from ._layers import BackboneOutput, LocalResponseNorm
 
 NUM_SAMPLES = 5
 """l_t: frames of V_clip, and their differences."""
@@ -77,11 +77,6 @@ class SCL(nn.Sequential):
         )
 
 
-def normalisation() -> nn.LocalResponseNorm:
-    """Return the normalisation over 5 neighbouring channels, with CNN-M's constants."""
-    return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
-
-
 def max_pool(stride: int) -> nn.MaxPool3d:
     """Return 3×3 max pooling of each frame."""
     return nn.MaxPool3d((1, 3, 3), (1, stride, stride))
@@ -98,8 +93,8 @@ class TransformPermute(nn.Module):
         self.permutation = nn.Parameter(torch.eye(in_features, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(3).permute(0, 3, 2, 1)  # (N, H·W, T, F)
-        return (x @ self.permutation).unsqueeze(4)  # (N, H·W, T, F', 1)
+        mixed = x.flatten(3).permute(0, 3, 2, 1).float() @ self.permutation  # (N, H·W, T, F')
+        return mixed.to(x.dtype).unsqueeze(4)
 
 
 class TCL(nn.Module):
@@ -151,10 +146,12 @@ class FstCN(nn.Module):
         kernels: sides of the kernels of the temporal convolutional layer.
     """
 
+    compares_pixels = True
+
     def __init__(self, in_channels: int, num_classes: int, kernels: Sequence[int] = (3, 5)) -> None:
         super().__init__()
-        self.scl1 = SCL(in_channels, 96, 7, 2, normalisation(), max_pool(2))
-        self.scl2 = SCL(96, 256, 5, 2, normalisation(), max_pool(2))
+        self.scl1 = SCL(in_channels, 96, 7, 2, LocalResponseNorm(), max_pool(2))
+        self.scl2 = SCL(96, 256, 5, 2, LocalResponseNorm(), max_pool(2))
         self.scl3 = SCL(256, 512, 3, 1)
         self.scl4 = SCL(512, 512, 3, 1)
         self.temporal_scl = SCL(512, 128, 3, 1, max_pool(3))
@@ -184,10 +181,11 @@ class FstCN(nn.Module):
             )
         samples, differences = sample_pairs(clips)
         x = torch.cat([differences, choose_frame(samples, is_random=self.training)], 2)  # (N, C, 5 + 1, 204, 204)
+        x = x.to(next(self.scl1.parameters()).dtype)
         x = self.scl4(self.scl3(self.scl2(self.scl1(x))))  # (N, 512, 5 + 1, 12, 12)
         motion = self.tcl(self.temporal_tp(self.temporal_scl(x[:, :, :-1])))  # (N, 64, 5, 128, 1)
-        motion = self.temporal_fc2(self.temporal_fc1(motion.flatten(1)))  # (N, 2048)
+        motion = self.temporal_fc2(self.temporal_fc1(motion.flatten(1).float()))  # (N, 2048)
         appearance = self.spatial_scl(x[:, :, -1:])  # (N, 128, 1, 4, 4)
-        appearance = self.spatial_fc2(self.spatial_fc1(appearance.flatten(1)))  # (N, 2048)
+        appearance = self.spatial_fc2(self.spatial_fc1(appearance.flatten(1).float()))  # (N, 2048)
         features = self.fc(torch.cat([motion, appearance], 1))
-        return BackboneOutput(features.float(), self.classifier(features).float())
+        return BackboneOutput(features, self.classifier(features))

@@ -140,7 +140,7 @@ class I3D(Stepwise):
         return x
 
     def head(self, maps: Tensor) -> BackboneOutput:
-        x = F.avg_pool3d(maps, (min(2, maps.shape[2]), 7, 7), stride=1)  # (N, 1024, T/8 - 1, 1, 1)
+        x = F.avg_pool3d(maps.float(), (min(2, maps.shape[2]), 7, 7), stride=1)  # (N, 1024, T/8 - 1, 1, 1)
         # The classifier is linear, so the mean of the logits over time is the logits of the mean.
         features = x.mean((2, 3, 4), keepdim=True)
-        return BackboneOutput(features.flatten(1).float(), self.logits(features).flatten(1).float())
+        return BackboneOutput(features.flatten(1), self.logits(features).flatten(1))

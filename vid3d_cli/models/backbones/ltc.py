@@ -107,6 +107,6 @@ class LTC(nn.Module):
         x = self.pool3(self.conv3(x))  # (N, 256, T/4, H/8, W/8)
         x = self.pool4(self.conv4(x))  # (N, 256, T/8, H/16, W/16)
         x = self.pool5(self.conv5(x))  # (N, 256, T/16, H/32, W/32)
-        x = self.dropout(self.fc6(x.flatten(1)))
+        x = self.dropout(self.fc6(x.flatten(1).float()))
         features = self.fc7(x)
-        return BackboneOutput(features.float(), self.fc8(self.dropout(features)).float())
+        return BackboneOutput(features, self.fc8(self.dropout(features)))

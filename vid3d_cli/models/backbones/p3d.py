@@ -251,5 +251,5 @@ class P3D(Stepwise):
 
     def head(self, maps: Tensor) -> BackboneOutput:
         # The classifier is linear, so the mean of the logits over time is the logits of the mean.
-        features = maps.mean((2, 3, 4))
-        return BackboneOutput(features.float(), self.fc(self.dropout(features)).float())
+        features = maps.float().mean((2, 3, 4))
+        return BackboneOutput(features, self.fc(self.dropout(features)))

@@ -181,5 +181,5 @@ class ResNet3D(Stepwise):
         return maps
 
     def head(self, maps: Tensor) -> BackboneOutput:
-        features = maps.mean((2, 3, 4))
-        return BackboneOutput(features.float(), self.fc(features).float())
+        features = maps.float().mean((2, 3, 4))
+        return BackboneOutput(features, self.fc(features))

@@ -233,7 +233,7 @@ class S3D(Stepwise):
 
     def head(self, maps: Tensor) -> BackboneOutput:
         kernel = [min(*sizes) for sizes in zip(maps.shape[2:], AVERAGE_POOL, strict=True)]
-        x = F.avg_pool3d(maps, kernel, stride=1)  # (N, D, T/8 - 1, 1, 1)
+        x = F.avg_pool3d(maps.float(), kernel, stride=1)  # (N, D, T/8 - 1, 1, 1)
         # The classifier is linear, so the mean of the logits over time is the logits of the mean.
         features = x.mean((2, 3, 4), keepdim=True)
-        return BackboneOutput(features.flatten(1).float(), self.classifier(features).flatten(1).float())
+        return BackboneOutput(features.flatten(1), self.classifier(features).flatten(1))

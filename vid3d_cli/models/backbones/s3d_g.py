@@ -105,7 +105,7 @@ class SelfGating(nn.Module):
         self.fc = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = torch.sigmoid(self.fc(x.mean((2, 3, 4))))  # (N, C)
+        weights = torch.sigmoid(self.fc(x.mean((2, 3, 4), dtype=torch.float32))).to(x.dtype)  # (N, C)
         return weights[:, :, None, None, None] * x
 
 
@@ -196,5 +196,5 @@ class S3DG(nn.Module):
         x = clips
         for name in MODULES:
             x = getattr(self, name)(x)  # (N, 1024, T/8, H/32, W/32)
-        features = x.mean((2, 3, 4))
-        return BackboneOutput(features.float(), self.fc(features).float())
+        features = x.float().mean((2, 3, 4))
+        return BackboneOutput(features, self.fc(features))

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -146,17 +147,23 @@ class PoolConcat(nn.Module):
         """Return the means (N, C) of maps (N, C, T, H, W)."""
         num_frames, height, width = maps.shape[2:]
         kernel = num_frames, min(POOL_SIDE, height), min(POOL_SIDE, width)
-        return F.avg_pool3d(maps, kernel, stride=1).mean((2, 3, 4))
+        return F.avg_pool3d(maps.float(), kernel, stride=1).mean((2, 3, 4))
 
 
-def slow_frames(num_frames: int) -> Tensor:
+def slow_frames(num_frames: int) -> list[int]:
     """Return the indices of the slow pathway's frames: spread evenly from the first frame to the last.
 
-    They are computed on the CPU, so that float32 rounds down to the same frame on every device.
+    They are those of `torch.linspace` in float32, rounded down, without a tensor that a GPU would wait for.
 
-    Source: `PackPathway` in pytorch/hub `facebookresearch_pytorchvideo_slowfast.md`.
+    Source: `PackPathway` in pytorch/hub `facebookresearch_pytorchvideo_slowfast.md`; pytorch
+    `aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp`, which counts from both ends.
     """
-    return torch.linspace(0, num_frames - 1, -(-num_frames // ALPHA), device="cpu").long()
+    last, num_slow = num_frames - 1, -(-num_frames // ALPHA)
+    if num_slow == 1:
+        return [0]
+    step = float(np.float32(last) / np.float32(num_slow - 1))
+    exact = [step * i if i < num_slow // 2 else last - step * (num_slow - 1 - i) for i in range(num_slow)]
+    return [int(np.float32(position)) for position in exact]
 
 
 class SlowFast(nn.Module):
@@ -199,8 +206,8 @@ class SlowFast(nn.Module):
                 f"slowfast_r50 needs clips of at least {ALPHA} frames and 1 × 1 px, got {tuple(clips.shape[2:])}"
             )
         *pairs, pool, head = self.blocks
-        slow, fast = clips[:, :, slow_frames(num_frames)], clips
+        slow, fast = torch.stack([clips[:, :, i] for i in slow_frames(num_frames)], 2), clips
         for pair in pairs:
             slow, fast = pair(slow, fast)  # (N, 2048, T/4, H/32, W/32), (N, 256, T, H/32, W/32)
         features = pool(slow, fast)
-        return BackboneOutput(features.float(), head(features).float())
+        return BackboneOutput(features, head(features))

@@ -32,7 +32,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from ...errors import ShapeError
-from ._layers import BackboneOutput
+from ._layers import BackboneOutput, LocalResponseNorm
 
 STACK_LENGTH = 10
 """L, the flow fields in a stack."""
@@ -59,16 +59,6 @@ class Pool(nn.MaxPool3d):
 
     def __init__(self) -> None:
         super().__init__((1, 3, 3), (1, 2, 2), ceil_mode=True)
-
-
-class Norm(nn.LocalResponseNorm):
-    """Local response normalisation over five neighbouring channels: x / (2 + 10⁻⁴ · the sum of their squares)^0.75.
-
-    Source: Krizhevsky et al. 2012, section 3.3. PyTorch, like Caffe, divides alpha by the number of channels.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(size=5, alpha=5e-4, beta=0.75, k=2.0)
 
 
 class Full(nn.Sequential):
@@ -101,15 +91,17 @@ class TwoStream(nn.Module):
         num_classes: K.
     """
 
+    compares_pixels = True
+
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
         self.is_flow = in_channels == 2
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             conv1=Conv(in_channels * (STACK_LENGTH if self.is_flow else 1), 96, 7, 2, 0),
-            norm1=Norm(),
+            norm1=LocalResponseNorm(),
             pool1=Pool(),
             conv2=Conv(96, 256, 5, 2, 1),
-            norm2=Norm(),
+            norm2=LocalResponseNorm(),
             pool2=Pool(),
             conv3=Conv(256, 512, 3, 1, 1),
             conv4=Conv(512, 512, 3, 1, 1),
@@ -139,6 +131,6 @@ class TwoStream(nn.Module):
                 f"got {tuple(clips.shape[2:])}"
             )
         x = stack_flow(clips) if self.is_flow else clips[:, :, :1]  # (N, 20 or 3, 1, 224, 224)
-        x = self.features(x).flatten(1)  # (N, 512 · 6 · 6)
+        x = self.features(x.to(next(self.features.parameters()).dtype)).flatten(1).float()  # (N, 512 · 6 · 6)
         features = self.full7(self.dropout(self.full6(x)))
-        return BackboneOutput(features.float(), self.classifier(self.dropout(features)).float())
+        return BackboneOutput(features, self.classifier(self.dropout(features)))
