@@ -287,9 +287,9 @@ def test_slots_that_are_free_again_take_no_memory():
 
 
 def test_memory_that_cannot_be_shared_is_told(video):
-    with Decoders(30) as decoders, file_size_limit(1000):
-        with pytest.raises(ResourceError, match=r"no \d+ MB of memory can be shared .*raise the limit"):
-            list(open_clips(plan_of(window=4), video, None, decoders))
+    told = pytest.raises(ResourceError, match=r"no \d+ MB of memory can be shared .*raise the limit")
+    with Decoders(30) as decoders, file_size_limit(1000), told:
+        list(open_clips(plan_of(window=4), video, None, decoders))
 
 
 def test_a_video_is_left_while_its_process_asks_for_memory(video, monkeypatch):
