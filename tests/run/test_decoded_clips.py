@@ -25,7 +25,6 @@ from vid3d_cli.errors import (
     FlowFilesError,
     NoFrames,
     OutOfMemory,
-    ResourceError,
     TooLarge,
     VideoNotFound,
 )
@@ -287,7 +286,7 @@ def test_slots_that_are_free_again_take_no_memory():
 
 
 def test_memory_that_cannot_be_shared_is_told(video):
-    told = pytest.raises(ResourceError, match=r"no \d+ MB of memory can be shared .*raise the limit")
+    told = pytest.raises(OutOfMemory, match=r"than a limit allows .*raise the limit")
     with Decoders(30) as decoders, file_size_limit(1000), told:
         list(open_clips(plan_of(window=4), video, None, decoders))
 

@@ -73,6 +73,8 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
 }
 
+_NO_MEMORY = errno.ENOMEM, errno.EFBIG  # the second: shared memory is a file to `ulimit -f`
+
 _TOO_MANY_FILES = "too many open files: raise the limit (ulimit -n 4096), or read fewer videos at a time (--jobs 1)"
 
 
@@ -140,8 +142,9 @@ def explain(video: str, error: Exception) -> Vid3dError:
     number = getattr(cause, "errno", None)
     if number in (errno.EMFILE, errno.ENFILE):
         return ResourceError(_TOO_MANY_FILES)
-    if number == errno.ENOMEM or isinstance(cause, MemoryError):
-        return OutOfMemory(video, "decoding it needs more memory than there is: re-encode it smaller, or leave it out")
+    if number in _NO_MEMORY or isinstance(cause, MemoryError):
+        why = "reading it needs more memory than there is, or than a limit allows (ulimit -v and -f, h_vmem)"
+        return OutOfMemory(video, f"{why}: raise the limit, read fewer videos at a time (--jobs 1), or leave it out")
     if isinstance(error, Vid3dError):
         return error
     return DecoderFailed(video, f"reading it ended with {type(error).__name__}: {error}")
@@ -332,7 +335,7 @@ class _Decoder:
             why = f"its reader made no progress for {self._timeout:g} s: give --timeout more seconds, or leave it out"
             raise DecoderHangs(self._video, why) from None
         except (EOFError, OSError) as broken:
-            if getattr(broken, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            if getattr(broken, "errno", None) in (errno.EMFILE, errno.ENFILE, *_NO_MEMORY):
                 raise explain(self._video, broken) from None
             raise _explain_death(self._video, self.wait(), has_answered=self._has_answered) from None
 

@@ -24,8 +24,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ResourceError
-
 _FREE, _FILLED, _LENT = b"\0", b"\1", b"\2"
 _STOP_AT = 64
 _HEADER_BYTES = 4096
@@ -62,21 +60,14 @@ class Slots:
         form: number and size of the slots.
 
     Raises:
-        ResourceError: the memory cannot be mapped.
+        OSError: the memory cannot be mapped.
     """
 
     def __init__(self, file: int, form: Form) -> None:
         self.form = form
         num_bytes = _HEADER_BYTES + form.num_slots * form.slot_bytes
-        try:
-            os.ftruncate(file, num_bytes)
-            self.memory = mmap.mmap(file, num_bytes)
-        except OSError as error:
-            raise ResourceError(
-                f"no {num_bytes / 1e6:.0f} MB of memory can be shared with a process that reads videos "
-                f"({error.strerror}): raise the limit on memory (ulimit -v, h_vmem) or the size of files "
-                "(ulimit -f), or read fewer videos at a time (--jobs 1)"
-            ) from None
+        os.ftruncate(file, num_bytes)
+        self.memory = mmap.mmap(file, num_bytes)
 
     def _count(self, state: bytes) -> int:
         return self.memory[: self.form.num_slots].count(state)
