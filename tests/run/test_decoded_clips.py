@@ -105,19 +105,18 @@ def test_stretches_of_a_dense_run_are_those_of_this_process(pool, tmp_path):
         assert found[2].windows
 
 
-def test_a_header_may_give_no_length(tmp_path):
+def test_a_header_may_give_no_length(pool, tmp_path):
     path = tmp_path / "raw.m4v"
     with av.open(str(path), "w", format="m4v") as container:
         stream = container.add_stream("mpeg4", rate=25, width=64, height=48)
         for index in range(20):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(draw_index(index))))
         container.mux(stream.encode())
-    with Decoders(timeout=5) as decoders:
-        for window, num_clips in ((20, 1), (4, 5)):
-            plan = plan_of(window=window, streams="rgb")
-            found = read_all(lambda plan=plan: open_clips(plan, str(path), None, decoders))
-            assert found == read_all(lambda plan=plan: ClipReader(plan, str(path)))
-            assert (found[0], len(found[1])) == (None, num_clips)
+    for window, num_clips in ((20, 1), (4, 5)):
+        plan = plan_of(window=window, streams="rgb")
+        found = read_all(lambda plan=plan: open_clips(plan, str(path), None, pool))
+        assert found == read_all(lambda plan=plan: ClipReader(plan, str(path)))
+        assert (found[0], len(found[1])) == (None, num_clips)
 
 
 def test_an_unexpected_error_comes_with_its_traceback(pool, video):
@@ -241,6 +240,7 @@ def test_a_slot_is_not_filled_again_while_any_view_is_left(pool, video):
             np.testing.assert_array_equal(view, copy)
 
 
+@pytest.mark.exhaustive
 def test_slots_that_are_not_needed_take_no_memory(video):
     with Decoders(30) as decoders:
         with open_clips(plan_of(window=4), video, None, decoders) as clips:
@@ -321,7 +321,8 @@ def process_of(clips):
     return clips._answers._decoder.process
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_process_that_dies_fails_its_video(video, number):
     with Decoders(30) as decoders:
         with open_clips(plan_of(window=4), video, None, decoders) as clips:
@@ -360,6 +361,7 @@ def test_a_process_without_memory_fails_its_video(tmp_path, video):
             assert len(list(clips)) == 15
 
 
+@pytest.mark.exhaustive
 def test_a_video_that_is_left_early_leaves_an_idle_process(video):
     plan = plan_of(window=4)
     with Decoders(30) as decoders:
@@ -375,6 +377,7 @@ def test_a_video_that_is_left_early_leaves_an_idle_process(video):
 
 
 @linux_only
+@pytest.mark.exhaustive
 def test_no_process_or_file_is_left(video):
     gc.collect()
     files = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
