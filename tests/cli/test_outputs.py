@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -11,6 +12,7 @@ from videos import write_video
 
 import vid3d_cli.cli.classify
 from vid3d_cli.predictions.outputs import Outputs
+from vid3d_cli.run.reader import ClipReader
 from vid3d_cli.segments import SegmentRule
 
 STARTED = "vid3d: i3d.kinetics400, torch on cpu, fp32\n"
@@ -55,7 +57,13 @@ def test_an_interrupted_run_keeps_the_files_of_finished_videos(vid3d, tiny_model
             raise KeyboardInterrupt
         return forward(net, clips)
 
+    def open_in_turn(plan, name, *_):
+        while name == str(other) and not (tmp_path / "out" / "video.csv").exists():
+            time.sleep(0.01)
+        return ClipReader(plan, name)
+
     monkeypatch.setattr(TinyNet, "forward", interrupt_the_second)
+    monkeypatch.setattr("vid3d_cli.run.feeds.open_clips", open_in_turn)
     result = vid3d(
         "classify", video, other, *OPTIONS, "--batch-size", 1, "-o", "out", "-o", "a.jsonl", "--format", "csv"
     )

@@ -136,7 +136,7 @@ def test_the_command_writes_the_flow_of_every_pair(vid3d, tmp_path, method):
 def test_the_command_fails_a_video_whose_decoder_hangs(vid3d, tmp_path):
     os.mkfifo(tmp_path / "a.mp4")  # opening it never returns
     result = vid3d("flow", "a.mp4", "--out", "flow.npz", "--timeout", 1)
-    assert (result.exit_code, "a.mp4: its decoder" in result.stderr) == (1, True)
+    assert (result.exit_code, "a.mp4: its reader" in result.stderr) == (1, True)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
@@ -152,7 +152,7 @@ def test_the_command_leaves_nothing_of_a_video_whose_decoder_dies(vid3d, tmp_pat
     monkeypatch.setattr(Decoders, "open", open_and_kill)
     for out in ("flow.npz", "flow.mp4", "flow/"):
         result = vid3d("flow", video, "--out", out)
-        assert (result.exit_code, "a.mp4: its decoder" in result.stderr) == (1, True), result.stderr
+        assert (result.exit_code, "a.mp4: its reader" in result.stderr) == (1, True), result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 

@@ -180,7 +180,7 @@ def test_a_hanging_decoder_fails_only_its_video(vid3d, decoder_processes, tiny_m
     named = sorted(videos.iterdir())[:8]
     result = vid3d("extract", *named, "--out", "f.npy", "--timeout", "2", *OPTIONS)
     assert result.exit_code == 1
-    assert "05.mp4: its decoder made no progress for 2 s" in result.stderr
+    assert "05.mp4: its reader made no progress for 2 s" in result.stderr
     assert num_done(tmp_path / "f.npy") == 7
     with open_store("f.npy") as store:
         assert [failed.error for failed in store.failures()] == ["DecoderHangs"]

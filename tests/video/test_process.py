@@ -193,8 +193,8 @@ def test_iteration_stays_at_its_end(pool, video):
 @pytest.mark.parametrize(
     ("number", "text"),
     [
-        (signal.SIGSEGV, "its decoder crashed (SIGSEGV): re-encode it, or leave it out"),
-        (signal.SIGKILL, "its decoder was killed (SIGKILL), as the system does when memory runs out"),
+        (signal.SIGSEGV, "its reader crashed (SIGSEGV): re-encode it, or leave it out"),
+        (signal.SIGKILL, "its reader was killed (SIGKILL), as the system does when memory runs out"),
     ],
 )
 def test_a_process_that_dies_fails_its_video(video, number, text):
@@ -494,7 +494,7 @@ def test_the_command_fails_a_pipe_and_probes_the_rest(vid3d, video, tmp_path):
     result = vid3d("probe", "pipe.mp4", video, "--timeout", 4)
     assert result.exit_code == 1
     assert [json.loads(line)["num_frames_decoded"] for line in result.stdout.splitlines()] == [60]
-    assert "pipe.mp4: its decoder made no progress for 4 s" in result.stderr
+    assert "pipe.mp4: its reader made no progress for 4 s" in result.stderr
 
 
 def test_sigterm_during_probe_exits_143_and_leaves_no_process(tmp_path):

@@ -3,10 +3,12 @@
 `run_one_by_one` documents the loop, and tests compare `run` with it. `run` gives the same results in the same order,
 and keeps the networks busy:
 
-    a process per video, `jobs` at a time:  packets → frames
-    a thread per video:                                  ├───────────────────→ clips ──┐
-    workers, shared by all videos:                       └→ resized → flow ─┘          │
-    the caller's thread:          results, in list order ← network ← batches of any videos
+    a process per video, `jobs` at a time:  packets → frames → resized → flow → clips in shared memory
+    a thread per video:                                    "clip 3 is in slot 1" ←──────────┘
+                                                                 ↓
+    the caller's thread:                        batches of any videos → network → results, in list order
+
+Flow that a GPU can compute (TV-L1) is computed in this process: threads that all videos share resize and stack.
 
 A GPU works in parallel with the caller's thread, which starts the next batch before it waits for the oldest.
 """
@@ -158,7 +160,7 @@ def _run(
     shares = share_threads(num_cores, jobs)
     with (
         one_opencv_thread(),
-        Workers(shares.workers, spent) as workers,
+        Workers(num_cores, spent) as workers,
         Decoders(timeout, allow_playlists=plan.allow_playlists) as decoders,
         Feeds(plan, videos, shares.jobs, workers, decoders) as feeds,
     ):

@@ -36,13 +36,13 @@ from ..video.process import Answers, Decoders
 from ..video.reader import VideoReader
 from ..video.slots import Form, Slots
 from ..workers import Workers
-from .threads import one_opencv_thread
+from .threads import one_opencv_thread, share_threads
 
 if TYPE_CHECKING:
     from ..video.child import Parent
 
-_CLIPS_BYTES = 2**30
-"""Memory for the slots of a decoder process, if all are used; as many are as clips are held here, and one or two."""
+_CLIPS_BYTES = 2**29
+"""Memory for the slots of a decoder process, if all are used: 14 clips of I3D with both streams."""
 
 _MAX_CLIPS_AHEAD = 1
 """Clips in slots that this process has not taken yet."""
@@ -271,13 +271,14 @@ def open_clips(
 ) -> ClipReader | DecodedClips:
     """Open the clips of a video: in a decoder process, unless flow is computed by a method that can use a GPU.
 
-    For the arguments and errors see `ClipReader`; `workers` gives the number of threads in the decoder process.
+    For the arguments and errors see `ClipReader`; the decoder process has as many threads as `workers`, up to 4.
     """
     has_gpu_flow = "flow" in plan.networks and plan.flow_files is None and find_flow_method(plan.flow).can_use_gpu
     if decoders is None or has_gpu_flow:
         return ClipReader(plan, video, workers, decoders)
     workers = Workers() if workers is None else workers
-    return DecodedClips(decoders.ask(ClipsRequest(plan, video, workers.num_threads)), workers.spent)
+    request = ClipsRequest(plan, video, share_threads(workers.num_threads).workers)
+    return DecodedClips(decoders.ask(request), workers.spent)
 
 
 class ClipsRequest(NamedTuple):
@@ -311,7 +312,7 @@ class ClipsRequest(NamedTuple):
             for clip in reader:
                 slots.mark_filled(slot)
                 forms = {stream: (array.shape, array.dtype.str) for stream, array in clip.streams.items()}
-                parent.send(SentClip(clip.span, slot, forms, reader.num_frames, spent.take()))
+                parent.send(SentClip(clip.span, slot, forms, spent.take()))
             return reader.summary(), spent.take()
 
 
@@ -321,8 +322,6 @@ class SentClip(NamedTuple):
     span: ClipSpan
     slot: int
     forms: Forms
-    num_frames: int
-    """Frames read so far."""
     seconds: Mapping[str, float]
     """Spent on each stage since the clip before."""
 
@@ -340,19 +339,15 @@ class DecodedClips(Iterator[Clip]):
 
     num_expected_clips: int | None
     """Number of clips expected from the header; None if it does not say."""
-    num_frames: int
-    """Number of frames read."""
 
     def __init__(self, answers: Answers, spent: StageSeconds) -> None:
         self._answers, self._spent = answers, spent
         self._read: ReadVideo | None = None
-        self.num_frames = 0
         self.num_expected_clips = next(answers)
 
     def __next__(self) -> Clip:
         sent: SentClip | None = next(self._answers, None)
         if sent is not None:
-            self.num_frames = sent.num_frames
             self._add(sent.seconds)
             return Clip(sent.span, _carve(self._answers.borrow(sent.slot), sent.forms))
         if self._read is None and self._answers.last is not None:

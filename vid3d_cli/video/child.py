@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import queue
 import signal
 import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any
 
-from .process import BEAT_SECONDS, MEMORY_FOLLOWS, Last, Request, explain
+from .process import BEAT_SECONDS, Last, Request, Sign, explain
 from .slots import Form, Slots, Stopped
 
 
@@ -82,7 +84,7 @@ class Parent:
                     self._beat()
                     continue
                 message = self._connection.recv()
-                self._inbox.put(recv_handle(self._connection) if message == MEMORY_FOLLOWS else message)
+                self._inbox.put(recv_handle(self._connection) if message is Sign.MEMORY_FOLLOWS else message)
         except (EOFError, ConnectionResetError, BrokenPipeError):
             code = 0
         except Exception:
@@ -94,19 +96,29 @@ class Parent:
         with self._sending:
             if self._progress is not None and (progress := self._progress()) != self._reported:
                 self._reported = progress
-                self._connection.send(None)
+                self._connection.send(Sign.BEAT)
 
     def serve(self) -> None:
         """Answer one request after the other."""
         while True:
             request: Request = self._inbox.get()
-            last: Last | Exception
+            last: Last | ExceptionWithTraceback
             try:
                 last = Last(request.answer(self))
             except Stopped:
                 last = Last(None)
             except Exception as error:
-                last = explain(request.video, error)
+                last = _explain(request.video, error)
             with self._sending:
                 self._progress = None
                 self._connection.send(last)
+
+
+def _explain(video: str, error: Exception) -> ExceptionWithTraceback:
+    """Return the error to send; there, its cause is the traceback of here."""
+    explained: Exception = explain(video, error)
+    try:
+        pickle.loads(pickle.dumps(explained))
+    except Exception:
+        explained = explain(video, RuntimeError(f"{type(error).__name__}: {error}"))
+    return ExceptionWithTraceback(explained, error.__traceback__)

@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from fractions import Fraction
 from multiprocessing.reduction import send_handle
 from types import TracebackType
@@ -51,8 +52,13 @@ STOP_SECONDS = 1.0
 BEAT_SECONDS = 1.0
 """How often a process that sends no answer reports progress, as on its way to a late start."""
 
-MEMORY_FOLLOWS = "memory"
-"""Announces the descriptor of shared memory, which the next message carries."""
+
+class Sign(Enum):
+    """A message that is no answer: an answer may be anything, None too."""
+
+    BEAT = "progress"
+    MEMORY_FOLLOWS = "the next message carries the descriptor of shared memory"
+
 
 _MAX_POLL_MS = 2**31 - 1
 
@@ -66,6 +72,8 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
 }
+
+_NO_MEMORY = errno.ENOMEM, errno.EFBIG  # the second: shared memory is a file to `ulimit -f`
 
 _TOO_MANY_FILES = "too many open files: raise the limit (ulimit -n 4096), or read fewer videos at a time (--jobs 1)"
 
@@ -134,25 +142,26 @@ def explain(video: str, error: Exception) -> Vid3dError:
     number = getattr(cause, "errno", None)
     if number in (errno.EMFILE, errno.ENFILE):
         return ResourceError(_TOO_MANY_FILES)
-    if number == errno.ENOMEM or isinstance(cause, MemoryError):
-        return OutOfMemory(video, "decoding it needs more memory than there is: re-encode it smaller, or leave it out")
+    if number in _NO_MEMORY or isinstance(cause, MemoryError):
+        why = "reading it needs more memory than there is, or than a limit allows (ulimit -v and -f, h_vmem)"
+        return OutOfMemory(video, f"{why}: raise the limit, read fewer videos at a time (--jobs 1), or leave it out")
     if isinstance(error, Vid3dError):
         return error
-    return DecoderFailed(video, f"decoding it ended with {type(error).__name__}: {error}")
+    return DecoderFailed(video, f"reading it ended with {type(error).__name__}: {error}")
 
 
 def _explain_death(video: str, code: int | None, *, has_answered: bool) -> Vid3dError:
     if code is not None and code >= 0 and not has_answered:  # no video makes Python end like this
         return ResourceError(f"a decoder process ended with exit code {code}: its error message is above")
     if code == -signal.SIGKILL:
-        why = "its decoder was killed (SIGKILL), as the system does when memory runs out"
+        why = "its reader was killed (SIGKILL), as the system does when memory runs out"
     elif code is None:
-        why = "its decoder crashed and does not end"
+        why = "its reader crashed and does not end"
     elif code >= 0:
-        why = f"its decoder ended with exit code {code}"
+        why = f"its reader ended with exit code {code}"
     else:
         name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else f"signal {-code}"
-        why = f"its decoder crashed ({name})"
+        why = f"its reader crashed ({name})"
     return DecoderDied(video, f"{why}: re-encode it, or leave it out")
 
 
@@ -297,8 +306,10 @@ class _Decoder:
         """Map new memory, and send its descriptor."""
         file = create_file()
         try:
-            self.slots = Slots(file, form)
-            self._connection.send(MEMORY_FOLLOWS)
+            before, self.slots = self.slots, Slots(file, form)
+            if before is not None and before.is_stopped:
+                self.slots.stop()
+            self._connection.send(Sign.MEMORY_FOLLOWS)
             send_handle(self._connection, file, self.process.pid)
         finally:
             os.close(file)
@@ -321,10 +332,10 @@ class _Decoder:
         try:
             yield
         except TimeoutError:
-            why = f"its decoder made no progress for {self._timeout:g} s: give --timeout more seconds, or leave it out"
+            why = f"its reader made no progress for {self._timeout:g} s: give --timeout more seconds, or leave it out"
             raise DecoderHangs(self._video, why) from None
         except (EOFError, OSError) as broken:
-            if getattr(broken, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            if getattr(broken, "errno", None) in (errno.EMFILE, errno.ENFILE, *_NO_MEMORY):
                 raise explain(self._video, broken) from None
             raise _explain_death(self._video, self.wait(), has_answered=self._has_answered) from None
 
@@ -335,14 +346,14 @@ class _Decoder:
             TimeoutError: it made no progress for that many seconds.
             EOFError, OSError: it is dead.
         """
-        answer = None
-        while answer is None:  # None: a beat
+        answer: Any = Sign.BEAT
+        while answer is Sign.BEAT:
             if not self._arrivals.poll(None if timeout is None else min(1000 * timeout, _MAX_POLL_MS)):
                 raise TimeoutError
             answer = self._connection.recv()
             if isinstance(answer, Form):
                 self._share(answer)
-                answer = None
+                answer = Sign.BEAT
         self._has_answered = True
         self.is_idle = isinstance(answer, (Last, Vid3dError))
         return answer

@@ -6,7 +6,8 @@
 
     free ── decoder process ──→ filled ── this process ──→ lent ── no view is left here ──→ free
 
-The first free slot is filled, so slots that were never needed take no memory. All slots are never lent: the last one is
+The first free slot is filled. Slots that were never needed take no memory, and those beyond the first few give it back
+when they are free. All slots are never lent: the last one is
 copied, so that the decoder process can go on whatever is kept here.
 """
 
@@ -17,6 +18,7 @@ import os
 import tempfile
 import time
 import weakref
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 _FREE, _FILLED, _LENT = b"\0", b"\1", b"\2"
 _STOP_AT = 64
 _HEADER_BYTES = 4096
+_NUM_KEPT = 3  # slots that keep their memory: one is filled, one waits, one is in the network
 _WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.0003, 0.005
 
 
@@ -76,9 +79,11 @@ class Slots:
         self.memory[slot : slot + 1] = state
 
     def _view(self, slot: int) -> NDArray[np.uint8]:
-        start = _HEADER_BYTES + slot * self.form.slot_bytes
-        view: NDArray[np.uint8] = np.frombuffer(self.memory, np.uint8, self.form.slot_bytes, start)
+        view: NDArray[np.uint8] = np.frombuffer(self.memory, np.uint8, self.form.slot_bytes, self._start(slot))
         return view
+
+    def _start(self, slot: int) -> int:
+        return _HEADER_BYTES + slot * self.form.slot_bytes
 
     # In the decoder process ------------------------------------------------------------------------------------------
 
@@ -98,7 +103,7 @@ class Slots:
 
     def check(self) -> None:
         """Raise Stopped if the other process called `stop`."""
-        if self.memory[_STOP_AT]:
+        if self.is_stopped:
             raise Stopped
 
     def mark_filled(self, slot: int) -> None:
@@ -113,21 +118,34 @@ class Slots:
         self._mark(slot, _LENT)
         if self._count(_LENT) == self.form.num_slots:
             flat = flat.copy()
-            self._mark(slot, _FREE)
+            self._free(slot)
         else:
             # Every view of the bytes keeps this array alive.
-            weakref.finalize(flat, self._mark, slot, _FREE).atexit = False
+            weakref.finalize(flat, self._free, slot, _NUM_KEPT).atexit = False
         return flat
+
+    def _free(self, slot: int, num_kept: int = 0) -> None:
+        """Free a slot, and return its memory to the system unless it is one of the first."""
+        if slot >= num_kept and hasattr(mmap, "MADV_REMOVE"):
+            with suppress(OSError):  # not every kernel can
+                self.memory.madvise(mmap.MADV_REMOVE, self._start(slot), self.form.slot_bytes)
+        self._mark(slot, _FREE)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called since the last `reset`."""
+        return bool(self.memory[_STOP_AT])
 
     def stop(self) -> None:
         """Make the other process raise Stopped when it takes its next slot."""
         self.memory[_STOP_AT] = 1
 
     def reset(self) -> None:
-        """Free what was filled and not borrowed, for the next request; the other process is idle."""
+        """Free all that is not borrowed, for the next request; the other process is idle."""
         self.memory[_STOP_AT] = 0
-        while (slot := self._find(_FILLED)) >= 0:
-            self._mark(slot, _FREE)
+        for slot in range(self.form.num_slots):
+            if self.memory[slot : slot + 1] != _LENT:
+                self._free(slot)
 
 
 def create_file() -> int:
