@@ -104,10 +104,10 @@ def test_all_readers_read_at_the_same_time(monkeypatch, plan):
 
     monkeypatch.setattr("vid3d_cli.run.reader.open_clips", open_clips)
     monkeypatch.setattr(bench, "READING_SECONDS", 0)
-    rate, clips = bench._read(plan, ["a.mp4", "b.mp4", "c.mp4"], 2)
+    seconds, clips = bench._read(plan, ["a.mp4", "b.mp4", "c.mp4"], 2)
     assert sorted(opened) == [("a.mp4", 2), ("b.mp4", 2), ("c.mp4", 2)]
     assert sorted(clips) == ["clip of a.mp4", "clip of b.mp4", "clip of c.mp4"]
-    assert rate > 0
+    assert seconds > 0
 
 
 def test_a_stage_costs_what_it_adds(monkeypatch, plan, video):
@@ -126,6 +126,21 @@ def test_a_stage_costs_what_it_adds(monkeypatch, plan, video):
     assert plans[2] == plan
 
 
+def test_stages_count_the_new_frames_of_their_own_clips(monkeypatch, video):
+    """A dense run stacks stretches, which `decode` does not read; all readers together give 800 or 400 frames/s."""
+    plan = Plan.make(Options(model="s3d_mini", streams="rgb", stride=8, dense=True))
+    stretches = plan.dense_plan
+    per_stretch = stretches.new_frames / len(stretches.phases)
+    assert per_stretch != 8
+
+    def read(plan, *_):
+        return (400 / per_stretch if plan.dense else 800 / 8) / 2, None
+
+    monkeypatch.setattr(bench, "_read_again_and_again", read)
+    seconds, _ = bench._measure_reading(plan, [str(video)] * 2, 1)
+    assert seconds == pytest.approx({"decode": 1 / 800, "resize": 1 / 800, "flow": 0, "reading": 1 / 400})
+
+
 @pytest.mark.parametrize(("device", "num_in_flight"), [("cpu", 1), ("NVIDIA H200", 2)])
 def test_rates_of_reading_and_network_together(monkeypatch, plan, device, num_in_flight):
     """On a CPU their times add up; with a GPU the longer one counts. A stage that adds no time has no rate."""
@@ -135,7 +150,7 @@ def test_rates_of_reading_and_network_together(monkeypatch, plan, device, num_in
     monkeypatch.setattr("vid3d_cli.run.load.load", lambda *_: SimpleNamespace(runtime=runtime))
     monkeypatch.setattr("vid3d_cli.run.threads.count_cores", lambda: 12)
     monkeypatch.setattr(bench, "_matrix_rates", lambda *_: {})
-    stages = {"decode": 1.0, "resize": -0.1, "flow": 3.1, "reading": 4.0}
+    stages = {name: each / 16 for name, each in {"decode": 1.0, "resize": -0.1, "flow": 3.1, "reading": 4.0}.items()}
     monkeypatch.setattr(bench, "_measure_reading", lambda *_: (stages, ["clip"]))
     monkeypatch.setattr(bench, "_run_network", lambda *_: (1.0, 0.5))
     report = bench.measure(plan, ["a.mp4"])

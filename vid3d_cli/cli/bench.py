@@ -107,17 +107,16 @@ def measure(plan: Plan, videos: Sequence[str]) -> dict[str, Any]:
     from ..runtimes import has_openvino
 
     networks = load(plan, fetch_weights)
-    runtime, dense, cores = networks.runtime, plan.dense_plan, count_cores()
+    runtime, cores = networks.runtime, count_cores()
     is_cpu = runtime.description.endswith("cpu")
     shares = share_threads(cores, has_gpu=runtime.num_in_flight > 1)
-    num_new_frames = plan.stride if dense is None else dense.length / dense.times_computed
-    read_seconds, clips = _measure_reading(plan, list(islice(cycle(videos), shares.jobs)), shares.workers)
+    seconds, clips = _measure_reading(plan, list(islice(cycle(videos), shares.jobs)), shares.workers)
     clip_seconds, start_seconds = _run_network(networks, list(islice(cycle(clips), runtime.batch_size)))
-    seconds = read_seconds | {"transfer": start_seconds if runtime.num_in_flight > 1 else 0.0, "network": clip_seconds}
-    rates = {name: num_new_frames / each if each > 0 else None for name, each in seconds.items()}
-    reading = read_seconds["reading"]
+    new_frames = _count_new_frames(plan)
+    reading, network = seconds["reading"], clip_seconds / new_frames
+    seconds |= {"transfer": start_seconds / new_frames if runtime.num_in_flight > 1 else 0.0, "network": network}
     # On a CPU both use all cores, so their times add up; with a GPU the longer one counts.
-    together = reading + clip_seconds if is_cpu else max(reading, clip_seconds)
+    seconds["together"] = together = reading + network if is_cpu else max(reading, network)
     return {
         "model": plan.model,
         "streams": list(plan.networks),
@@ -133,14 +132,20 @@ def measure(plan: Plan, videos: Sequence[str]) -> dict[str, Any]:
         "network_gflops": _network_gflops(plan, clip_seconds),
         "has_openvino": has_openvino(),
         "dense_pays": _dense_pays(plan),
-        "frames_per_second": rates | {"together": num_new_frames / together},
+        "frames_per_second": {name: 1 / each if each > 0 else None for name, each in seconds.items()},
         "reading_share": reading / together if is_cpu else None,
-        "cores_for_network": None if is_cpu else cores * reading / clip_seconds,
+        "cores_for_network": None if is_cpu else cores * reading / network,
     }
 
 
+def _count_new_frames(plan: Plan) -> float:
+    """Return the frames of a clip that are not in the clip before it; in a dense run, clips are long stretches."""
+    dense = plan.dense_plan
+    return plan.stride if dense is None else dense.length / dense.times_computed
+
+
 def _measure_reading(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[dict[str, float], Sequence[Clip]]:
-    """Return the seconds per clip of each stage, and of reading as a whole; and a clip of each video.
+    """Return the seconds per frame of each stage, and of reading as a whole; and a clip of each video.
 
     All readers run at the same time: first only decoding, then with one stage more, so that waiting for memory, for
     FFmpeg's threads and for each other counts. A stage that costs no time beside the others may get less than 0.
@@ -159,7 +164,7 @@ def _measure_reading(plan: Plan, videos: Sequence[str], num_workers: int) -> tup
 
 
 def _read(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[float, Sequence[Clip]]:
-    """Read all videos at the same time, again and again; return the seconds per clip, and a clip of each."""
+    """Read all videos at the same time, again and again; return the seconds per frame, and a clip of each."""
     from ..run.threads import one_opencv_thread
     from ..video.process import TIMEOUT_SECONDS, Decoders
     from ..workers import Workers
@@ -172,7 +177,7 @@ def _read(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[float, S
     ):
         read = [pool.submit(_read_again_and_again, plan, video, workers, decoders) for video in videos]
         rates, clips = zip(*(each.result() for each in read), strict=True)
-    return 1 / sum(rates), clips
+    return 1 / sum(rates) / _count_new_frames(plan), clips
 
 
 def _read_again_and_again(plan: Plan, video: str, workers: Workers, decoders: Decoders) -> tuple[float, Clip]:
