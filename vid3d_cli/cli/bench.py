@@ -252,9 +252,7 @@ def find_bound(report: Mapping[str, Any]) -> str:
 def advise(report: Mapping[str, Any]) -> list[str]:
     """Return options and commands that make a run faster, the most helpful first."""
     bound, products = find_bound(report), report["matrix_gflops"]
-    has_flow = "flow" in report["streams"]
-    tips = []
-    is_cpu = report["runtime"].endswith("cpu")
+    is_cpu, tips = report["runtime"].endswith("cpu"), []
     if bound == "network":
         if is_cpu and report["runtime"].startswith("torch"):
             how = "--runtime openvino" if report["has_openvino"] else "pip install 'vid3d[openvino]'"
@@ -275,7 +273,7 @@ def advise(report: Mapping[str, Any]) -> list[str]:
         tips.append("vid3d extract --shard 1/2 and --shard 2/2: two processes hand over twice as many clips")
     else:
         tips.append("store smaller videos: frames are resized for the network anyway")
-        if has_flow:
+        if "flow" in report["streams"]:
             tips.append("--streams rgb: no flow")
     return tips
 
@@ -310,10 +308,9 @@ def _describe_bound(report: Mapping[str, Any]) -> str:
     rates, bound = report["frames_per_second"], report["bound"]
     what = {"network": "the network", "transfer": "the transfer of clips to the network"}.get(bound, bound)
     if report["reading_share"] is not None:
-        return (
-            f"Limited by {what}: reading takes {report['reading_share']:.0%} of the cores' time, the network the rest."
-        )
-    if rates["network"] > rates["reading"]:
-        enough = math.ceil(report["cores_for_network"])
-        return f"Limited by {what}: the network would be the limit from {enough} cores on."
-    return f"Limited by {what}: {report['cores_for_network']:.1f} cores read fast enough."
+        why = f"reading takes {report['reading_share']:.0%} of the cores' time, the network the rest"
+    elif rates["network"] > rates["reading"]:
+        why = f"the network would be the limit from {math.ceil(report['cores_for_network'])} cores on"
+    else:
+        why = f"{report['cores_for_network']:.1f} cores read fast enough"
+    return f"Limited by {what}: {why}."

@@ -13,7 +13,7 @@ Source: `precompute_coeffs` in Pillow's Resample.c, whose weights have 22 bits, 
 by 1; for 15 bits, `_compute_index_ranges_int16_weights` in PyTorch's ATen/native/cpu/UpSampleKernel.cpp.
 
 In a decoder process, 1080p to 455×256 takes 4.4 ms, and 0.7 ms in torch (Pillow: 7 ms); 340×256 differs by 0.3 ms.
-Importing torch takes each process 1 to 2 s and 270 MB. So a process imports it once it has spent as long on large
+Importing torch takes each process 1 to 2 s and 280 MB. So a process imports it once it has spent as long on large
 frames: that costs at most twice the best choice, however many frames follow ("ski rental").
 """
 
