@@ -107,12 +107,12 @@ def measure(plan: Plan, videos: Sequence[str]) -> dict[str, Any]:
     from ..runtimes import has_openvino
 
     networks = load(plan, fetch_weights)
-    runtime, cores = networks.runtime, count_cores()
+    runtime, dense, cores = networks.runtime, plan.dense_plan, count_cores()
     is_cpu = runtime.description.endswith("cpu")
     shares = share_threads(cores, has_gpu=runtime.num_in_flight > 1)
     seconds, clips = _measure_reading(plan, list(islice(cycle(videos), shares.jobs)), shares.workers)
     clip_seconds, start_seconds = _run_network(networks, list(islice(cycle(clips), runtime.batch_size)))
-    new_frames = _count_new_frames(plan)
+    new_frames = plan.stride if dense is None else dense.length / dense.times_computed
     reading, network = seconds["reading"], clip_seconds / new_frames
     seconds |= {"transfer": start_seconds / new_frames if runtime.num_in_flight > 1 else 0.0, "network": network}
     # On a CPU both use all cores, so their times add up; with a GPU the longer one counts.
@@ -136,12 +136,6 @@ def measure(plan: Plan, videos: Sequence[str]) -> dict[str, Any]:
         "reading_share": reading / together if is_cpu else None,
         "cores_for_network": None if is_cpu else cores * reading / network,
     }
-
-
-def _count_new_frames(plan: Plan) -> float:
-    """Return the frames of a clip that are not in the clip before it; in a dense run, clips are long stretches."""
-    dense = plan.dense_plan
-    return plan.stride if dense is None else dense.length / dense.times_computed
 
 
 def _measure_reading(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[dict[str, float], Sequence[Clip]]:
@@ -177,21 +171,23 @@ def _read(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[float, S
     ):
         read = [pool.submit(_read_again_and_again, plan, video, workers, decoders) for video in videos]
         rates, clips = zip(*(each.result() for each in read), strict=True)
-    return 1 / sum(rates) / _count_new_frames(plan), clips
+    return 1 / sum(rates), clips
 
 
 def _read_again_and_again(plan: Plan, video: str, workers: Workers, decoders: Decoders) -> tuple[float, Clip]:
     from ..run.reader import open_clips
 
     first: Clip | None = None
-    arrivals: list[float] = []
+    num_before, arrivals = 0, []
     while True:
         with open_clips(plan, video, workers, decoders) as clips:
             for clip in clips:
                 first = first or clip
-                arrivals.append(time.perf_counter())
-                if len(arrivals) > 1 and arrivals[-1] - arrivals[0] > READING_SECONDS:
-                    return (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]), first
+                arrivals.append((time.perf_counter(), num_before + clips.num_frames))
+                seconds, num_frames = (end - start for start, end in zip(arrivals[0], arrivals[-1], strict=True))
+                if num_frames > 0 and seconds > READING_SECONDS:
+                    return num_frames / seconds, first
+            num_before += clips.num_frames
 
 
 def _run_network(networks: Networks, clips: list[Clip]) -> tuple[float, float]:
