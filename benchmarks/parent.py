@@ -1,7 +1,7 @@
 """Measure what a run costs this process: the readers run as usual, and a fake network drops every clip.
 
     python benchmarks/parent.py                          # rendered videos; some minutes
-    python benchmarks/parent.py VIDEO …
+    python benchmarks/parent.py VIDEO … --end 60
     PYTHONPATH=/path/of/another/checkout python benchmarks/parent.py       # the same readers of another version
 
 Prints a Markdown table with one row for each case, the fastest of some runs:
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--model", default="i3d")
+    parser.add_argument("--end", help="where to stop reading: seconds, or 1:30")
     asked = parser.parse_args()
     print(f"{asked.model}'s clips, {count_cores()} cores, {local.__file__}\n")
     print("| videos | frames | parent, ms/frame | readers, ms/frame | frames/s | reader, MB | parent, MB |")
@@ -140,7 +141,7 @@ def main() -> None:
             render(directory / "short.mp4", 340, 256, 50)
             cases["340×256, 2 s each"] = [str(directory / "short.mp4")] * 40
         for streams in ("rgb", "both"):
-            plan = Plan.make(Options(asked.model, streams, fps="native"))
+            plan = Plan.make(Options(asked.model, streams, fps="native", end_seconds=asked.end))
             for case, videos in cases.items():
                 print(table_row(f"{case}, {streams}", plan, videos, asked), flush=True)
 

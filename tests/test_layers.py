@@ -39,6 +39,7 @@ WITH_TORCH = {
     *("flow/tvl1.py", "flow/tvl1_kernels.py", "flow/tvl1_solver.py"),
     *("models/clip_model.py", "models/checkpoint.py", "models/inflation.py"),
     *("models/backbones/", "runtimes/"),
+    "clips/resampling.py",  # for long videos of large frames
 }
 TORCH_PACKAGES = ("torch", "torchvision", "safetensors.torch")
 HEAVY = ["torch", "torchvision", "cv2", "av", "numpy", "PIL", "huggingface_hub", "safetensors"]

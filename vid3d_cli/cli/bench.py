@@ -110,14 +110,13 @@ def measure(plan: Plan, videos: Sequence[str]) -> dict[str, Any]:
     runtime, dense, cores = networks.runtime, plan.dense_plan, count_cores()
     is_cpu = runtime.description.endswith("cpu")
     shares = share_threads(cores, has_gpu=runtime.num_in_flight > 1)
-    num_new_frames = plan.stride if dense is None else dense.length / dense.times_computed
-    read_seconds, clips = _measure_reading(plan, list(islice(cycle(videos), shares.jobs)), shares.workers)
+    seconds, clips = _measure_reading(plan, list(islice(cycle(videos), shares.jobs)), shares.workers)
     clip_seconds, start_seconds = _run_network(networks, list(islice(cycle(clips), runtime.batch_size)))
-    seconds = read_seconds | {"transfer": start_seconds if runtime.num_in_flight > 1 else 0.0, "network": clip_seconds}
-    rates = {name: num_new_frames / each if each > 0 else None for name, each in seconds.items()}
-    reading = read_seconds["reading"]
+    new_frames = plan.stride if dense is None else dense.length / dense.times_computed
+    reading, network = seconds["reading"], clip_seconds / new_frames
+    seconds |= {"transfer": start_seconds / new_frames if runtime.num_in_flight > 1 else 0.0, "network": network}
     # On a CPU both use all cores, so their times add up; with a GPU the longer one counts.
-    together = reading + clip_seconds if is_cpu else max(reading, clip_seconds)
+    seconds["together"] = together = reading + network if is_cpu else max(reading, network)
     return {
         "model": plan.model,
         "streams": list(plan.networks),
@@ -133,14 +132,14 @@ def measure(plan: Plan, videos: Sequence[str]) -> dict[str, Any]:
         "network_gflops": _network_gflops(plan, clip_seconds),
         "has_openvino": has_openvino(),
         "dense_pays": _dense_pays(plan),
-        "frames_per_second": rates | {"together": num_new_frames / together},
+        "frames_per_second": {name: 1 / each if each > 0 else None for name, each in seconds.items()},
         "reading_share": reading / together if is_cpu else None,
-        "cores_for_network": None if is_cpu else cores * reading / clip_seconds,
+        "cores_for_network": None if is_cpu else cores * reading / network,
     }
 
 
 def _measure_reading(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[dict[str, float], Sequence[Clip]]:
-    """Return the seconds per clip of each stage, and of reading as a whole; and a clip of each video.
+    """Return the seconds per frame of each stage, and of reading as a whole; and a clip of each video.
 
     All readers run at the same time: first only decoding, then with one stage more, so that waiting for memory, for
     FFmpeg's threads and for each other counts. A stage that costs no time beside the others may get less than 0.
@@ -159,7 +158,7 @@ def _measure_reading(plan: Plan, videos: Sequence[str], num_workers: int) -> tup
 
 
 def _read(plan: Plan, videos: Sequence[str], num_workers: int) -> tuple[float, Sequence[Clip]]:
-    """Read all videos at the same time, again and again; return the seconds per clip, and a clip of each."""
+    """Read all videos at the same time, again and again; return the seconds per frame, and a clip of each."""
     from ..run.threads import one_opencv_thread
     from ..video.process import TIMEOUT_SECONDS, Decoders
     from ..workers import Workers
@@ -179,14 +178,16 @@ def _read_again_and_again(plan: Plan, video: str, workers: Workers, decoders: De
     from ..run.reader import open_clips
 
     first: Clip | None = None
-    arrivals: list[float] = []
+    num_before, arrivals = 0, []
     while True:
         with open_clips(plan, video, workers, decoders) as clips:
             for clip in clips:
                 first = first or clip
-                arrivals.append(time.perf_counter())
-                if len(arrivals) > 1 and arrivals[-1] - arrivals[0] > READING_SECONDS:
-                    return (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]), first
+                arrivals.append((time.perf_counter(), num_before + clips.num_frames))
+                seconds, num_frames = (end - start for start, end in zip(arrivals[0], arrivals[-1], strict=True))
+                if num_frames > 0 and seconds > READING_SECONDS:
+                    return num_frames / seconds, first
+            num_before += clips.num_frames
 
 
 def _run_network(networks: Networks, clips: list[Clip]) -> tuple[float, float]:
@@ -247,9 +248,7 @@ def find_bound(report: Mapping[str, Any]) -> str:
 def advise(report: Mapping[str, Any]) -> list[str]:
     """Return options and commands that make a run faster, the most helpful first."""
     bound, products = find_bound(report), report["matrix_gflops"]
-    has_flow = "flow" in report["streams"]
-    tips = []
-    is_cpu = report["runtime"].endswith("cpu")
+    is_cpu, tips = report["runtime"].endswith("cpu"), []
     if bound == "network":
         if is_cpu and report["runtime"].startswith("torch"):
             how = "--runtime openvino" if report["has_openvino"] else "pip install 'vid3d[openvino]'"
@@ -270,7 +269,7 @@ def advise(report: Mapping[str, Any]) -> list[str]:
         tips.append("vid3d extract --shard 1/2 and --shard 2/2: two processes hand over twice as many clips")
     else:
         tips.append("store smaller videos: frames are resized for the network anyway")
-        if has_flow:
+        if "flow" in report["streams"]:
             tips.append("--streams rgb: no flow")
     return tips
 
@@ -305,10 +304,9 @@ def _describe_bound(report: Mapping[str, Any]) -> str:
     rates, bound = report["frames_per_second"], report["bound"]
     what = {"network": "the network", "transfer": "the transfer of clips to the network"}.get(bound, bound)
     if report["reading_share"] is not None:
-        return (
-            f"Limited by {what}: reading takes {report['reading_share']:.0%} of the cores' time, the network the rest."
-        )
-    if rates["network"] > rates["reading"]:
-        enough = math.ceil(report["cores_for_network"])
-        return f"Limited by {what}: the network would be the limit from {enough} cores on."
-    return f"Limited by {what}: {report['cores_for_network']:.1f} cores read fast enough."
+        why = f"reading takes {report['reading_share']:.0%} of the cores' time, the network the rest"
+    elif rates["network"] > rates["reading"]:
+        why = f"the network would be the limit from {math.ceil(report['cores_for_network'])} cores on"
+    else:
+        why = f"{report['cores_for_network']:.1f} cores read fast enough"
+    return f"Limited by {what}: {why}."

@@ -12,18 +12,30 @@ is cut into blocks, since a matrix of all weights would be nearly all zeros.
 Source: `precompute_coeffs` in Pillow's Resample.c, whose weights have 22 bits, so that two values in a thousand differ
 by 1; for 15 bits, `_compute_index_ranges_int16_weights` in PyTorch's ATen/native/cpu/UpSampleKernel.cpp.
 
-In a decoder process, 1080p to 455×256 takes 4.4 ms, and 0.7 ms in torch (Pillow: 7 ms). Importing torch takes each
-process 1 s and 280 MB, and calling its library directly has no stable interface.
+In a decoder process, 1080p to 455×256 takes 4.4 ms, and 0.7 ms in torch (Pillow: 7 ms); 340×256 differs by 0.3 ms.
+Importing torch takes each process 1 to 2 s and 280 MB. So a process imports it once it has spent as long on large
+frames: that costs at most twice the best choice, however many frames follow ("ski rental").
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
+import threading
+import time
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+LARGE_PIXELS = 2**19
+"""Frames of at least this size gain by torch's kernel: 960×540 is just smaller, 1280×720 larger."""
+
+TORCH_PAYS_SECONDS = 2.0
+"""CPU time spent on resizing large frames after which torch is imported."""
 
 WEIGHT_BITS = 15
 MAX_PRECISION = 22
@@ -53,6 +65,36 @@ class _Axis(NamedTuple):
     """(outputs,), added before rounding down."""
 
 
+class _Torch:
+    """torch, imported when it pays; one per process."""
+
+    def __init__(self) -> None:
+        self.module: Any = None
+        """Set once its import is complete and its kernel gives the bytes of `resample_by_numpy`."""
+        self.seconds = 0.0
+        """CPU time spent on large frames; what two threads add at the same moment may count once."""
+        self._begun = threading.Lock()
+
+    def fetch(self) -> None:
+        """Begin to import torch in the background, once: it holds no frame up."""
+        if self._begun.acquire(blocking=False):
+            with contextlib.suppress(RuntimeError):  # no more threads
+                threading.Thread(target=self._import, name="vid3d torch", daemon=True).start()
+
+    def _import(self) -> None:
+        try:
+            import torch
+
+            noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+            if np.array_equal(_resample_by_torch(torch, noise, 40, 50), resample_by_numpy(noise, 40, 50)):
+                self.module = torch
+        except Exception as error:  # none installed that works, no memory for it
+            logging.getLogger(__name__).debug("frames are resized without torch: %s", error)
+
+
+_torch = _Torch()
+
+
 def resample(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Return a frame resized with an antialiased bilinear filter.
 
@@ -64,6 +106,28 @@ def resample(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
     Returns:
         (height, width, 3), C-contiguous.
     """
+    if _torch.module is not None:
+        return _resample_by_torch(_torch.module, rgb, height, width)
+    since = time.thread_time()
+    resized = resample_by_numpy(rgb, height, width)
+    if rgb.shape[0] * rgb.shape[1] >= LARGE_PIXELS:
+        _torch.seconds += time.thread_time() - since
+    if _torch.seconds > TORCH_PAYS_SECONDS or "torch" in sys.modules:
+        _torch.fetch()
+    return resized
+
+
+def _resample_by_torch(torch: Any, rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    # The strides of this order mean "channels last", for which torch has a kernel that reads pixels as stored.
+    frames = torch.from_numpy(np.require(rgb, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        resized = torch.nn.functional.interpolate(frames, size=(height, width), mode="bilinear", antialias=True)
+    array: NDArray[np.uint8] = resized[0].permute(1, 2, 0).contiguous().numpy()
+    return array
+
+
+def resample_by_numpy(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Return what `resample` returns, without torch."""
     old_height, old_width = rgb.shape[:2]
     precision = max(_filter(old_height, height).precision, _filter(old_width, width).precision)
     dtype = np.dtype(np.float32 if precision <= MAX_FLOAT32_PRECISION else np.float64)

@@ -66,7 +66,9 @@ _MAX_POLL_MS = 2**31 - 1
 _COMMAND = "import sys; sys.path[:] = sys.argv[2:]; from vid3d_cli.video.child import serve; serve(int(sys.argv[1]))"
 
 _ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",  # NumPy's linear algebra (`clips.resampling`) would start one thread per core
+    # NumPy's linear algebra and torch (`clips.resampling`) would start one thread per core.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
     # glibc returns large blocks to the system at once. Frames are allocated and freed all the time: in full HD, getting
     # the same pages again would take 2.7 ms a frame instead of 0.4 ms.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
