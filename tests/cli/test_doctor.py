@@ -204,6 +204,7 @@ def test_no_process_at_all_is_a_failed_check(monkeypatch):
 
     monkeypatch.setattr(doctor, "Popen", refuse)
     (check,) = doctor.check_device("cpu")
+    assert check["fix"] == "use another --device, and report this"
     assert (check["passed"], check["error"]) == (False, f"no process can be started: {os.strerror(errno.EAGAIN)}")
 
 

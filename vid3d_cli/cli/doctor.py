@@ -29,6 +29,8 @@ TIMEOUT_SECONDS = 180.0
 
 KILL_SECONDS = 5.0
 
+START_FIX = {"fix": "use another --device, and report this"}
+
 _RUN = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); from vid3d_cli.{} import main; main()"
 
 Facts = dict[str, Any]
@@ -136,7 +138,7 @@ def check_device(device: str) -> list[Facts]:
     records = [json.loads(line) for line in lines if line.startswith('{"check"') and line.endswith("}")]
     checks = [record for record in records if record["passed"] is not None]
     if why is not None:
-        last = records[-1] if records and records[-1]["passed"] is None else _check("start", device, why)
+        last = records[-1] if records and records[-1]["passed"] is None else _check("start", device, why) | START_FIX
         checks.append(last | {"passed": False, "error": why})
     return checks
 
