@@ -21,7 +21,7 @@ from vid3d_cli.records import Clip, ClipSpan
 from vid3d_cli.runtimes import create_runtime
 from vid3d_cli.runtimes.base import MultiDeviceRuntime, Runtime
 from vid3d_cli.runtimes.cache import use_private_inductor_cache
-from vid3d_cli.runtimes.torch import _cuda_settings
+from vid3d_cli.runtimes.torch import cuda_settings
 from vid3d_cli.runtimes.transfer import CudaTransfer, Transfer
 
 
@@ -262,7 +262,7 @@ def test_float32_is_never_rounded_to_tf32(allows_tf32):
     try:
         for place in places:
             setattr(place, name, on if allows_tf32 else off)
-        with _cuda_settings(is_benchmarked=True, is_deterministic=True):
+        with cuda_settings(is_benchmarked=True, is_deterministic=True):
             assert [getattr(place, name) for place in places] == [off, off]
             assert cudnn.benchmark and cudnn.deterministic
             torch.rand(2, 2) @ torch.rand(2, 2)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from typing import Any
 
 import typer
@@ -23,7 +25,11 @@ from .demo import MODEL
 from .formats import ObjectFormat, or_dash, print_record
 
 TIMEOUT_SECONDS = 180.0
-"""A part that takes longer hangs."""
+"""A process that prints nothing for so long hangs."""
+
+KILL_SECONDS = 5.0
+
+START_FIX = {"fix": "use another --device, and report this"}
 
 _RUN = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); from vid3d_cli.{} import main; main()"
 
@@ -93,23 +99,34 @@ def _run(module: str, *words: str) -> list[str]:
     """Return the lines that a module's `main` prints in a process of its own, which a broken driver may hang or kill.
 
     Raises:
-        _Failed: it crashed, hung, or ended with an error.
+        _Failed: it crashed, hung, ended with an error, or could not be started.
     """
     command = [sys.executable, "-c", _RUN.format(module), "\n".join(sys.path), *words]
     try:
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise _Failed(f"no answer in {TIMEOUT_SECONDS:.0f} s", _lines(error.stdout)) from None
-    if done.returncode:
+        process = Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE)
+    except OSError as error:
+        raise _Failed(f"no process can be started: {error.strerror}", []) from None
+    why, seen, printed, errors = "", None, b"", b""
+    try:
+        while not why:
+            try:
+                printed, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+                break
+            except TimeoutExpired as error:
+                seen, printed = printed, error.stdout or b""
+                why = f"no answer in {TIMEOUT_SECONDS:.0f} s" if printed == seen else ""
+    finally:
+        process.kill()
+        with suppress(TimeoutExpired):  # a driver may hold it for ever
+            process.wait(KILL_SECONDS)
+    if process.returncode and not why:
         signals = {-number: f"killed by {number.name}" for number in signal.Signals}
-        reasons = [line for line in _lines(done.stderr) if "this is a bug" not in line]  # the line before it says why
-        why = signals.get(done.returncode) or ["no reason was printed", *reasons][-1]
-        raise _Failed(why.removeprefix("vid3d: error: "), _lines(done.stdout))
-    return _lines(done.stdout)
-
-
-def _lines(printed: bytes | None) -> list[str]:
-    return (printed or b"").decode("utf-8", "replace").splitlines()
+        reasons = [line for line in errors.decode("utf-8", "replace").splitlines() if "this is a bug" not in line]
+        why = signals.get(process.returncode) or ["no reason was printed", *reasons][-1].removeprefix("vid3d: error: ")
+    lines = printed.decode("utf-8", "replace").splitlines()
+    if why:
+        raise _Failed(why, lines)
+    return lines
 
 
 def check_device(device: str) -> list[Facts]:
@@ -119,8 +136,11 @@ def check_device(device: str) -> list[Facts]:
     except _Failed as error:
         lines, why = error.lines, str(error)
     records = [json.loads(line) for line in lines if line.startswith('{"check"') and line.endswith("}")]
-    checks = [record for record in records if "passed" in record]
-    return checks if why is None else [*checks, _check(records[-1]["check"] if records else "start", device, why)]
+    checks = [record for record in records if record["passed"] is not None]
+    if why is not None:
+        last = records[-1] if records and records[-1]["passed"] is None else _check("start", device, why) | START_FIX
+        checks.append(last | {"passed": False, "error": why})
+    return checks
 
 
 def check_video() -> list[Facts]:
@@ -141,16 +161,15 @@ def check_video() -> list[Facts]:
 
 def _check(name: str, device: str, error: str | None) -> Facts:
     """Return a record like `runtimes.selftest.Check`, without numbers."""
-    numbers = dict.fromkeys(["precision", "runtime", "difference", "cosine", "same_top1"])
-    return {"check": name, "device": device, "passed": error is None, "error": error, **numbers}
+    return {"check": name, "device": device, "passed": error is None, "error": error}
 
 
 def _find_problems(report: Facts) -> Iterator[Facts]:
     """Yield all problems: what is wrong, what to do, and whether the command fails."""
     for check in report["selftest"]:
         if not check["passed"]:
-            why = check["error"] or "the outputs differ from float32 on the CPU"
-            yield {"what": f"{' on '.join(_names(check))}: {why}", "fix": _advise(check), "fails": True}
+            why = check["error"] or "the outputs differ from float32 on the CPU: do not trust its results"
+            yield {"what": f"{' on '.join(_names(check))}: {why}", "fix": check.get("fix"), "fails": True}
     for problem in report["torch"].get("problems", []):
         where = f"{problem['device']}: " if problem["device"] else ""
         yield {"what": where + problem["what"], "fix": problem["fix"], "fails": problem["gives_wrong_numbers"]}
@@ -162,20 +181,10 @@ def _find_problems(report: Facts) -> Iterator[Facts]:
         yield {"what": what, "fix": fix, "fails": False}
 
 
-def _advise(check: Facts) -> str:
-    if check["check"] == "out of memory":
-        return "use a smaller --batch-size, and report this"
-    if check["runtime"] == "openvino":
-        return "use --runtime torch, and report this"
-    if check["precision"] in ("bf16", "fp16"):
-        return "use --precision fp32, and report this"
-    return "reinstall vid3d and torch" if check["device"] in ("cpu", "auto") else "use --device cpu, and report this"
-
-
-def _names(check: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what was computed, and where."""
-    what, on = (check["check"], check["precision"]), (check["device"], check["runtime"])
-    return " ".join(filter(None, what)), " ".join(filter(None, on))
+def _names(check: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was computed, and where."""
+    for names in (("check", "precision"), ("device", "runtime")):
+        yield " ".join(check[name] for name in names if check.get(name))
 
 
 def _without_names(value: Any) -> Any:
@@ -187,11 +196,13 @@ def _without_names(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     home = os.path.expanduser("~")  # noqa: PTH111  (Path's raises if there is none)
-    user = Path(home).name
-    if user not in ("", "~"):
+    names = {Path(home).name, os.environ.get("USER"), os.environ.get("SUDO_USER")} - {None, "", "~"}
+    with suppress(KeyError):  # this user has no name
+        names.add(pwd.getpwuid(os.getuid()).pw_name)
+    if len(home) > 1:
         value = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", value)
-        value = re.sub(rf"(?<=/){re.escape(user)}(?![\w.-])", "USER", value)
-    return value
+    pattern = "|".join(re.escape(name) for name in sorted(filter(None, names), key=len, reverse=True))
+    return re.sub(rf"(?<=[/._-])({pattern})(?![A-Za-z0-9])", "USER", value) if pattern else value
 
 
 def _print_report(report: Mapping[str, Any]) -> None:
@@ -200,22 +211,17 @@ def _print_report(report: Mapping[str, Any]) -> None:
     from .tables import make_console, make_table
 
     console = make_console()
-    table = make_table("this machine", "")
-    for name, facts in report.items():
-        if name in ("selftest", "speed", "problems", "works"):
-            break
-        for title, text in _rows(name, facts):
-            table.add_row(title, text)
-    console.print(table)
+    for part in list(report)[:-4]:
+        for name, value in report[part].items():
+            console.print(f"{part} {name.replace('_', ' ')}: {_show(value)}", soft_wrap=True)
     console.print()
     numbers = ("difference", "cosine", "top-1")
     table = make_table("self-test", "on", *numbers, "result", narrow=(*numbers, "result"))
     for check in report["selftest"]:
-        same = {None: "–", True: "same", False: "other"}[check["same_top1"]]
+        same = {None: "–", True: "same", False: "other"}[check.get("same_top1")]
         result = Text("✓ ok", "green") if check["passed"] else Text("✗ failed", "bold red")
-        table.add_row(
-            *_names(check), or_dash(check["difference"], ".1e"), or_dash(check["cosine"], ".6f"), same, result
-        )
+        difference, cosine = or_dash(check.get("difference"), ".1e"), or_dash(check.get("cosine"), ".6f")
+        table.add_row(*_names(check), difference, cosine, same, result)
     console.print(table)
     if "bound" in report["speed"]:
         speed = report["speed"]
@@ -225,24 +231,15 @@ def _print_report(report: Mapping[str, Any]) -> None:
     for problem in report["problems"]:
         mark = ("✗ ", "bold red") if problem["fails"] else ("! ", "bold yellow")
         console.print(Text.assemble("\n", mark, problem["what"]))
-        console.print(f"  → {problem['fix']}", soft_wrap=True)  # stays one line to copy
-    console.print(
-        "\nAll checks passed." if report["works"] else "\nA check failed: do not trust results of this machine."
-    )
+        if problem["fix"]:
+            console.print(f"  → {problem['fix']}", soft_wrap=True)  # stays one line to copy
+    console.print("\nAll checks passed." if report["works"] else "\nA check failed.")
     console.print("For a bug report: vid3d doctor --format json")
 
 
-def _rows(title: str, facts: Facts) -> Iterator[tuple[str, str]]:
-    """Yield the facts of a part in a line, and each inner dict in a line of its own."""
-    inner = {name: value for name, value in facts.items() if isinstance(value, dict)}
-    for name, value in {title: {name: facts[name] for name in facts if name not in inner}, **inner}.items():
-        pairs = [(key.removesuffix("_bytes").replace("_", " "), _format(key, item)) for key, item in value.items()]
-        yield name, ", ".join(f"{key} {text}" for key, text in pairs if text) or "none"
-
-
-def _format(name: str, value: Any) -> str:
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_show(inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, list):
-        return " ".join(value) or "none"
-    if name.endswith("_bytes") and value is not None:
-        return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return ", ".join(value) or "none"
+    return "–" if value is None else f"{value:.0f}" if isinstance(value, float) and value > 100 else str(value)

@@ -143,7 +143,7 @@ def _choose_device() -> tuple[torch.device, list[Problem]]:
 
 def _start_cuda() -> Problem | None:
     """Return why CUDA does not start; None if it does, and if there is no sign of a GPU."""
-    driver = _driver_version()
+    driver = driver_version()
     if torch.version.cuda is None and torch.version.hip is None:
         if not driver:
             return None
@@ -160,7 +160,7 @@ def _start_cuda() -> Problem | None:
     return None
 
 
-def _driver_version() -> str:
+def driver_version() -> str:
     """Return the version of the NVIDIA driver that Linux has loaded; "" if there is none, or under WSL."""
     try:
         return _DRIVER_FILE.read_text("utf-8").strip()
@@ -248,7 +248,7 @@ Source: c10/cuda/CUDAFunctions.cpp, the issues of PyTorch, and NVIDIA's list of 
 def _explain(error: Exception, gpu: torch.device | None = None) -> Problem:
     """Return what an error of CUDA's start or of a first computation means."""
     what, fix = next((what, fix) for pattern, what, fix in _CAUSES if re.search(pattern, str(error)))
-    driver, visible = _driver_version(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    driver, visible = driver_version(), os.environ.get("CUDA_VISIBLE_DEVICES")
     known = {
         "name": "the GPU",
         "torch": torch.__version__,

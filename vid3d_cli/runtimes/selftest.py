@@ -1,7 +1,7 @@
 """Compares what this machine computes with plain float32 on the CPU, for `vid3d doctor`.
 
     python -m vid3d_cli.runtimes.selftest           prints `describe_torch` as JSON
-    python -m vid3d_cli.runtimes.selftest DEVICE    prints JSON lines: {"check": …} as one starts, then its `Check`
+    python -m vid3d_cli.runtimes.selftest DEVICE    prints each `Check` as JSON, as it starts and when it is done
 
 The command runs these in processes of their own, which a broken driver may hang or kill.
 """
@@ -9,10 +9,11 @@ The command runs these in processes of their own, which a broken driver may hang
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from ..models.manifest import find_model
 from ..models.weights import locate
 from ..records import STREAMS, Clip, ClipSpan
 from . import create_runtime, devices, has_openvino
-from .torch import DTYPES
+from .openvino import import_openvino
+from .torch import DTYPES, cuda_settings
 
 MODEL = "s3d_mini.camera_motion"
 
@@ -45,46 +47,71 @@ LARGE_BATCH = 64
 
 @dataclass(frozen=True)
 class Check:
-    """One part of the self-test."""
+    """One part of the self-test; docs/doctor.md explains the fields."""
 
     check: str
-    """What was computed: "network", "convolution", "tvl1" or "out of memory"."""
     device: str
-    precision: str | None
-    passed: bool
+    precision: str = "fp32"
     runtime: str | None = None
-    """"torch" or "openvino", of a network."""
+    fix: str | None = None
+    """What to do if the check fails."""
+    passed: bool | None = None
+    """None: not yet known."""
     difference: float | None = None
-    """Largest difference from float32, relative to the largest value; of tvl1 the mean one, in pixels."""
     cosine: float | None = None
-    """Smallest cosine of two outputs of a network."""
     same_top1: bool | None = None
-    """Whether every clip has the same best class in every stream."""
     error: str | None = None
-    """Why nothing was compared."""
+
+    def judge(
+        self, difference: float, limit: float, cosine: float | None = None, same_top1: bool | None = None
+    ) -> Check:
+        """Return the check with its numbers, which pass if they are rounding."""
+        if not np.isfinite([difference, cosine or 0]).all():
+            return replace(self, passed=False, error="the outputs are not finite")
+        passed = (
+            difference <= limit and (cosine is None or cosine >= MIN_COSINES[self.precision]) and same_top1 is not False
+        )
+        return replace(self, passed=passed, difference=difference, cosine=cosine, same_top1=same_top1)
 
 
-def list_checks(device: str) -> Iterator[tuple[str, Callable[[], Check]]]:
-    """Yield the name and the function of each check of a device: "cpu", "mps" or "cuda:0".
-
-    The functions raise UsageError if the device does not have the precision.
-    """
-    is_cpu = device == "cpu"
-    low_precisions = ["bf16"] if is_cpu else ["bf16", "fp16"]
-    for runtime in ("torch", "openvino") if is_cpu and has_openvino() else ("torch",):
-        for precision in ("fp32", *low_precisions):
-            yield f"network {precision} {runtime}", partial(check_network, device, runtime, precision)
+def list_checks(device: str) -> Iterator[tuple[Check, Callable[[Check], Check]]]:
+    """Yield each check of a device, "cpu", "mps" or "cuda:0", in the precisions that it has, and what computes it."""
+    low_precisions = [
+        name for name in ("bf16", "fp16") if _is_usable(devices.select_precision, name, torch.device(device))
+    ]
+    advice = "reinstall vid3d and torch" if device == "cpu" else "use --device cpu, and report this"
+    yield Check("network", device, "fp32", "torch", advice), check_network
     for precision in low_precisions:
-        yield f"convolution {precision}", partial(check_convolution, device, precision)
+        yield Check("network", device, precision, "torch", "use --precision fp32, and report this"), check_network
+        yield Check("convolution", device, precision, fix="use --precision fp32, and report this"), check_convolution
+    if device == "cpu" and has_openvino():
+        for precision in ("fp32", "bf16") if _openvino_has_bf16() else ("fp32",):
+            yield Check("network", device, precision, "openvino", "use --runtime torch, and report this"), check_network
     if device.startswith("cuda"):
-        yield "tvl1", partial(check_tvl1, device)
-        yield "out of memory", partial(check_out_of_memory, device)
+        yield Check("tvl1", device, fix=advice), check_tvl1
+        advice = "use a smaller --batch-size, and report this"
+        yield Check("out of memory", device, "fp32", "torch", advice), check_out_of_memory
 
 
-def check_network(device: str, runtime: str, precision: str) -> Check:
+def _is_usable(choose: Callable[..., Any], *args: Any) -> bool:
+    try:
+        choose(*args)
+    except UsageError:
+        return False
+    return True
+
+
+def _openvino_has_bf16() -> bool:
+    with suppress(UsageError):  # `check_network` says that it cannot be imported
+        return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return False
+
+
+def check_network(check: Check) -> Check:
     """Compare features and logits of both streams with a plain forward pass in float32 on the CPU."""
     clips = make_clips()
-    outputs = create_runtime(load_models(), name=runtime, device=device, precision=precision).run(clips)
+    runtime = create_runtime(load_models(), name=check.runtime or "", device=check.device, precision=check.precision)
+    outputs = runtime.run(clips)
     compared, same_top1 = [], True
     for stream, model in load_models().items():
         with torch.inference_mode():
@@ -93,38 +120,36 @@ def check_network(device: str, runtime: str, precision: str) -> Check:
         features = np.stack([output.features[stream] for output in outputs])
         compared += [compare(features, expected.features.numpy()), compare(logits, expected.logits.numpy())]
         same_top1 &= bool((logits.argmax(1) == expected.logits.numpy().argmax(1)).all())
-    difference, cosine = max(d for d, _ in compared), min(c for _, c in compared)
-    passed = same_top1 and all(_is_rounding(*pair, precision) for pair in compared)
-    return Check("network", device, precision, passed, runtime, difference, cosine, same_top1)
+    differences, cosines = np.transpose(compared)
+    limit = MAX_DIFFERENCES[check.precision]
+    return check.judge(float(differences.max()), limit, float(cosines.min()), same_top1)  # NaN stays NaN
 
 
-def check_convolution(device: str, precision: str) -> Check:
+def check_convolution(check: Check) -> Check:
     """Compare a convolution of I3D, Conv3d_2c_3x3 on clips of 64 frames of 224² px, with float32 on the same device."""
-    devices.select_precision(precision, *devices.select_devices(device))
-    shape = (1, 64, 4, 56, 56) if device == "cpu" else (4, 64, 32, 56, 56)
+    shape = (1, 64, 4, 56, 56) if check.device == "cpu" else (4, 64, 32, 56, 56)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
     weight = torch.randn((192, 64, 3, 3, 3), generator=generator) / (64 * 27) ** 0.5
-    x, weight = (tensor.to(device).to(memory_format=torch.channels_last_3d) for tensor in (x, weight))
-    dtype = DTYPES[precision]
-    with torch.inference_mode(), cudnn.flags(enabled=True, allow_tf32=False):
+    x, weight = (tensor.to(check.device).to(memory_format=torch.channels_last_3d) for tensor in (x, weight))
+    dtype = DTYPES[check.precision]
+    with torch.inference_mode(), cuda_settings(is_benchmarked=False, is_deterministic=True):
         expected = torch.conv3d(x, weight, padding=1)
         found = torch.conv3d(x.to(dtype), weight.to(dtype), padding=1)
         difference = float((found.float() - expected).abs().max() / expected.abs().max())
-    return Check("convolution", device, precision, difference <= MAX_DIFFERENCES[precision], difference=difference)
+    return check.judge(difference, MAX_DIFFERENCES[check.precision])
 
 
-def check_tvl1(device: str) -> Check:
+def check_tvl1(check: Check) -> Check:
     """Compare the TV-L1 flow of a moving texture with that of the CPU."""
     frames = make_clips()[0].streams["rgb"][:4, ..., 0]
-    found, expected = (tvl1_flow(frames[:-1], frames[1:], device=where) for where in (device, "cpu"))
-    difference = float(np.linalg.norm(found - expected, axis=-1).mean())
-    return Check("tvl1", device, "fp32", difference <= MAX_FLOW_DIFFERENCE_PX, difference=difference)  # NaN fails
+    found, expected = (tvl1_flow(frames[:-1], frames[1:], device=where) for where in (check.device, "cpu"))
+    return check.judge(float(np.linalg.norm(found - expected, axis=-1).mean()), MAX_FLOW_DIFFERENCE_PX)
 
 
-def check_out_of_memory(device: str) -> Check:
+def check_out_of_memory(check: Check) -> Check:
     """Check that a batch too large for the GPU's memory is halved until it fits, and gives the outputs of one clip."""
-    clip = make_clips()[0]
+    clip, device = make_clips()[0], check.device
 
     def run(num_clips: int) -> tuple[int, NDArray[np.float32]]:
         models = load_models(["rgb"])
@@ -141,10 +166,10 @@ def check_out_of_memory(device: str) -> Check:
         batch_size, found = run(LARGE_BATCH)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
+    if batch_size == LARGE_BATCH:
+        return replace(check, passed=False, error=f"{LARGE_BATCH} clips fitted into the memory of 3")
     difference, cosine = compare(found, expected.repeat(LARGE_BATCH, 0))
-    error = None if batch_size < LARGE_BATCH else f"{LARGE_BATCH} clips fitted into the memory of 3"
-    passed = error is None and _is_rounding(difference, cosine, "fp32")
-    return Check("out of memory", device, "fp32", passed, "torch", difference, cosine, error=error)
+    return check.judge(difference, MAX_DIFFERENCES["fp32"], cosine)
 
 
 def make_clips() -> list[Clip]:
@@ -181,20 +206,19 @@ def compare(found: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:
     return float(np.abs(found - expected).max() / np.abs(expected).max()), float(cosine)
 
 
-def _is_rounding(difference: float, cosine: float, precision: str) -> bool:
-    return difference <= MAX_DIFFERENCES[precision] and cosine >= MIN_COSINES[precision]  # NaN is not
-
-
 def describe_torch() -> dict[str, Any]:
     """Return torch's build, the devices that can be used, the GPUs among them, and why others cannot."""
-    usable = [name for name in ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), "mps") if _has(name)]
+    usable = [
+        name
+        for name in ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), "mps")
+        if _is_usable(devices.select_devices, name)
+    ]
     gpus = [(name, torch.cuda.get_device_properties(name)) for name in usable if name.startswith("cuda")]
     return {
         "version": torch.__version__,
         "cuda": torch.version.cuda,
-        "hip": torch.version.hip,
         "cudnn": cudnn.version(),  # type: ignore[no-untyped-call]
-        "driver": devices._driver_version() or None,
+        "driver": devices.driver_version() or None,
         "architectures": torch.cuda.get_arch_list(),
         "devices": usable,
         "gpus": {name: f"{gpu.name}, {gpu.total_memory / 1e9:.1f} GB, sm_{gpu.major}{gpu.minor}" for name, gpu in gpus},
@@ -204,29 +228,20 @@ def describe_torch() -> dict[str, Any]:
     }
 
 
-def _has(device: str) -> bool:
-    try:
-        return bool(devices.select_devices(device))
-    except UsageError:
-        return False
-
-
 def main() -> None:
     """Print JSON lines; see the top of this file."""
     if len(sys.argv) < 2:
         print(json.dumps(describe_torch()))
         return
-    device = sys.argv[1]
-    for name, check in list_checks(device):
-        print(json.dumps({"check": name}), flush=True)
+    for check, compute in list_checks(sys.argv[1]):
+        print(json.dumps(asdict(check)), flush=True)
         try:
-            done = check()
-        except UsageError:
-            continue  # the device does not have this precision
+            done = compute(check)
         except Exception as error:  # shown in the place of its numbers
-            done = Check(
-                name, device, None, False, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            )
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            is_full = isinstance(error, MemoryError) or re.search("out of memory|allocate memory", why)
+            fix = f"free memory of {check.device}, then repeat vid3d doctor" if is_full else check.fix
+            done = replace(check, passed=False, error=why, fix=fix)
         print(json.dumps(asdict(done)), flush=True)
 
 

@@ -154,7 +154,7 @@ class TorchRuntime(DeviceRuntime):
                 # cuDNN's benchmark may choose other algorithms in the next run, whose last bits differ: not in fp32.
                 # It is worth its time for shapes that repeat; with --resize-only each video has its own.
                 is_fp32 = self.precision == "fp32"
-                stack.enter_context(_cuda_settings(shape in self._shapes_seen and not is_fp32, is_fp32))
+                stack.enter_context(cuda_settings(shape in self._shapes_seen and not is_fp32, is_fp32))
                 self._shapes_seen.add(shape)
             elif self._needs_onednn:
                 stack.enter_context(_OneDnn())
@@ -219,7 +219,7 @@ def _lay_out(model: ClipModel, formats: Mapping[int, torch.memory_format]) -> No
 
 
 @contextmanager
-def _cuda_settings(is_benchmarked: bool, is_deterministic: bool) -> Iterator[None]:
+def cuda_settings(is_benchmarked: bool, is_deterministic: bool) -> Iterator[None]:
     """Choose cuDNN's algorithms as told, and compute float32 without TF32, which rounds operands to 10 bits.
 
     A caller, or TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, may have allowed TF32.
