@@ -3,9 +3,10 @@
     python benchmarks/start.py [--before TREE] [--rounds N] EXTRACT-OPTIONS
     python benchmarks/start.py --before ../before video.mp4 --model s3d_mini
 
-A tree is a directory that holds another vid3d_cli; the trees run in turn. Each process runs `vid3d extract` with the
-options, until the outputs of its first clip are there, and is then ended. A first process of each tree downloads,
-converts and caches what later ones find, and is not counted. Of every column the fastest round is shown:
+A tree is a directory that holds another vid3d_cli; the trees run in turn, and the file of each is printed first. Each
+process runs `vid3d extract` with the options, until the outputs of its first clip are there, and is then ended. A first
+process of each tree downloads, converts and caches what later ones find, and is not counted. Of every column the
+fastest round is shown:
 
     imports    run.local is imported: the command line is parsed, the plan is made next
     networks   `load` has returned: the networks are there, or compile in the background
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 CHILD = """
 import importlib.abc, importlib.machinery, json, os, sys, time
@@ -74,19 +76,22 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 sys.meta_path.insert(0, Finder())
+sys.path.insert(0, os.environ["PYTHONPATH"])  # before the current directory, which comes first with -c
+import vid3d_cli
+seconds["file"] = vid3d_cli.__file__
 from vid3d_cli.cli import app
 app()
 """
 
 
-def measure(tree: Path, options: list[str], cache: str) -> dict[str, float]:
-    """Return the seconds of each part of one start, by name."""
+def measure(tree: Path, options: list[str], cache: str) -> dict[str, Any]:
+    """Return the seconds of each part of one start by name, and the `file` that the package came from."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "VID3D_CACHE": cache}
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-c", CHILD, str(time.time()), "extract", *options, "--out", out, "--overwrite"]
         child = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        parts: dict[str, float] = json.loads(child.stderr.splitlines()[-1])
+        parts: dict[str, Any] = json.loads(child.stderr.splitlines()[-1])
     except (IndexError, ValueError):
         sys.exit(f"{tree}: no clip was computed:\n{child.stderr}")
     return parts
@@ -98,17 +103,19 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="directory of another vid3d_cli to compare with")
     parser.add_argument("--rounds", type=int, default=5)
     arguments, options = parser.parse_known_args()
-    trees = {"this tree": Path(__file__).parent.parent}
+    trees = {"this tree": Path(__file__).resolve().parents[1]}
     if arguments.before is not None:
-        trees = {"before": arguments.before, **trees}
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
+        trees = {"before": arguments.before.resolve(), **trees}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in trees}
     with tempfile.TemporaryDirectory() as cache:
         for number in range(arguments.rounds + 1):
             for name, tree in trees.items():
                 parts = measure(tree, options, f"{cache}/{name}")
                 if number:
                     rounds[name].append(parts)
-                elif sys.platform == "linux":
+                    continue
+                print(f"{name}: {parts['file']}")
+                if sys.platform == "linux":
                     time.sleep(2)  # a digest is kept on disk once its file is two seconds old
     columns = ("imports", "networks", "clip", "computed", "CPU")
     print(f"{'':12}" + "".join(f"{column:>10}" for column in columns))

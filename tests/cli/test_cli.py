@@ -61,7 +61,7 @@ def test_version(vid3d):
 
 def test_classify_writes_json_lines_into_a_pipe(vid3d, tiny_model, video):
     result = vid3d("classify", video, "--window", 16, "--topk", 2)
-    assert (result.exit_code, result.stderr) == (0, "vid3d: i3d.kinetics400, torch on cpu, fp32\n")
+    assert (result.exit_code, result.stderr) == (0, "vid3d: i3d.kinetics400: rgb + flow, fp32, PyTorch on the CPU\n")
     records = lines_of(result)
     assert [r["clip"] for r in records] == [0, 1, 2, None]
     assert [(r["start_seconds"], r["end_seconds"]) for r in records] == [(0, 0.64), (0.64, 1.28), (1.28, 1.6), (0, 1.6)]
@@ -457,7 +457,7 @@ def test_global_flags_are_accepted_anywhere(vid3d, tiny_model, video, broken):
     lines = vid3d("--debug", "-q", "--log-json", "classify", "empty.mp4").stderr.splitlines()
     assert "Traceback" in "".join(json.loads(line)["message"] for line in lines)
     said = {flag: vid3d("classify", video, flag).stderr for flag in ("-v", "-q")}
-    assert "torch on cpu, fp32" in said["-v"]
+    assert "rgb + flow, fp32, PyTorch on the CPU" in said["-v"]
     assert "40 frames, 1 clip" in said["-v"]
     assert said["-q"] == ""
 

@@ -138,7 +138,7 @@ def test_the_first_line_says_why_the_gpu_is_not_used(vid3d, tiny_model, video, m
     monkeypatch.setattr("vid3d_cli.runtimes.may_have_gpu", lambda: True)
     lines = [
         "vid3d: warning: cuda:0 is not used: the memory of NVIDIA T4 is full: end the other processes",
-        "vid3d: i3d.kinetics400, torch on cpu, fp32",
+        "vid3d: i3d.kinetics400: rgb, fp32, PyTorch on the CPU",
     ]
     assert vid3d("classify", video, "--streams", "rgb").stderr.splitlines() == lines
     assert vid3d("classify", video, "--streams", "rgb", "--device", "cpu").stderr.splitlines() == lines[1:]

@@ -159,7 +159,7 @@ def test_a_failures_file_feeds_back_in():
     assert listed(json.dumps({"video": odd}).encode()) == [odd]
 
 
-def test_a_name_with_braces():
+def test_a_name_with_braces(tree):
     assert listed(b"{a}.mp4\n") == ["{a}.mp4"]
     make('{"clip": 1}')
     assert listed(b'{"clip": 1}\n') == ['{"clip": 1}']

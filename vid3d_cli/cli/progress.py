@@ -119,7 +119,9 @@ class EventPrinter:
         self._say("reading the first clips …")
         recipe = event.recipe
         fields = {"event": "started", "model": recipe.model, "runtime": recipe.runtime, "precision": recipe.precision}
-        log.info("%s, %s, %s", recipe.model, recipe.runtime, recipe.precision, extra={"fields": fields})
+        streams, runtime = " + ".join(recipe.streams), recipe.runtime.replace("on cpu", "on the CPU")
+        runtime = runtime.replace("torch", "PyTorch").replace("openvino", "OpenVINO")
+        log.info("%s: %s, %s, %s", recipe.model, streams, recipe.precision, runtime, extra={"fields": fields})
         for stream, network in recipe.streams.items():
             log.debug("%s weights: %s", stream, network.weights)
 
