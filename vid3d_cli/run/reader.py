@@ -312,7 +312,7 @@ class ClipsRequest(NamedTuple):
             for clip in reader:
                 slots.mark_filled(slot)
                 forms = {stream: (array.shape, array.dtype.str) for stream, array in clip.streams.items()}
-                parent.send(SentClip(clip.span, slot, forms, spent.take()))
+                parent.send(SentClip(clip.span, slot, forms, reader.num_frames, spent.take()))
             return reader.summary(), spent.take()
 
 
@@ -322,6 +322,8 @@ class SentClip(NamedTuple):
     span: ClipSpan
     slot: int
     forms: Forms
+    num_frames: int
+    """See `DecodedClips.num_frames`."""
     seconds: Mapping[str, float]
     """Spent on each stage since the clip before."""
 
@@ -339,15 +341,19 @@ class DecodedClips(Iterator[Clip]):
 
     num_expected_clips: int | None
     """Number of clips expected from the header; None if it does not say."""
+    num_frames: int
+    """Number of frames read for the clips so far."""
 
     def __init__(self, answers: Answers, spent: StageSeconds) -> None:
         self._answers, self._spent = answers, spent
+        self.num_frames = 0
         self._read: ReadVideo | None = None
         self.num_expected_clips = next(answers)
 
     def __next__(self) -> Clip:
         sent: SentClip | None = next(self._answers, None)
         if sent is not None:
+            self.num_frames = sent.num_frames
             self._add(sent.seconds)
             return Clip(sent.span, _carve(self._answers.borrow(sent.slot), sent.forms))
         if self._read is None and self._answers.last is not None:
