@@ -20,13 +20,18 @@ from vid3d_cli.flow.tvl1 import Tvl1Flow, tvl1_flow
 from vid3d_cli.runtimes import devices
 
 
+def download_at_once(tensors):
+    copies = [tensor.clone().numpy() for tensor in tensors]
+    return lambda: copies
+
+
 @pytest.fixture
 def on_gpu_paths(monkeypatch):
     """Run on the CPU, uncompiled, what a GPU runs."""
     for file in (tvl1_kernels, tvl1_solver):
         monkeypatch.setattr(file, "is_cpu", lambda tensor: False)
     monkeypatch.setattr(tvl1_solver, "fuse", lambda function: function)
-    monkeypatch.setattr(tvl1_solver, "download", lambda tensor: tensor.clone().numpy)
+    monkeypatch.setattr(tvl1_solver, "download", download_at_once)
 
 
 # The operations
@@ -69,9 +74,9 @@ def test_the_host_gives_a_gpu_more_work_before_it_waits_for_an_answer(num_moving
     monkeypatch.setattr(tvl1_solver, "NUM_WARPS", 1)
     events, answers = [], iter(num_moving)
 
-    def download(count):
+    def download(counts):
         events.append("ask")
-        return lambda: events.append("wait") or next(answers)
+        return lambda: events.append("wait") or [next(answers)]
 
     monkeypatch.setattr(tvl1_solver, "download", download)
     monkeypatch.setattr(tvl1_solver, "iterate", lambda *arguments: events.append("iterate"))
@@ -96,10 +101,10 @@ class OnGpu(TorchDispatchMode):
 def test_the_solver_never_waits_for_the_gpu(on_gpu_paths, monkeypatch):
     answers = []
 
-    def download(count):
-        assert (count.shape, count.device.type) == ((), "cuda")
+    def download(counts):
+        assert [(count.shape, count.device.type) for count in counts] == [((), "cuda")]
         answers.append([5, 4, 2, 2, 0][len(answers) % 5])
-        return answers[-1:].pop
+        return lambda answer=answers[-1:]: answer
 
     monkeypatch.setattr(tvl1_solver, "NUM_WARPS", 1)
     monkeypatch.setattr(tvl1_solver, "download", download)
@@ -191,7 +196,7 @@ def test_a_gpu_works_on_a_stream_of_its_own_and_answers_late(late_cuda, monkeypa
     prev, following = different_pairs(3)
     monkeypatch.setattr(tvl1_solver, "NUM_WARPS", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(tvl1_solver, "download", lambda tensor: tensor.clone().numpy)
+        patch.setattr(tvl1_solver, "download", download_at_once)
         expected = solve_together(prev, following)
     streams = []
 
