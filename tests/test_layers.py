@@ -36,7 +36,7 @@ LAYERS = [
 """Top to bottom; a folder is one layer, whose files import each other without a cycle."""
 
 WITH_TORCH = {
-    *("flow/tvl1.py", "flow/tvl1_kernels.py", "flow/tvl1_solver.py"),
+    *("device_memory.py", "flow/tvl1.py", "flow/tvl1_kernels.py", "flow/tvl1_solver.py"),
     *("models/clip_model.py", "models/checkpoint.py", "models/inflation.py"),
     *("models/backbones/", "runtimes/"),
     "clips/resampling.py",  # for long videos of large frames

@@ -136,7 +136,7 @@ def test_a_video_that_fails_midway_has_written_its_clips(vid3d, tiny_model, vide
         JsonLines, "_write_all", lambda writer, records: (written.append("clip"), write(writer, records))
     )
     other = write_video(tmp_path / "other.mp4", num_frames=10)
-    options = ["--streams", "rgb", "--window", 10, "--batch-size", 1, "--fps", "native"]
+    options = ["--streams", "rgb", "--window", 10, "--batch-size", 1, "--fps", "native", "--jobs", 1]
     for output in ([], ["-o", "out.jsonl"]):
         written.clear()
         result = vid3d("classify", video, other, *options, *output)

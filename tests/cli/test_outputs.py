@@ -15,7 +15,7 @@ from vid3d_cli.predictions.outputs import Outputs
 from vid3d_cli.run.reader import ClipReader
 from vid3d_cli.segments import SegmentRule
 
-STARTED = "vid3d: i3d.kinetics400, torch on cpu, fp32\n"
+STARTED = "vid3d: i3d.kinetics400: rgb, fp32, PyTorch on the CPU\n"
 OPTIONS = ("--streams", "rgb", "--window", 10, "--fps", "native")
 
 

@@ -2,22 +2,28 @@
 
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from late_gpu import LateGpu
 from moving import different_pairs, mean_end_point_error, recorded_pair
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from videos import write_video
 
+from vid3d_cli.device_memory import download
 from vid3d_cli.errors import UsageError, Vid3dWarning
 from vid3d_cli.flow import tvl1, tvl1_kernels, tvl1_solver
 from vid3d_cli.flow.tvl1 import Tvl1Flow, tvl1_flow
 from vid3d_cli.runtimes import devices
+
+
+def download_at_once(tensors):
+    copies = [tensor.clone().numpy() for tensor in tensors]
+    return lambda: copies
 
 
 @pytest.fixture
@@ -26,7 +32,7 @@ def on_gpu_paths(monkeypatch):
     for file in (tvl1_kernels, tvl1_solver):
         monkeypatch.setattr(file, "is_cpu", lambda tensor: False)
     monkeypatch.setattr(tvl1_solver, "fuse", lambda function: function)
-    monkeypatch.setattr(tvl1_solver, "download", lambda tensor: tensor.clone().numpy)
+    monkeypatch.setattr(tvl1_solver, "download", download_at_once)
 
 
 # The operations
@@ -69,9 +75,9 @@ def test_the_host_gives_a_gpu_more_work_before_it_waits_for_an_answer(num_moving
     monkeypatch.setattr(tvl1_solver, "NUM_WARPS", 1)
     events, answers = [], iter(num_moving)
 
-    def download(count):
+    def download(counts):
         events.append("ask")
-        return lambda: events.append("wait") or next(answers)
+        return lambda: events.append("wait") or [next(answers)]
 
     monkeypatch.setattr(tvl1_solver, "download", download)
     monkeypatch.setattr(tvl1_solver, "iterate", lambda *arguments: events.append("iterate"))
@@ -96,10 +102,10 @@ class OnGpu(TorchDispatchMode):
 def test_the_solver_never_waits_for_the_gpu(on_gpu_paths, monkeypatch):
     answers = []
 
-    def download(count):
-        assert (count.shape, count.device.type) == ((), "cuda")
+    def download(counts):
+        assert [(count.shape, count.device.type) for count in counts] == [((), "cuda")]
         answers.append([5, 4, 2, 2, 0][len(answers) % 5])
-        return answers[-1:].pop
+        return lambda answer=answers[-1:]: answer
 
     monkeypatch.setattr(tvl1_solver, "NUM_WARPS", 1)
     monkeypatch.setattr(tvl1_solver, "download", download)
@@ -129,74 +135,24 @@ def test_the_test_sees_what_waits(waits, error):
             waits(gpu)
 
 
-class Pinned(torch.Tensor):
-    """Page-locked memory: a copy from the GPU arrives when the host has waited for an event behind it."""
-
-    late: list
-
-    def copy_(self, source, non_blocking=False):
-        assert non_blocking
-        self.late.append((self.as_subclass(torch.Tensor), source.clone()))
-        return self
-
-
 @pytest.fixture
-def late_cuda(monkeypatch, on_gpu_paths):
-    """CUDA on the CPU: streams that are only recorded, copies that arrive as late as allowed."""
-    cuda = SimpleNamespace(stream="the networks'", late=[], num_streams=0)
-    empty = torch.empty
-
-    def create_stream(device):
-        cuda.num_streams += 1
-        return f"stream {cuda.num_streams}"
-
-    @contextmanager
-    def use_stream(stream):
-        before, cuda.stream = cuda.stream, stream
-        yield
-        cuda.stream = before
-
-    class Event:
-        def __init__(self, blocking):
-            assert blocking
-
-        def record(self):
-            assert cuda.stream != "the networks'"
-            self.due, cuda.late[:] = list(cuda.late), []
-
-        def synchronize(self):
-            for host, source in self.due:
-                torch.Tensor.copy_(host, source)
-
-    def create_empty(*args, pin_memory=False, **options):
-        if not pin_memory:
-            return empty(*args, **options)
-        memory = empty(*args, **options).fill_(77).as_subclass(Pinned)
-        memory.late = cuda.late
-        return memory
-
-    def wait(*args):
-        raise AssertionError("the host waits for all streams")
-
-    monkeypatch.setattr(torch, "empty", create_empty)
-    monkeypatch.setattr(torch.cuda, "Stream", create_stream)
-    monkeypatch.setattr(torch.cuda, "stream", use_stream)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", wait)
-    monkeypatch.setattr(tvl1_solver, "download", tvl1_kernels.download)
-    return cuda
+def late_gpu(monkeypatch, on_gpu_paths):
+    """CUDA on the CPU: answers arrive as late as allowed."""
+    gpu = LateGpu(monkeypatch, computes=False)
+    monkeypatch.setattr(tvl1_solver, "download", download)
+    return gpu
 
 
-def test_a_gpu_works_on_a_stream_of_its_own_and_answers_late(late_cuda, monkeypatch):
+def test_a_gpu_works_on_a_stream_of_its_own_and_answers_late(late_gpu, monkeypatch):
     prev, following = different_pairs(3)
     monkeypatch.setattr(tvl1_solver, "NUM_WARPS", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(tvl1_solver, "download", lambda tensor: tensor.clone().numpy)
+        patch.setattr(tvl1_solver, "download", download_at_once)
         expected = solve_together(prev, following)
     streams = []
 
     def solve(*frames):
-        streams.append(late_cuda.stream)
+        streams.append(late_gpu.stream.name)
         return tvl1_solver.solve(*frames)
 
     monkeypatch.setattr(tvl1, "solve", solve)
@@ -205,14 +161,14 @@ def test_a_gpu_works_on_a_stream_of_its_own_and_answers_late(late_cuda, monkeypa
         assert gpu.solve(prev, following, flow) == 3
         np.testing.assert_array_equal(flow, expected)
     assert streams == ["stream 1", "stream 2"]
-    assert late_cuda.stream == "the networks'"
+    assert late_gpu.stream is late_gpu.networks and not late_gpu.networks.work
 
 
 # Memory
 
 
 @pytest.fixture
-def gpu(late_cuda, monkeypatch):
+def gpu(late_gpu, monkeypatch):
     """A GPU that solves up to 8 pairs of 4×5 px at once if it has room; it notes the sizes of its batches."""
     monkeypatch.setattr(tvl1, "GPU_BATCH_PX", 8 * 4 * 5 + 3)
     gpu = tvl1._Gpu(torch.device("cpu"))

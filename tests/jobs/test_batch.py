@@ -56,7 +56,7 @@ def test_messages_as_json_lines(vid3d, tiny_model, videos, tmp_path, monkeypatch
     (started,) = [line for line in lines if line.get("event") == "started"]
     chosen = {"model": "s3d_mini.camera_motion", "runtime": "torch on cpu", "precision": "fp32"}
     assert started.items() >= chosen.items()
-    assert started["message"] == ", ".join(chosen.values())
+    assert started["message"] == "s3d_mini.camera_motion: rgb, fp32, PyTorch on the CPU"
     (failure,) = [line for line in lines if line.get("event") == "failure"]
     assert (failure["video"], failure["error"], failure["level"]) == (str(videos / "07.mp4"), "NotAVideo", "error")
     progress = [line for line in lines if line.get("event") == "progress"]

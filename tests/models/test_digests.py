@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -100,6 +103,34 @@ def test_the_digests_of_a_file_that_may_still_change_are_not_kept(path, cache, m
     monkeypatch.setattr(digests, "_SETTLED_SECONDS", 2.0)
     digests.digest_path(path)
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("times", ["mtime", "zero"])
+def test_times_of_an_image_do_not_tell_versions_apart(path, cache, hashed, start, monkeypatch, times):
+    """squashfs gives every version of a file the same time in whole seconds, and numbers files in sequence."""
+    real, seconds = path.stat(), 1_700_000_000 if times == "mtime" else 0
+
+    def stat(self, **options):
+        facts = SimpleNamespace(st_dev=real.st_dev, st_ino=7, st_size=real.st_size, st_mtime=seconds, st_ctime=seconds)
+        return SimpleNamespace(**vars(facts), st_mtime_ns=seconds * 10**9, st_ctime_ns=seconds * 10**9)
+
+    monkeypatch.setattr(type(path), "stat", stat)
+    before = digests.file_sha256(path)
+    change_a_byte(path)
+    start()
+    assert digests.file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest() != before
+    assert not os.path.exists(cache)  # noqa: PTH110  (`Path.stat` is not the real one here)
+
+
+def test_no_home_directory_only_costs_time(path, hashed, start, monkeypatch):
+    """As in a container whose user has none: a user's own checkpoint needs no cache."""
+    for variable in ("VID3D_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "expanduser", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    for _ in range(2):
+        assert digests.file_sha256(path) == hashlib.sha256(CONTENT).hexdigest()
+        start()
+    assert len(hashed) == 2
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(path, cache, hashed, start):

@@ -151,7 +151,7 @@ def test_unusable_class_names_are_one_line(vid3d, tiny_model, video, tmp_path, c
     assert result.exit_code == EXIT_USAGE
     assert "names.txt" in result.stderr or "--labels" in result.stderr
     assert words in result.stderr
-    errors = [line for line in result.stderr.splitlines() if "torch on cpu" not in line]
+    errors = [line for line in result.stderr.splitlines() if "PyTorch on the CPU" not in line]
     assert len(errors) == 1
 
 

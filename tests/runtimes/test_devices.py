@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_clips, make_runtime
+from tiny import check_outputs, make_clips, make_models, make_runtime
 
 from vid3d_cli.errors import UsageError, Vid3dError
 from vid3d_cli.runtimes import compiling, devices
@@ -114,10 +114,20 @@ def test_a_torch_without_cuda_beside_a_driver(machine):
     assert find_problems() == []
 
 
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_who_hides_the_gpus_wants_the_cpu(machine, monkeypatch, hidden):
+    machine(NO_GPUS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert find_problems() == explain_choice("auto") == []
+    assert select_devices("auto") == [CPU]
+    with pytest.raises(UsageError, match=f"shows no GPU .CUDA_VISIBLE_DEVICES is '{hidden}'"):
+        select_devices("cuda")
+
+
 def test_hidden_gpus(machine, monkeypatch):
     machine(NO_GPUS)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "CUDA_VISIBLE_DEVICES is ''" in find_problems()[0].what
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert "CUDA_VISIBLE_DEVICES is '7'" in find_problems()[0].what
 
 
 @pytest.mark.parametrize(
@@ -271,6 +281,25 @@ def test_a_network_that_cannot_be_compiled_is_one_line(monkeypatch):
     with pytest.raises(Vid3dError) as error:
         make_runtime(compile=True).run(make_clips(1))
     assert re.fullmatch(r"the network cannot be compiled \(.*first line\): leave out --compile", str(error.value))
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried …"), MemoryError("no 3 GiB")])
+def test_a_batch_too_large_to_be_compiled_is_halved(monkeypatch, error):
+    """Inductor computes constants and times its kernels on the device."""
+
+    errors = [error]
+
+    def compile_graph(graph, inputs):
+        if errors:
+            raise errors.pop()
+        return graph
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: real(model, backend=compile_graph))
+    clips = make_clips(3, ("rgb",))
+    runtime = make_runtime(make_models(("rgb",)), compile=True, batch_size=2)
+    check_outputs(clips, runtime.run(clips))
+    assert runtime.batch_size == 1
 
 
 def test_other_errors_stay():

@@ -277,10 +277,10 @@ def test_reading_while_others_write_gives_a_complete_entry(tmp_path):
 
     def write_and_read(_):
         NetworkCache(shared).write("key", files)
-        return NetworkCache(shared).read("key")
+        return NetworkCache(shared).read("key", "model.bin")
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(read == files for read in pool.map(write_and_read, range(20)))
+        assert all(read == [files["model.bin"]] for read in pool.map(write_and_read, range(20)))
     assert len(list(shared.iterdir())) == 1  # no half-written entry is left
 
 
@@ -290,11 +290,11 @@ def test_the_least_recently_used_entry_is_deleted(tmp_path):
     for age, key in enumerate("abc"):
         kept.write(key, files)
         os.utime(kept._path(key), (age, age))
-    assert kept.read("a") == files  # so b is the least recently used
+    assert kept.read("a", "model.bin") == [bytes(1000)]  # so b is the least recently used
     kept.write("d", files)
-    assert [key for key in "abcd" if kept.read(key)] == ["a", "c", "d"]
+    assert [key for key in "abcd" if kept.read(key, "model.bin")] == ["a", "c", "d"]
     kept.write("e", {"model.bin": bytes(10000)})
-    assert [key for key in "abcde" if kept.read(key)] == ["e"]  # larger than the limit, but the newest
+    assert [key for key in "abcde" if kept.read(key, "model.bin")] == ["e"]  # larger than the limit, but the newest
 
 
 def test_four_compiled_networks_are_held_at_a_time(conversions):

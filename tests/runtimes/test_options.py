@@ -279,6 +279,10 @@ def test_a_gpu_shows_in_its_driver(monkeypatch, files, driver, expected):
             raise OSError(name)
         return SimpleNamespace(cuInit=lambda flags: driver)
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(Path, "iterdir", lambda directory: (directory / name for name in files))
     monkeypatch.setattr(ctypes, "CDLL", load)
     assert may_have_gpu() == expected
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert not may_have_gpu()

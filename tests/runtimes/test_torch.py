@@ -252,25 +252,68 @@ def test_an_operation_that_mps_lacks_is_one_clear_line():
         runtime.run(make_clips(1, ("rgb",)))
 
 
-@pytest.mark.parametrize("allows_tf32", [False, True])
-def test_float32_is_never_rounded_to_tf32(allows_tf32):
+needs_newer_names = pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9")
+
+
+def allow_tf32_by_older_names(precision):
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def allow_tf32_by_newer_names():
+    for place in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+        place.fp32_precision = "tf32"
+
+
+def forbid_tf32_for_convolutions():
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+def read_precisions():
+    """Everything that says whether float32 is rounded; None for what torch refuses to tell."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    is_new = hasattr(cudnn, "conv")
-    name, places = ("fp32_precision", (matmul, cudnn.conv)) if is_new else ("allow_tf32", (matmul, cudnn))
-    on, off = ("tf32", "ieee") if is_new else (True, False)
-    before = [getattr(place, name) for place in places]
+    reads = [lambda: matmul.allow_tf32, lambda: cudnn.allow_tf32, torch.get_float32_matmul_precision]
+    if hasattr(cudnn, "conv"):
+        places = (matmul, torch.backends.mkldnn.matmul, cudnn, cudnn.conv, cudnn.rnn)
+        reads += [lambda place=place: place.fp32_precision for place in places]
+
+    def read(setting):
+        try:
+            return setting()
+        except RuntimeError:
+            return None
+
+    return [read(setting) for setting in reads]
+
+
+@pytest.mark.parametrize(
+    "allow",
+    [
+        lambda: None,
+        lambda: allow_tf32_by_older_names("high"),
+        lambda: allow_tf32_by_older_names("medium"),
+        pytest.param(allow_tf32_by_newer_names, marks=needs_newer_names),
+        pytest.param(forbid_tf32_for_convolutions, marks=needs_newer_names),
+    ],
+)
+def test_float32_is_never_rounded_to_tf32(allow):
+    cudnn = torch.backends.cudnn
+    at_first = read_precisions()
     try:
-        for place in places:
-            setattr(place, name, on if allows_tf32 else off)
+        allow()
+        before = read_precisions()
         with cuda_settings(is_benchmarked=True, is_deterministic=True):
-            assert [getattr(place, name) for place in places] == [off, off]
+            inside = read_precisions()
+            assert inside == [False, False, "highest", *["ieee"] * (len(inside) - 3)]
             assert cudnn.benchmark and cudnn.deterministic
-            torch.rand(2, 2) @ torch.rand(2, 2)
-        assert [getattr(place, name) for place in places] == [on if allows_tf32 else off] * 2
+        assert read_precisions() == before
         assert not cudnn.benchmark and not cudnn.deterministic
     finally:
-        for place, value in zip(places, before, strict=True):
-            setattr(place, name, value)
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = True
+        if hasattr(cudnn, "conv"):
+            torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+    assert read_precisions() == at_first
 
 
 def test_devices_take_batches_in_turn():

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..device_memory import is_out_of_memory
+from ..device_memory import download, is_out_of_memory, page_locked
 from ..errors import ShapeError, UsageError, Vid3dWarning
 from .fields import check_grey
-from .tvl1_kernels import download
 from .tvl1_solver import solve
 
 CPU_PAIRS_PER_CALL = 8
@@ -136,11 +135,11 @@ class _Gpu:
     @torch.inference_mode()
     def _solve_batch(self, prev: NDArray[np.uint8], following: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.cuda.stream(self._stream):
-            frames = torch.empty((2, *prev.shape), dtype=torch.uint8, pin_memory=True)
+            frames = page_locked((2, *prev.shape), torch.uint8)
             np.stack([prev, following], out=frames.numpy())
             on_gpu = frames.to(self._device, non_blocking=True).float()
-            wait = download(solve(on_gpu[0], on_gpu[1]).permute(0, 2, 3, 1))
-        return wait()
+            wait = download([solve(on_gpu[0], on_gpu[1]).permute(0, 2, 3, 1)])
+        return wait()[0]
 
 
 _gpus: dict[torch.device, _Gpu] = {}

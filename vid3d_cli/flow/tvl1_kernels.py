@@ -1,7 +1,7 @@
 """The operations on whole images that TV-L1 spends its time on: the iteration, reading between pixels, the median.
 
 The CPU leaves images to OpenCV, and the loop to TorchScript. A GPU computes everything in torch, compiled where there
-is a compiler, and never makes the host wait, except in the functions that `download` returns.
+is a compiler, and never makes the host wait.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import cv2
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 MEDIAN_SIDE_PX = 5
@@ -24,20 +22,6 @@ MEDIAN_SIDE_PX = 5
 def is_cpu(tensor: Tensor) -> bool:
     """Say whether a tensor is in the host's memory."""
     return tensor.device.type == "cpu"
-
-
-def download(tensor: Tensor) -> Callable[[], NDArray[Any]]:
-    """Start a copy to the host behind the work of the current CUDA stream; return a function that waits for it."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor.contiguous(), non_blocking=True)
-    done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # sleeps, and leaves the core to a reader
-    done.record()
-
-    def wait() -> NDArray[Any]:
-        done.synchronize()
-        return host.numpy()
-
-    return wait
 
 
 def iterate(

@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .tvl1_kernels import MEDIAN_SIDE_PX, download, fuse, is_cpu, iterate, iterate_without_lock, median, read_at
+from ..device_memory import download
+from .tvl1_kernels import MEDIAN_SIDE_PX, fuse, is_cpu, iterate, iterate_without_lock, median, read_at
 
 # OpenCV's default parameters.
 TAU = 0.25
@@ -204,7 +205,7 @@ class _Scale:
         num_pairs = len(self.is_moving)
         places = torch.arange(num_pairs, device=self.w.device)  # which pair lies where
         stores = (*self.fields, self.is_moving, places)
-        answer: Callable[[], NDArray[np.int64]] | None = None
+        answer: Callable[[], list[NDArray[np.int64]]] | None = None
         checks_per_round = ITERATIONS_PER_ROUND // ITERATIONS_PER_CHECK
         for check in range(MAX_ROUNDS * checks_per_round):
             *fields, is_moving, _ = batch = [store[:num_pairs] for store in stores]
@@ -213,7 +214,7 @@ class _Scale:
             for _ in range(ITERATIONS_PER_CHECK):
                 fuse(iterate)(*fields, is_moving, *self.constants, 1, False)
             if answer is not None:
-                num_moving = int(answer())
+                num_moving = int(answer()[0])
                 if not num_moving:
                     break
                 # torch.compile would make code of its own for one pair.
@@ -222,7 +223,7 @@ class _Scale:
                     for store in batch:
                         store.copy_(store.index_select(0, to_front))
                     num_pairs = max(2, num_moving)
-            answer = download(self.is_moving[:num_pairs].sum())
+            answer = download([self.is_moving[:num_pairs].sum()])
         if num_pairs < len(self.is_moving):
             back = torch.argsort(places)
             for store in self.fields[:3]:  # the others are set anew at the next warp

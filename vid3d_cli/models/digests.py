@@ -79,7 +79,7 @@ def _find(name: str) -> Digests | None:
     """Return known digests, from this process or an earlier one."""
     if name not in _known:
         # No entry, or a damaged one: the file is hashed.
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, UsageError):
             _known[name] = Digests(**json.loads((cache_dir() / "digests" / name).read_bytes()))
     return _known.get(name)
 
@@ -87,8 +87,10 @@ def _find(name: str) -> Digests | None:
 def _keep(facts: os.stat_result, digests: Digests) -> None:
     name = _name(facts)
     _known[name] = digests
-    if time.time() - max(facts.st_mtime, facts.st_ctime) > _SETTLED_SECONDS:
-        with contextlib.suppress(OutputError), AtomicFile(cache_dir() / "digests" / name) as out:
+    is_settled = time.time() - max(facts.st_mtime, facts.st_ctime) > _SETTLED_SECONDS
+    # Whole seconds are the times of an image (squashfs) or an object store, which may be the same for every version.
+    if is_settled and facts.st_ctime_ns % 1_000_000_000:
+        with contextlib.suppress(OutputError, UsageError), AtomicFile(cache_dir() / "digests" / name) as out:
             out.write(json.dumps(asdict(digests)).encode())
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..models.clip_model import ClipModel
     from ..runtimes import Form
     from ..runtimes.base import Runtime
+    from ..runtimes.cache import NetworkCache
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,8 @@ def _check_networks(plan: Plan, models: Mapping[str, ClipModel], is_cached: bool
     facts, num_classes = {}, {}
     for stream, net in plan.networks.items():
         key = repr((net.sha256, plan.model, plan.backbone, plan.variant, stream, net.checkpoint is None))
-        if cache and (files := cache.read(key)):
-            known = _Facts(**json.loads(files["facts.json"]))
-        else:
+        known = _read_facts(cache, key)
+        if known is None:
             known = _find_facts(plan, stream, models[stream])
             if cache:
                 cache.write(key, {"facts.json": json.dumps(known._asdict()).encode()})
@@ -219,6 +219,14 @@ def _check_networks(plan: Plan, models: Mapping[str, ClipModel], is_cached: bool
             check_classes(num_classes)
             name_classes(plan, known.num_classes)
     return facts
+
+
+def _read_facts(cache: NetworkCache | None, key: str) -> _Facts | None:
+    files = cache.read(key, "facts.json") if cache else None
+    try:
+        return _Facts(**json.loads(files[0])) if files else None
+    except (TypeError, ValueError):  # other content
+        return None
 
 
 def _find_facts(plan: Plan, stream: str, model: ClipModel) -> _Facts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,12 +132,19 @@ def may_have_gpu() -> bool:
     A GPU of this machine shows as a device file of its driver: NVIDIA's, that of its Jetsons, that of WSL, or AMD's. A
     GPU that another machine lends may show only in the driver's library, which images with CUDA also hold without one.
     """
+    if hides_gpus():
+        return False
     if any(_GPU_FILE.match(path.name) for path in Path("/dev").iterdir()):
         return True
     try:
         return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
     except (OSError, AttributeError):
         return False
+
+
+def hides_gpus() -> bool:
+    """Return whether the user hides all GPUs with CUDA_VISIBLE_DEVICES, the usual way to ask for the CPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
 
 
 def select_cpu_precision(name: str) -> str:

@@ -43,15 +43,15 @@ class NetworkCache:
         key = f"{key} {__version__} {code_digest()}"
         return self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.zip"
 
-    def read(self, key: str) -> dict[str, bytes] | None:
-        """Return the files of an entry by name, or None if it is missing or damaged."""
+    def read(self, key: str, *names: str) -> list[bytes] | None:
+        """Return files of an entry, or None if it is missing or damaged."""
         path = self._path(key)
         try:
             with zipfile.ZipFile(path) as archive:
-                files = {name: archive.read(name) for name in archive.namelist()}
+                files = [archive.read(name) for name in names]
         except FileNotFoundError:
             return None
-        except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, ValueError) as error:
             _log.info("ignored %s, which cannot be read: %s", path, error)
             return None
         with contextlib.suppress(OSError):  # a read-only cache is fine
@@ -99,7 +99,7 @@ def use_private_inductor_cache() -> None:
 def code_digest() -> str:
     """Return a digest of the source files that build and convert networks."""
     digest = hashlib.sha256()
-    networks = ["models/registry.py", "models/checkpoint.py", "models/clip_model.py", "models/backbones/*.py"]
+    networks = ["models/registry.py", "models/*checkpoint.py", "models/clip_model.py", "models/backbones/*.py"]
     for path in sorted(path for pattern in (*networks, "runtimes/*.py") for path in _PACKAGE.glob(pattern)):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..device_memory import is_out_of_memory
 from ..errors import UsageError, Vid3dError
 
 
@@ -49,7 +50,8 @@ def compile_errors_explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+        is_compilers = type(error).__module__.startswith(("torch._dynamo.", "torch._inductor."))
+        if not is_compilers or is_out_of_memory(error):
             raise
         reason = " ".join(str(error).splitlines()[:2]).strip()  # of the backend, and of its error
         raise Vid3dError(f"the network cannot be compiled ({reason}): leave out --compile") from error

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UsageError
-from . import FP16_NEEDS_GPU, check_device, check_precision
+from . import check_device, check_precision, hides_gpus, select_cpu_precision
 
 _DRIVER_FILE = Path("/sys/module/nvidia/version")
 _OLDEST_DRIVERS = {"11": 450, "12": 525, "13": 580}
@@ -39,6 +39,8 @@ class Problem:
 
 def find_problems() -> list[Problem]:
     """Return why GPUs of this machine cannot be used, after a small convolution on each; [] if there is no GPU."""
+    if hides_gpus():
+        return []
     if problem := _start_cuda():
         return [problem]
     return [problem for gpu in _list_gpus() if (problem := _try_gpu(gpu))]
@@ -92,8 +94,8 @@ def select_precision(name: str, *devices: torch.device) -> str:
     if name == "auto":
         return min((_fastest_precision(device) for device in devices), key=("fp32", "fp16", "bf16").index)
     for device in devices:
-        if name == "fp16" and device.type == "cpu":
-            raise UsageError(FP16_NEEDS_GPU)
+        if device.type == "cpu":
+            select_cpu_precision(name)
         if device.type == "cuda" and name in _unusable_precisions(device):
             what = "computes NaN in fp16" if name == "fp16" else "has no bf16"
             best = _fastest_precision(device)
@@ -131,6 +133,8 @@ def _list_gpus() -> list[torch.device]:
 
 def _choose_device() -> tuple[torch.device, list[Problem]]:
     """Return the first GPU that can be used, or else the CPU, and why not the GPUs before it."""
+    if hides_gpus():
+        return torch.device("cpu"), []
     if problem := _start_cuda():
         return torch.device("cpu"), [problem]
     problems: list[Problem] = []

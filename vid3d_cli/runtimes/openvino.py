@@ -138,8 +138,10 @@ class OpenVINORuntime(DeviceRuntime):
 
     def _load(self, stream: str, form: Form) -> Any:
         """Return the compiled network from the cache; None if the cache does not have it."""
-        files = self._cache.read(self._key(stream, form)) if self._cache and stream in self._identities else None
-        return files and self._compile(self._core.read_model(files["model.xml"], files["model.bin"]))
+        files = None
+        if self._cache and stream in self._identities:
+            files = self._cache.read(self._key(stream, form), "model.xml", "model.bin")
+        return files and self._compile(self._core.read_model(*files))
 
     def _compile(self, network: Any) -> Any:
         return self._core.compile_model(network, "CPU", self._config)

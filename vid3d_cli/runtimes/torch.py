@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,7 +97,7 @@ class TorchRuntime(DeviceRuntime):
         return join
 
     def _retrying(self, stream: str, part: Tensor, wait: Callable[[], list[Answer]]) -> Callable[[], list[Answer]]:
-        """Return `wait`, which also may run out of memory. A GPU's part is a copy, so no clip is held until then."""
+        """Return `wait`, which also may run out of memory. The part is a copy: no clip is held until then."""
 
         def wait_or_retry() -> list[Answer]:
             answers = self._halve_if_too_large(len(part), wait)
@@ -111,7 +112,7 @@ class TorchRuntime(DeviceRuntime):
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).partition("\n")[0]
+            reason = str(error).rpartition(" raised:\n")[2].partition("\n")[0]  # not the compiler that passes it on
         # Not above: while an exception is handled, its traceback keeps tensors in memory.
         if num_clips == 1:
             raise Vid3dError(
@@ -224,21 +225,34 @@ def cuda_settings(is_benchmarked: bool, is_deterministic: bool) -> Iterator[None
 
     A caller, or TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, may have allowed TF32.
     """
-    matmul: Any = torch.backends.cuda.matmul
-    settings: list[tuple[Any, str, Any]]
-    if hasattr(cudnn, "conv"):  # from torch 2.9 on, where reading the older names may raise
-        settings = [(place, "fp32_precision", "ieee") for place in (matmul, cudnn.conv)]
-    else:
-        settings = [(place, "allow_tf32", False) for place in (matmul, cudnn)]
-    settings += [(cudnn, "benchmark", is_benchmarked), (cudnn, "deterministic", is_deterministic)]
-    before = [(place, name, getattr(place, name)) for place, name, _ in settings]
+    settings: list[tuple[Any, str, Any]] = [
+        (cudnn, "allow_tf32", False),
+        (cudnn, "benchmark", is_benchmarked),
+        (cudnn, "deterministic", is_deterministic),
+    ]
+    if hasattr(cudnn, "conv"):  # from torch 2.9 on; the older names must agree, or Dynamo and Inductor cannot read them
+        backends: Any = torch.backends
+        places = (backends.mkldnn.matmul, backends.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn)
+        settings += [(place, "fp32_precision", "ieee") for place in places]
+    matmul_precision = _read(torch.get_float32_matmul_precision, "highest")
+    before = [(place, name, _read(partial(getattr, place, name), True)) for place, name, _ in settings]
     try:
+        torch.set_float32_matmul_precision("highest")
         for place, name, value in settings:
             setattr(place, name, value)
         yield
     finally:
+        torch.set_float32_matmul_precision(matmul_precision)
         for place, name, value in before:
             setattr(place, name, value)
+
+
+def _read(setting: Callable[[], Any], default: Any) -> Any:
+    """Return a setting, or torch's default if a caller who uses the newer names has made the older unreadable."""
+    try:
+        return setting()
+    except RuntimeError:
+        return default
 
 
 class _OneDnn(TorchFunctionMode):

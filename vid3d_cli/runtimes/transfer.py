@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..device_memory import is_out_of_memory
+from ..device_memory import download, page_locked
 
 Arrays = list[NDArray[Any]]
 
@@ -36,11 +36,10 @@ class Transfer:
         self._device = device
 
     def stack(self, clips: Sequence[NDArray[Any]]) -> Tensor:
-        """Stack N arrays of one shape and type into one host tensor (N, …) of that type; of one array, as a view."""
+        """Stack N arrays of one shape and type into one host tensor (N, …) of that type; on a CPU, one as a view."""
+        is_view = len(clips) == 1 and self._device.type == "cpu"
         # torch takes no array that is read-only or has negative strides.
-        return torch.from_numpy(
-            np.require(clips[0], None, ["C", "W"])[np.newaxis] if len(clips) == 1 else np.stack(clips)
-        )
+        return torch.from_numpy(np.require(clips[0], None, ["C", "W"])[np.newaxis] if is_view else np.stack(clips))
 
     def upload(self, batch: Tensor) -> Tensor:
         """Return a stacked batch on the device, for work that is started from now on."""
@@ -74,7 +73,7 @@ class CudaTransfer(Transfer):
 
     def stack(self, clips: Sequence[NDArray[Any]]) -> Tensor:
         dtype = torch.from_numpy(np.empty(0, clips[0].dtype)).dtype
-        batch = _page_locked((len(clips), *clips[0].shape), dtype)
+        batch = page_locked((len(clips), *clips[0].shape), dtype)
         np.stack(clips, out=batch.numpy())  # straight into page-locked memory: `pin_memory()` would copy again
         return batch
 
@@ -87,28 +86,9 @@ class CudaTransfer(Transfer):
         return uploaded
 
     def download(self, tensors: Sequence[Tensor]) -> Callable[[], Arrays]:
-        downloaded = [
-            _page_locked(tensor.shape, tensor.dtype).copy_(tensor.contiguous(), non_blocking=True) for tensor in tensors
-        ]
-        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # sleeps, and leaves the core to a reader
-        done.record(torch.cuda.current_stream(self._device))
-
-        def wait() -> Arrays:
-            done.synchronize()
-            return [tensor.numpy().copy() for tensor in downloaded]  # results must not hold page-locked memory
-
-        return wait
+        wait = download(tensors)
+        return lambda: [array.copy() for array in wait()]  # results must not hold page-locked memory
 
     def drain(self) -> None:
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
-
-
-def _page_locked(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised host tensor in page-locked memory, or in ordinary memory if none can be locked."""
-    try:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return torch.empty(shape, dtype=dtype)
