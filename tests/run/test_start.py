@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -125,6 +126,18 @@ def test_models_are_built_again_where_facts_are_damaged_or_of_other_code(tmp_pat
     monkeypatch.setattr(vid3d_cli.runtimes.cache, "code_digest", lambda: "other code")
     assert load(make_plan(streams="rgb", weights=weights)).num_classes == 3
     assert len(built) == 3
+
+
+@pytest.mark.parametrize("files", [{}, {"other": b"{}"}, {"facts.json": b"[1]"}, {"facts.json": b'{"other": 1}'}])
+def test_models_are_built_again_where_an_entry_has_other_content(tmp_path, built, cache, files):
+    weights = own_weights(tmp_path, rgb=3)
+    for _ in range(2):
+        assert load(make_plan(streams="rgb", weights=weights)).num_classes == 3
+        (entry,) = (cache / "openvino").iterdir()
+        with ZipFile(entry, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    assert len(built) == 2
 
 
 def test_errors_and_warnings_come_again_without_a_model(tmp_path, built):

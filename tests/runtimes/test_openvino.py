@@ -252,7 +252,12 @@ def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [cut, flip_a_bit_of_the_weights, empty])
+def replace_the_files(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model.xml", b"<net/>")
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit_of_the_weights, empty, replace_the_files])
 def test_a_damaged_entry_is_converted_again(tmp_path, conversions, damage):
     clips = make_clips(1, streams=("rgb",))
     models = {"rgb": make_models()["rgb"]}

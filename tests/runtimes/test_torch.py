@@ -14,7 +14,7 @@ import torch
 from tiny import K, Tiny, check_outputs, facts, make_clips, make_models, make_runtime, shake, tiny_model, wide_clips
 
 from vid3d_cli.clips.preprocess import Views
-from vid3d_cli.errors import Vid3dError
+from vid3d_cli.errors import UsageError, Vid3dError
 from vid3d_cli.models.clip_model import ClipModel, LayerTap, Normalise
 from vid3d_cli.models.registry import BACKBONES
 from vid3d_cli.records import Clip, ClipSpan
@@ -415,6 +415,15 @@ def test_the_host_does_not_wait_for_a_gpu():
     (found,) = wait()
     np.testing.assert_array_equal(found, np.stack(arrays) + 1)
     assert not torch.from_numpy(found).is_pinned()  # results do not hold page-locked memory
+
+
+def test_compiled_code_needs_no_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr("vid3d_cli.runtimes.cache.cache_dir", Mock(side_effect=UsageError("no directory for weights")))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    use_private_inductor_cache()
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent == tmp_path
 
 
 @pytest.mark.parametrize("planted", ["nothing", "directory", "link", "ours"])

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..durable import AtomicFile
-from ..errors import OutputError
+from ..errors import OutputError, UsageError
 from ..models.digests import cache_dir
 from ..version import __version__
 
@@ -85,12 +85,12 @@ def use_private_inductor_cache() -> None:
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
-    path = cache_dir() / f"inductor-{os.getuid()}"
     try:
+        path = cache_dir() / f"inductor-{os.getuid()}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = path.lstat()
         is_private = facts.st_uid == os.getuid() and not facts.st_mode & 0o077
-    except OSError:  # read-only, as in some containers
+    except (OSError, UsageError):  # read-only, or no home directory, as in some containers
         is_private = False
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path if is_private else tempfile.mkdtemp(prefix="vid3d-inductor-"))
 
