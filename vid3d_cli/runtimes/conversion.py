@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..errors import Vid3dError
@@ -45,7 +45,6 @@ def convert(openvino: Any, model: ClipModel, stream: str, form: Form) -> Any:
         # Fake tensors have shapes but no values, so tracing a full-length clip computes nothing.
         trace = make_fx(torch.func.functionalize(forward), tracing_mode="fake", _allow_non_fake_inputs=True)
         graph = trace(clips)
-        _compute_constants(graph)
     try:
         fx_decoder: Any = importlib.import_module("openvino.frontend.pytorch.fx_decoder")
         network = openvino.convert_model(fx_decoder.TorchFXPythonDecoder(graph, dynamic_shapes=False))
@@ -57,22 +56,3 @@ def convert(openvino: Any, model: ClipModel, stream: str, form: Form) -> Any:
         ) from error
     _log.info("converted the %s network to OpenVINO in %.1f s", stream, time.perf_counter() - started)
     return network
-
-
-def _compute_constants(graph: fx.GraphModule) -> None:
-    """Compute with torch what depends only on the shape of the clips, such as the indices of sampled frames.
-
-    OpenVINO may round float32 differently, which changes values that are then truncated to an index.
-    """
-    constants: dict[fx.Node, Any] = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and all(used in constants for used in node.all_input_nodes):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), constants.__getitem__)
-            constants[node] = node.target(*args, **kwargs)
-    for i, (node, value) in enumerate(constants.items()):
-        if isinstance(value, Tensor) and not all(user in constants for user in node.users):
-            graph.register_buffer(f"constant_{i}", value)
-            with graph.graph.inserting_before(node):
-                node.replace_all_uses_with(graph.graph.get_attr(f"constant_{i}"))
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
