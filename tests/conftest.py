@@ -24,6 +24,7 @@ from vid3d_cli.models.backbones import BackboneOutput
 from vid3d_cli.models.manifest import find_model
 from vid3d_cli.run.reader import ClipReader
 from vid3d_cli.run.threads import count_cores
+from vid3d_cli.video.process import Decoders
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # share the cores among the workers
     torch.set_num_threads(max(1, count_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
@@ -65,6 +66,13 @@ def read_in_thread(plan, video, workers=None, decoders=None):
 @pytest.fixture
 def decoder_processes():
     """Make `tiny_model` decode in processes, as runs do."""
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Decoders for tests that do not harm them."""
+    with Decoders(timeout=30) as decoders:
+        yield decoders
 
 
 @pytest.fixture

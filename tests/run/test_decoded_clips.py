@@ -32,17 +32,10 @@ from vid3d_cli.run import local
 from vid3d_cli.run.reader import ClipReader, ClipsRequest, DecodedClips, open_clips
 from vid3d_cli.video import child, process
 from vid3d_cli.video.process import Decoders
-from vid3d_cli.video.slots import Form, Slots, create_file
+from vid3d_cli.video.slots import Layout, Slots, create_file
 from vid3d_cli.workers import Workers
 
 linux_only = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")
-
-
-@pytest.fixture(scope="module")
-def pool():
-    """Decoders for tests that do not harm them."""
-    with Decoders(timeout=30) as decoders:
-        yield decoders
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +240,7 @@ def test_slots_that_are_not_needed_take_no_memory(video):
             for clip in clips:
                 del clip
                 slots = slots_of(clips)
-        starts = range(4096, len(slots.memory), slots.form.slot_bytes)
+        starts = range(4096, len(slots.memory), slots.layout.slot_bytes)
         used = [any(slots.memory[start : start + 4096]) for start in starts]
         assert len(used) > 20
         assert used.count(True) <= 3
@@ -258,20 +251,20 @@ def test_clips_that_have_no_slot_left_are_copies(video):
         with open_clips(plan_of(window=64, streams="rgb", resize_px=32), video, None, decoders) as clips:
             next(clips)
             slots = slots_of(clips)
-        for slot in range(slots.form.num_slots):
+        for slot in range(slots.layout.num_slots):
             slots._mark(slot, b"\1")  # as if filled
-        held = [slots.borrow(slot) for slot in range(slots.form.num_slots)]
+        held = [slots.borrow(slot) for slot in range(slots.layout.num_slots)]
         memory = np.frombuffer(slots.memory, np.uint8)
         assert [np.may_share_memory(flat, memory) for flat in held] == [True] * (len(held) - 1) + [False]
         assert slots._count(b"\0") == 1
         held.clear()
-        assert slots._count(b"\0") == slots.form.num_slots
+        assert slots._count(b"\0") == slots.layout.num_slots
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_REMOVE"), reason="memory is returned on Linux only")
 def test_slots_that_are_free_again_take_no_memory():
     with open(create_file(), "r+b") as file:  # noqa: PTH123
-        slots = Slots(file.fileno(), Form(8, 4096))
+        slots = Slots(file.fileno(), Layout(8, 4096))
     lent = []
     for slot in range(6):
         slots._view(slot)[:] = 1

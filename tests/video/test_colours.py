@@ -15,18 +15,12 @@ from vid3d_cli.jobs.events import Warned
 from vid3d_cli.video.clock import Timed
 from vid3d_cli.video.interlacing import deinterlace
 from vid3d_cli.video.pixels import PixelOptions
-from vid3d_cli.video.process import Decoders, probe
+from vid3d_cli.video.process import probe
 from vid3d_cli.video.reader import VideoReader
 from vid3d_cli.video.rgb import RgbConverter
 
 FAST = ("yuv420p", "yuvj420p", "yuv422p", "yuva420p")
 """Pixel formats of which every extractor has swscale's numbers, with their bias."""
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with Decoders(timeout=30) as decoders:
-        yield decoders
 
 
 def first_rgb(path, **options):

@@ -40,13 +40,6 @@ linux_only = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="look
 
 
 @pytest.fixture(scope="module")
-def pool():
-    """Decoders for tests that do not harm them."""
-    with Decoders(timeout=30) as decoders:
-        yield decoders
-
-
-@pytest.fixture(scope="module")
 def video(tmp_path_factory):
     """60 frames at 25 fps: more than slots."""
     return str(write_video(tmp_path_factory.mktemp("decoders") / "video.mp4", num_frames=60))
@@ -158,7 +151,7 @@ def test_frames_are_not_copied_while_few_are_kept(pool, video):
 def test_large_frames_have_few_slots_and_do_not_block(pool, tmp_path):
     path = write_video(tmp_path / "large.mp4", num_frames=12, width=3840, height=2160, codec="mpeg4")
     with pool.open(str(path)) as frames:
-        assert frames._answers._decoder.slots.form.num_slots == 4
+        assert frames._answers._decoder.slots.layout.num_slots == 4
         kept = [frame.rgb[::40, ::40] for frame in frames]
     assert indices(kept) == list(range(12))
 

@@ -37,7 +37,7 @@ from vid3d_cli.flow.methods import create_flow
 from vid3d_cli.records import Frame
 from vid3d_cli.video import container as container_module
 from vid3d_cli.video import passes as passes_module
-from vid3d_cli.video.process import Decoders, probe
+from vid3d_cli.video.process import probe
 from vid3d_cli.video.reader import VideoReader
 
 SHARED_VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
@@ -68,13 +68,6 @@ class InDecoderProcess(InThisProcess):
 
     def probe(self, video, *, decode=True):
         return probe(video, decode=decode, decoders=self.decoders)
-
-
-@pytest.fixture(scope="module")
-def pool():
-    """Decoders for tests that do not harm them."""
-    with Decoders(timeout=30) as decoders:
-        yield decoders
 
 
 @pytest.fixture(params=["in this process", "decoder process"])

@@ -213,7 +213,8 @@ def _print_report(report: Mapping[str, Any]) -> None:
     console = make_console()
     for part in list(report)[:-4]:
         for name, value in report[part].items():
-            console.print(f"{part} {name.replace('_', ' ')}: {_show(value)}", soft_wrap=True)
+            if value is not None:
+                console.print(f"{part} {name.replace('_', ' ')}: {_show(value)}", soft_wrap=True)
     console.print()
     numbers = ("difference", "cosine", "top-1")
     table = make_table("self-test", "on", *numbers, "result", narrow=(*numbers, "result"))

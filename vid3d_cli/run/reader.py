@@ -34,7 +34,7 @@ from ..video.clock import describe_fps
 from ..video.frames import DecodedVideo
 from ..video.process import Answers, Decoders
 from ..video.reader import VideoReader
-from ..video.slots import Form, Slots
+from ..video.slots import Layout, Slots
 from ..workers import Workers
 from .threads import one_opencv_thread, share_threads
 
@@ -296,7 +296,7 @@ class ClipsRequest(NamedTuple):
 
         def allocate(forms: Forms) -> Mapping[str, NDArray[Any]]:
             nonlocal slots, slot
-            slots = parent.share(Form.fit(sum(map(_count_bytes, forms.values())), _CLIPS_BYTES))
+            slots = parent.share(Layout.fit(sum(map(_count_bytes, forms.values())), _CLIPS_BYTES))
             slot, memory = slots.take(_MAX_CLIPS_AHEAD)
             return _carve(memory, forms)
 

@@ -55,6 +55,11 @@ def import_openvino() -> Any:
             del sys.modules["openvino_telemetry"]
 
 
+def has_bf16(core: Any) -> bool:
+    """Return whether OpenVINO computes in bf16 on this CPU."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVINORuntime(DeviceRuntime):
     """Runs the clip models of a two-stream model with OpenVINO on the CPU.
 
@@ -84,7 +89,7 @@ class OpenVINORuntime(DeviceRuntime):
         super().__init__(models, select_cpu_precision(precision), batch_size, views)
         self.version = str(self._openvino.__version__).split("-")[0]
         self._core = self._openvino.Core()
-        if self.precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if self.precision == "bf16" and not has_bf16(self._core):
             raise UsageError("this CPU does not support bf16: use --precision fp32")
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],

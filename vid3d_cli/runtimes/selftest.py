@@ -28,7 +28,7 @@ from ..models.manifest import find_model
 from ..models.weights import locate
 from ..records import STREAMS, Clip, ClipSpan
 from . import create_runtime, devices, has_openvino
-from .openvino import import_openvino
+from .openvino import has_bf16, import_openvino
 from .torch import DTYPES, cuda_settings
 
 MODEL = "s3d_mini.camera_motion"
@@ -103,7 +103,7 @@ def _is_usable(choose: Callable[..., Any], *args: Any) -> bool:
 
 def _openvino_has_bf16() -> bool:
     with suppress(UsageError):  # `check_network` says that it cannot be imported
-        return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return has_bf16(import_openvino().Core())
     return False
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .process import BEAT_SECONDS, Last, Request, Sign, explain
-from .slots import Form, Slots, Stopped
+from .slots import Layout, Slots, Stopped
 
 
 def serve(number: int) -> None:
@@ -63,14 +63,14 @@ class Parent:
         """Report progress, between answers, whenever this function returns another value."""
         self._progress = progress
 
-    def share(self, form: Form) -> Slots:
-        """Return memory that both processes map, of this form or a larger one; it stays for the next requests."""
-        if self._slots is None or not self._slots.form.holds(form):
-            self.send(form)
+    def share(self, layout: Layout) -> Slots:
+        """Return memory that both processes map, of this layout or a larger one; it stays for the next requests."""
+        if self._slots is None or not self._slots.layout.holds(layout):
+            self.send(layout)
             self._slots = None  # the parent has new ones, even if they cannot be mapped here
             file = self._inbox.get()
             try:
-                self._slots = Slots(file, form)
+                self._slots = Slots(file, layout)
             finally:
                 os.close(file)
         return self._slots

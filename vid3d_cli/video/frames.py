@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..records import Frame
 from .pixels import PixelOptions
 from .reader import VideoInfo, VideoReader
-from .slots import Form
+from .slots import Layout
 
 if TYPE_CHECKING:
     from .child import Parent
@@ -56,7 +56,7 @@ class ReadRequest(NamedTuple):
             parent.report(lambda: reader.num_packets_read)
             info = reader.info
             num_bytes, latest = info.height * info.width * 3, None
-            slots = parent.share(Form.fit(num_bytes, _FRAMES_BYTES, _MAX_FRAMES_AHEAD))
+            slots = parent.share(Layout.fit(num_bytes, _FRAMES_BYTES, _MAX_FRAMES_AHEAD))
             parent.send(Opened(info, reader.num_expected_frames, reader.time_base, reader.first_units))
             for frame in reader:
                 slot = None

@@ -41,7 +41,7 @@ from . import TIMEOUT_SECONDS as TIMEOUT_SECONDS  # defined there for the comman
 from .frames import CountRequest, DecodedVideo, ReadRequest
 from .pixels import PixelOptions
 from .reader import VideoInfo
-from .slots import Form, Slots, create_file
+from .slots import Layout, Slots, create_file
 
 if TYPE_CHECKING:
     from .child import Parent
@@ -304,11 +304,11 @@ class _Decoder:
         with self._explained():
             self._connection.send(request)
 
-    def _share(self, form: Form) -> None:
+    def _share(self, layout: Layout) -> None:
         """Map new memory, and send its descriptor."""
         file = create_file()
         try:
-            before, self.slots = self.slots, Slots(file, form)
+            before, self.slots = self.slots, Slots(file, layout)
             if before is not None and before.is_stopped:
                 self.slots.stop()
             self._connection.send(Sign.MEMORY_FOLLOWS)
@@ -353,7 +353,7 @@ class _Decoder:
             if not self._arrivals.poll(None if timeout is None else min(1000 * timeout, _MAX_POLL_MS)):
                 raise TimeoutError
             answer = self._connection.recv()
-            if isinstance(answer, Form):
+            if isinstance(answer, Layout):
                 self._share(answer)
                 answer = Sign.BEAT
         self._has_answered = True

@@ -35,20 +35,20 @@ class Stopped(Exception):
     """The other process wants no more answers."""
 
 
-class Form(NamedTuple):
+class Layout(NamedTuple):
     """The layout of shared memory."""
 
     num_slots: int
     slot_bytes: int
 
     @classmethod
-    def fit(cls, slot_bytes: int, total_bytes: int, max_slots: int = 64) -> Form:
+    def fit(cls, slot_bytes: int, total_bytes: int, max_slots: int = 64) -> Layout:
         """Return slots of at least some size that take about so much memory, if all are used; at least 4."""
         whole = -(-slot_bytes // 4096) * 4096
         return cls(min(max(4, total_bytes // whole), max_slots), whole)
 
-    def holds(self, other: Form) -> bool:
-        """Whether memory of this form can be used for another one."""
+    def holds(self, other: Layout) -> bool:
+        """Whether memory of this layout can be used for another one."""
         return self.num_slots >= other.num_slots and self.slot_bytes >= other.slot_bytes
 
 
@@ -57,33 +57,33 @@ class Slots:
 
     Args:
         file: descriptor of a file made by `create_file`; the caller closes it.
-        form: number and size of the slots.
+        layout: number and size of the slots.
 
     Raises:
         OSError: the memory cannot be mapped.
     """
 
-    def __init__(self, file: int, form: Form) -> None:
-        self.form = form
-        num_bytes = _HEADER_BYTES + form.num_slots * form.slot_bytes
+    def __init__(self, file: int, layout: Layout) -> None:
+        self.layout = layout
+        num_bytes = _HEADER_BYTES + layout.num_slots * layout.slot_bytes
         os.ftruncate(file, num_bytes)
         self.memory = mmap.mmap(file, num_bytes)
 
     def _count(self, state: bytes) -> int:
-        return self.memory[: self.form.num_slots].count(state)
+        return self.memory[: self.layout.num_slots].count(state)
 
     def _find(self, state: bytes) -> int:
-        return self.memory.find(state, 0, self.form.num_slots)
+        return self.memory.find(state, 0, self.layout.num_slots)
 
     def _mark(self, slot: int, state: bytes) -> None:
         self.memory[slot : slot + 1] = state
 
     def _view(self, slot: int) -> NDArray[np.uint8]:
-        view: NDArray[np.uint8] = np.frombuffer(self.memory, np.uint8, self.form.slot_bytes, self._start(slot))
+        view: NDArray[np.uint8] = np.frombuffer(self.memory, np.uint8, self.layout.slot_bytes, self._start(slot))
         return view
 
     def _start(self, slot: int) -> int:
-        return _HEADER_BYTES + slot * self.form.slot_bytes
+        return _HEADER_BYTES + slot * self.layout.slot_bytes
 
     # In the decoder process ------------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Slots:
         """Return the bytes of a filled slot; it is free again when no view of the array is left."""
         flat = self._view(slot)
         self._mark(slot, _LENT)
-        if self._count(_LENT) == self.form.num_slots:
+        if self._count(_LENT) == self.layout.num_slots:
             flat = flat.copy()
             self._free(slot)
         else:
@@ -128,7 +128,7 @@ class Slots:
         """Free a slot, and return its memory to the system unless it is one of the first."""
         if slot >= num_kept and hasattr(mmap, "MADV_REMOVE"):
             with suppress(OSError):  # not every kernel can
-                self.memory.madvise(mmap.MADV_REMOVE, self._start(slot), self.form.slot_bytes)
+                self.memory.madvise(mmap.MADV_REMOVE, self._start(slot), self.layout.slot_bytes)
         self._mark(slot, _FREE)
 
     @property
@@ -143,7 +143,7 @@ class Slots:
     def reset(self) -> None:
         """Free all that is not borrowed, for the next request; the other process is idle."""
         self.memory[_STOP_AT] = 0
-        for slot in range(self.form.num_slots):
+        for slot in range(self.layout.num_slots):
             if self.memory[slot : slot + 1] != _LENT:
                 self._free(slot)
 
