@@ -20,6 +20,7 @@ LAYERS = [
         "errors",
         "offline",
         "suggest",
+        "toml_files",
         "arguments",
         "recipe",
         "records",
@@ -30,7 +31,7 @@ LAYERS = [
         "device_memory",
     ),
     "fusion",
-    *("video", "flow", "models", "clips", "predictions", "results", "runtimes", "options", "plan", "run"),
+    *("video", "flow", "models", "clips", "predictions", "results", "runtimes", "options", "presets", "plan", "run"),
     *("features", "jobs", "api", "__init__", "cli", "__main__"),
 ]
 """Top to bottom; a folder is one layer, whose files import each other without a cycle."""

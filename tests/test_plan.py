@@ -180,6 +180,7 @@ LEAVES_NUMBERS = {
     "threads",
     "batch_size",
     "allow_playlists",
+    "preset",
 }
 """Options that change no feature beyond its last digits."""
 

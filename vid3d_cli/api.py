@@ -17,6 +17,7 @@ from .jobs import extraction
 from .jobs.events import JobSummary, OnEvent, Warned
 from .options import Options
 from .plan import Plan
+from .presets import with_preset
 from .results import VideoResult
 from .run import local
 from .run.load import Networks
@@ -94,7 +95,7 @@ class Model:
 
 
 @checked
-def load(model: str = "i3d", **options: Any) -> Model:
+def load(model: str | None = None, **options: Any) -> Model:
     """Return a model whose networks are loaded once, for many calls.
 
         model = vid3d_cli.load("i3d", streams="rgb")
@@ -102,14 +103,14 @@ def load(model: str = "i3d", **options: Any) -> Model:
             print(model.classify(name))
 
     Args:
-        model: name of a model; its weights are downloaded if they are not on disk.
+        model: name of a model; its weights are downloaded if they are not on disk. None is the preset's, or i3d.
         **options: fields of `Options`, such as streams="rgb", window=16, stride=8.
 
     Raises:
         UsageError: options that do not fit.
         WeightsError: checkpoints that are missing or do not fit.
     """
-    plan = make_plan(model=model, **options)
+    plan = make_plan(**({} if model is None else {"model": model}), **options)
     networks = load_networks(plan)
     _warn([*plan.warnings, *networks.warnings])
     return Model(plan, networks)
@@ -168,7 +169,7 @@ def extract(
     videos: Video | Iterable[Video],
     *,
     out: Video | None = None,
-    model: str = "i3d",
+    model: str | None = None,
     jobs: int | None = None,
     timeout: float | None = TIMEOUT_SECONDS,
     on_failure: OnFailure | None = None,
@@ -193,7 +194,7 @@ def extract(
         videos: path or URL, or several. Directories, globs and "@list.txt" stand for the videos in them, as on the
             command line. Each video comes once.
         out: `feats.npy`, `.npz`, `.h5`, `.parquet` or a directory.
-        model: name of a model.
+        model: name of a model; None is the preset's, or i3d.
         jobs: how many videos are read at the same time; None: see `run.threads.share_threads`.
         timeout: seconds without progress before a video fails; None for no limit.
         on_failure: without `out`, called with each failed video, and the others continue; None raises the failure.
@@ -212,13 +213,15 @@ def extract(
         OutputError: the output cannot be written. Committed rows are kept, and the same call resumes.
     """
     sources = _find(videos)
+    if model is not None:
+        options["model"] = model
     if out is not None:
         if on_failure is not None or on_clips is not None:
             raise UsageError("with out, on_event reports failures and clips: leave on_failure and on_clips out")
-        return _extract_to(fspath(out), sources, model, jobs, timeout, on_event, options)
+        return _extract_to(fspath(out), sources, jobs, timeout, on_event, options)
     if on_event is not None:
         raise UsageError("on_event is for jobs: give out, or use on_failure and on_clips")
-    return _extract(make_plan(model=model, **options), sources, jobs, timeout, on_failure, on_clips)
+    return _extract(make_plan(**options), sources, jobs, timeout, on_failure, on_clips)
 
 
 def _find(videos: Video | Iterable[Video]) -> list[Source]:
@@ -248,7 +251,6 @@ def _extract(
 def _extract_to(
     out: str,
     sources: list[Source],
-    model: str,
     jobs: int | None,
     timeout: float | None,
     on_event: OnEvent | None,
@@ -261,10 +263,10 @@ def _extract_to(
         for hints in (_FORM_HINTS, _JOB_HINTS)
     )
     return extraction.extract(
-        make_plan(model=model, **options),
+        make_plan(**options),
         sources,
         out,
-        form=FeatureFormat(**form),
+        form=FeatureFormat.of(options.get("preset"), form),
         jobs=jobs,
         timeout=timeout,
         on_event=on_event or _warn_of_event,
@@ -293,7 +295,7 @@ def make_plan(**options: Any) -> Plan:
         names = [*known, *_FORM_HINTS, *_JOB_HINTS]
         hint = f"did you mean '{meant}'?" if meant else did_you_mean(unknown[0], names)
         raise UsageError(f"unknown option '{unknown[0]}': {hint or 'see help(vid3d_cli.Options)'}")
-    return Plan.make(Options(**options))
+    return Plan.make(with_preset(options))
 
 
 def _warn_of_event(event: Any) -> None:

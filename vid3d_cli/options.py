@@ -48,6 +48,14 @@ class Options:
         common=True,
         type=list[str] | None,
     )
+    preset: str | None = option(
+        None,
+        "Settings and files that a program wants; other options override it; see: vid3d presets.",
+        MODEL,
+        metavar="PRESET",
+        common=True,
+        commands=("extract",),
+    )
     variant: str | None = option(
         None, "Variant of the backbone, for your own checkpoints; see: vid3d models show.", MODEL, metavar="VARIANT"
     )

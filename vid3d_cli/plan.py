@@ -26,6 +26,7 @@ from .models.manifest import ModelEntry, Normalisation, WeightsFile, find_model,
 from .models.registry import BACKBONES, POOLS, find_variant
 from .models.weights import known_sha256
 from .options import Options
+from .presets import find_preset
 from .recipe import Recipe, StreamRecipe
 from .records import STREAMS
 from .runtimes import check_runtime_options
@@ -66,6 +67,8 @@ class Plan(Options):
         plan.window, plan.recipe.tail                 # (16, "pad")
     """
 
+    preset: str | None
+    """The preset, and the options that differ from it."""
     variant: str | None
     """Variant of the backbone; None for the plain one."""
     labels: tuple[str, ...] | None
@@ -120,6 +123,7 @@ class Plan(Options):
         flow_normalisation = entry.streams["flow"].normalisation if "flow" in streams else None
         decided = {
             "model": entry.name,
+            "preset": options.preset and find_preset(options.preset).describe(options),
             "variant": variant,
             "labels": _read_labels(options, entry),
             "labels_from": str(options.labels) if isinstance(options.labels, (str, Path)) else "labels",
@@ -286,6 +290,7 @@ class Plan(Options):
             precision=None if self.precision == "auto" else self.precision,
             dense=None if (dense := self.dense_plan) is None else dense.describe(),
             pixels=self.pixels.describe(),
+            preset=self.preset,
         )
 
     def describe_flow(self, source: str | None = None) -> str | None:

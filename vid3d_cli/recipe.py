@@ -19,7 +19,7 @@ NUMERICS = 2
 limited range get their contrast.
 """
 
-_PROVENANCE = re.compile(r"runtime|versions(\..+)?|streams\.\w+\.weights")
+_PROVENANCE = re.compile(r"runtime|preset|versions(\..+)?|streams\.\w+\.weights")
 """The keys, with dots between the levels, that say where features came from; all others decide numbers."""
 
 _FLOW_FOLDER = re.compile(r"^ready-made (.*), images of bound ")
@@ -73,6 +73,8 @@ class Recipe:
     """How windows were pooled from one pass over the video; None if each ran by itself."""
     pixels: str | None = None
     """Choices about colours, interlacing and the shape of pixels; None for the defaults."""
+    preset: str | None = None
+    """The preset, and the options that differ from it; None without one."""
     numerics: int = NUMERICS
     """See `NUMERICS`."""
 

@@ -25,7 +25,7 @@ from .batch import (
 )
 from .console import log, plural
 from .formats import is_table
-from .options import out_option, takes_options
+from .options import is_given, out_option, takes_options
 from .progress import EventPrinter
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _OUTPUT = "Output"
 
 @takes_options
 def extract(
+    context: typer.Context,
     videos: Videos,
     options: Options,
     out: Annotated[
@@ -45,7 +46,10 @@ def extract(
     layout: Annotated[
         str,
         typer.Option(
-            metavar="vid3d|video_features", help="File names and arrays in a directory.", rich_help_panel=_OUTPUT
+            metavar="vid3d|video_features|files",
+            help="File names and arrays in a directory; files: those of the preset.",
+            show_default="vid3d, or those of the preset",
+            rich_help_panel=_OUTPUT,
         ),
     ] = "vid3d",
     dtype: Annotated[
@@ -120,7 +124,9 @@ def extract(
     if (estimate or plan_format) and not dry_run:
         raise UsageError(f"{'--estimate' if estimate else '--format'} needs --dry-run")
     sources = find_videos(videos, nul_separated)
-    plan, form = make_plan(options), FeatureFormat(dtype, concat, layout)
+    written = {"dtype": dtype, "concat": concat, "layout": layout}
+    form = FeatureFormat.of(options.preset, {name: written[name] for name in written if is_given(context, name)})
+    plan = make_plan(options)
     if dry_run:
         from .dry_run import print_plan
 

@@ -24,19 +24,31 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
 
     The command receives them as one parameter `options`. A field with `commands` belongs only to these commands.
     """
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
+    taken = inspect.signature(command, eval_str=True).parameters
+    own = [parameter for name, parameter in taken.items() if name not in ("options", "context")]
     shared = [_parameter(field) for field in _fields_of(command.__name__)]
 
     @wraps(command)
-    def wrapper(**values: Any) -> None:
+    def wrapper(context: typer.Context, **values: Any) -> None:
+        from ..presets import with_preset  # late, so that --help is fast
+
         picked = {parameter.name: values.pop(parameter.name) for parameter in shared}
         picked["weights"] = parse_weights(picked["weights"] or [])
-        command(**values, options=Options(**picked))
+        if "context" in taken:
+            values["context"] = context
+        command(**values, options=with_preset({name: picked[name] for name in picked if is_given(context, name)}))
 
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared))]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the command line, or a variable of the environment, gives a parameter."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _fields_of(command: str) -> list[dataclasses.Field[Any]]:

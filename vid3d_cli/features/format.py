@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NoFeatures
+from ..errors import NoFeatures, UsageError
+from ..presets import Files, find_preset
 from ..recipe import Recipe
 from ..results import VideoResult
 from ..suggest import check_known
@@ -17,7 +19,8 @@ FEATURES = "features"
 """Name of the matrix that holds all streams side by side, rgb first."""
 
 DTYPES = ("float32", "float16")
-LAYOUTS = ("vid3d", "video_features")
+LAYOUTS = ("vid3d", "video_features", "files")
+"""Ours, that of v-iashin/video_features, and that of a preset's `Files`."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,28 @@ class FeatureFormat:
     """One matrix with the streams side by side, or one for each stream."""
     layout: str = "vid3d"
     """One of `LAYOUTS`: file names and arrays in a directory."""
+    files: Files | None = None
+    """With the layout "files": what they are."""
 
     def __post_init__(self) -> None:
         check_known(self.dtype, DTYPES, f"unknown dtype '{self.dtype}'")
         check_known(self.layout, LAYOUTS, f"unknown layout '{self.layout}'")
         if self.layout == "video_features":
             object.__setattr__(self, "concat", False)  # its file names contain the stream
+        if (self.layout == "files") != (self.files is not None):
+            raise UsageError("--layout files writes the files of a preset: choose one with --preset")
+
+    @classmethod
+    def of(cls, preset: str | None, given: Mapping[str, Any]) -> FeatureFormat:
+        """Return a format: the values given, then those of the preset's files, then the defaults.
+
+        Raises:
+            UsageError: there is no such preset, or a value is unknown.
+        """
+        if preset is None or given.get("layout", "files") != "files":
+            return cls(**given)
+        files = find_preset(preset).files
+        return cls(**{"dtype": files.dtype, "concat": files.concat, "layout": "files", "files": files, **given})
 
     def matrices(self, result: VideoResult) -> dict[str, NDArray[Any]]:
         """Return the features of one video, (N, D) each: by stream, or all as "features".
@@ -62,4 +81,7 @@ class FeatureFormat:
 
     def describe(self, recipe: Recipe) -> dict[str, Any]:
         """Return the recipe and this format, as stored with the features and compared before a job resumes."""
-        return {**asdict(recipe), **asdict(self)}
+        fields = asdict(self)
+        if self.files is None:
+            del fields["files"]
+        return {**asdict(recipe), **fields}

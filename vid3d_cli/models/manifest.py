@@ -9,26 +9,19 @@ tests/models/test_manifest.py checks the values. `weights.py` downloads the file
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.resources
-import sys
-import types
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 from ..errors import UnknownModel, WeightsError, WeightsUnavailable
 from ..records import STREAMS
 from ..suggest import check_known, did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+from ..toml_files import parse, read_toml
 
 
 @dataclass(frozen=True)
@@ -325,7 +318,7 @@ def read_manifest(path: Path) -> Manifest:
         WeightsError: a key is unknown or missing, or a value has the wrong type; the text names it.
     """
     try:
-        root = tomllib.loads(path.read_text("utf-8"))
+        root = read_toml(path)
     except (OSError, ValueError) as error:
         raise WeightsError(f"manifest: {path} cannot be read: {error}") from error
     # What the file does not say twice: names, and which tables the fields of two dataclasses are spread over.
@@ -342,50 +335,11 @@ def read_manifest(path: Path) -> Manifest:
                 part |= {"model": name, "stream": stream}
             if weights:
                 facts["weights"] = weights
-    manifest: Manifest = _read(Manifest, root, path.name)
+    try:
+        manifest: Manifest = parse(Manifest, root, path.name)
+    except ValueError as error:
+        raise WeightsError(f"manifest: {error}") from None
     return manifest
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """Return a value of TOML as the type `kind`, a dataclass or a type of one of its fields."""
-    origin, args = get_origin(kind), [arg for arg in get_args(kind) if arg is not types.NoneType]
-    if dataclasses.is_dataclass(kind):
-        if isinstance(value, dict):
-            return _read_table(kind, value, where)
-    elif origin in (Union, types.UnionType):
-        if len(args) == 1:
-            return _read(args[0], value, where)
-        for arg in args:
-            try:
-                return _read(arg, value, where)
-            except WeightsError:
-                continue
-    elif origin is tuple:
-        if isinstance(value, list) and (... in args or len(args) == len(value)):
-            return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    elif origin is Mapping:
-        if isinstance(value, dict):
-            return {key: _read(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    elif kind is Fraction:
-        try:
-            return Fraction(value if isinstance(value, str) else "")
-        except (ValueError, ZeroDivisionError):
-            pass
-    # not isinstance, because TOML's true is Python's True, which is an int
-    elif type(value) is kind or (kind is float and type(value) is int):
-        return kind(value)
-    expected = " or ".join(arg.__name__ for arg in (args if origin in (Union, types.UnionType) else [kind]))
-    raise WeightsError(f"manifest: {where} must be of type {expected}, got {value!r}")
-
-
-def _read_table(kind: Any, table: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
-    if unknown := table.keys() - hints.keys():
-        raise WeightsError(f"manifest: {where} has unknown keys: {', '.join(sorted(unknown))}")
-    for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING and field.name not in table:
-            raise WeightsError(f"manifest: {where}.{field.name} is missing")
-    return kind(**{key: _read(hints[key], value, f"{where}.{key}") for key, value in table.items()})
 
 
 def find_model(name: str) -> ModelEntry:
