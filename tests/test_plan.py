@@ -199,6 +199,8 @@ OTHER_VALUES = {
     "deinterlace": {"deinterlace": True},
     "square_pixels": {"square_pixels": True},
     "dense": {"dense": True},
+    "resize": {"resize": "340x256"},
+    "interpolation": {"interpolation": "lanczos"},
     "crops": {"crops": 10},
     "resize_only": {"resize_only": True},
     "layer": {"layer": "Mixed_4f"},
@@ -207,6 +209,7 @@ OTHER_VALUES = {
     "flow": {"flow": "tvl1"},
     "flow_files": {"flow_files": "flow"},
     "flow_bound_px": {"flow_files": "flow", "flow_bound_px": 3.0},
+    "flow_size": {"flow_size": "source"},
     "quantise_flow": {"quantise_flow": True},
     "precision": {"precision": "bf16"},
 }
