@@ -135,7 +135,7 @@ CROPS = {
     "3": ("start", "c", "end"),
     "10": ("tl", "tr", "bl", "br", "c", "trm", "tlm", "brm", "blm", "cm"),
 }
-"""The crops that a number stands for, see `place_crops`. 10 are those of torchvision's `ten_crop`, in its order."""
+"""The crops that a number stands for, see `place_crops`. 10 are in the order of torchvision's `ten_crop`."""
 
 
 def parse_crops(crops: int | str) -> tuple[str, ...]:
