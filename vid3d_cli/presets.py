@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .arguments import check
 from .errors import UsageError
 from .models.manifest import data_path
 from .options import MACHINE, Options
@@ -138,5 +139,5 @@ def with_preset(given: Mapping[str, Any]) -> Options:
     Raises:
         UsageError: there is no such preset, or an option does not fit.
     """
-    name = given.get("preset")
+    name = check("preset", given.get("preset"), str | None)
     return Options(**{**(find_preset(name).options if name else {}), **given})
