@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -158,7 +159,9 @@ class ClipReader:
         num_frames, plan = self.frames.num_expected_frames, self._plan
         if num_frames and (dense := plan.dense_plan) is not None:
             return dense.count_stretches(num_frames)
-        return num_frames and count_clips(num_frames, length=plan.window, stride=plan.stride, tail=plan.tail)
+        return num_frames and count_clips(
+            num_frames, length=plan.window, stride=plan.stride, tail=plan.tail, centred=plan.centred
+        )
 
     def __iter__(self) -> Iterator[Clip]:
         plan, dense = self._plan, self._plan.dense_plan
@@ -193,7 +196,8 @@ class ClipReader:
         )
 
     def _cut(self, frames: Iterable[_Timed]) -> Iterator[Window[_Timed]]:
-        return sliding_clips(frames, length=self._plan.window, stride=self._plan.stride, tail=self._plan.tail)
+        plan = self._plan
+        return sliding_clips(frames, length=plan.window, stride=plan.stride, tail=plan.tail, centred=plan.centred)
 
     def _count(self, frames: VideoReader | DecodedVideo) -> Iterator[Frame]:
         for frame in self._workers.spent.each("decode", frames):
@@ -234,10 +238,13 @@ class ClipReader:
         )
 
     def _stack(self, index: int, window: Window[StreamFrame]) -> Clip:
-        first, length = window.frames[0].streams, len(window.frames)
+        frames, spread, file_fps = window.frames, self._plan.spread_plan, self.frames.info.fps
+        if spread is not None:
+            frames = [frames[i] for i in spread.indices(len(frames), file_fps, self._plan.fps or Fraction(file_fps))]
+        first, length = frames[0].streams, len(frames)
         arrays = self._allocate({s: ((length, *entry.shape), entry.dtype.str) for s, entry in first.items()})
         for stream, array in arrays.items():
-            np.stack([frame.streams[stream] for frame in window.frames], out=array)
+            np.stack([frame.streams[stream] for frame in frames], out=array)
         return Clip(_span(index, window), arrays)
 
 
@@ -259,8 +266,8 @@ def flow_device(method: str, device: str) -> str:
 
 
 def _span(index: int, window: Window[StreamFrame] | Window[_Shown]) -> ClipSpan:
-    first, last = window.frames[0], window.frames[window.num_valid - 1]
-    return ClipSpan(index, window.start, window.num_valid, first.seconds, last.end_seconds)
+    end_seconds = max(frame.end_seconds for frame in window.frames)
+    return ClipSpan(index, window.start, window.num_valid, window.frames[0].seconds, end_seconds)
 
 
 # From a decoder process ----------------------------------------------------------------------------------------------
