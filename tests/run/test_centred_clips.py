@@ -1,0 +1,203 @@
+"""`--centred` and `--spread` in the whole pipeline, against NumPy indices into all frames of a video."""
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from videos import write_video
+
+import vid3d_cli
+from vid3d_cli import make_plan
+from vid3d_cli.errors import EXIT_USAGE
+from vid3d_cli.features.store import read_verified
+from vid3d_cli.features.stores import open_store
+from vid3d_cli.records import Clip, ClipSpan
+from vid3d_cli.run.load import load
+from vid3d_cli.run.reader import ClipReader
+
+MODEL = "s3d_mini.camera_motion"
+RATES = [15, Fraction(24000, 1001), 25, Fraction(30000, 1001), 30]
+
+
+def read(video, *, window, stride=None, centred=False, spread=None, **options):
+    """Return the clips of a plan, and their expected number; any window works, since no network runs."""
+    plan = make_plan(**{"model": MODEL, "streams": "rgb", "fps": "native", **options})
+    cut = {"window": window, "stride": stride or window, "centred": centred, "spread": spread}
+    with ClipReader(replace(plan, resize_px=40, crop_px=32, **cut), str(video)) as reader:
+        expected = reader.num_expected_clips
+        return list(reader), expected
+
+
+def all_frames(video, num_frames, **options):
+    """Return one clip of all frames."""
+    (clip,), _ = read(video, window=num_frames, **options)
+    assert clip.span.num_valid_frames == num_frames
+    return clip
+
+
+@pytest.mark.parametrize("fps", RATES, ids=float)
+def test_a_row_for_every_frame_with_its_own_times(tmp_path, fps):
+    video = write_video(tmp_path / "a.mp4", num_frames=26, fps=fps)
+    frames = all_frames(video, 26).streams["rgb"]
+    clips, expected = read(video, window=21, stride=1, centred=True)
+    assert len(clips) == expected == 26
+    for i, clip in enumerate(clips):
+        shown = np.clip(np.arange(i - 10, i + 11), 0, 25)
+        np.testing.assert_array_equal(clip.streams["rgb"], frames[shown])
+        first, last = shown[0], shown[-1]
+        seconds = pytest.approx((first / fps, (last + 1) / fps), abs=2e-3)
+        assert (clip.span.index, clip.span.start_frame, clip.span.num_valid_frames) == (i, first, last + 1 - first)
+        assert (clip.span.start_seconds, clip.span.end_seconds) == seconds
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 20, 21])
+def test_a_video_shorter_than_a_centred_clip_has_as_many_rows_as_frames(tmp_path, num_frames):
+    video = write_video(tmp_path / "a.mp4", num_frames=num_frames)
+    frames = all_frames(video, num_frames, streams="both")
+    clips, expected = read(video, window=21, stride=1, centred=True, streams="both")
+    assert len(clips) == expected == num_frames
+    for i, clip in enumerate(clips):
+        shown = np.clip(np.arange(i - 10, i + 11), 0, num_frames - 1)
+        for stream in ("rgb", "flow"):
+            np.testing.assert_array_equal(clip.streams[stream], frames.streams[stream][shown])
+        assert clip.span.num_valid_frames == len(set(shown.tolist()))
+
+
+@pytest.mark.parametrize("fps", RATES, ids=float)
+@pytest.mark.parametrize("spread", [16, "16:32"])
+def test_spread_frames_of_both_streams_are_those_of_linspace(tmp_path, fps, spread):
+    """Clips of 30 frames at 30 fps; the last one is short."""
+    video = write_video(tmp_path / "a.mp4", num_frames=50, fps=fps)
+    options = {"streams": "both", "fps": 30, "flow": "farneback"}
+    _, num_frames = read(video, window=1, **options)
+    frames = all_frames(video, num_frames, **options)
+    clips, expected = read(video, window=30, spread=spread, **options)
+    assert len(clips) == expected == -(-num_frames // 30)
+    last = 29 if spread == 16 else 32 * int(fps) / 30 - 1
+    picked = np.clip(np.floor(np.linspace(0, last, 16) + 1e-9), 0, 29).astype(int)
+    for i, clip in enumerate(clips):
+        for stream in ("rgb", "flow"):
+            expected_frames = frames.streams[stream][np.clip(30 * i + picked, 0, num_frames - 1)]
+            np.testing.assert_array_equal(clip.streams[stream], expected_frames)
+        assert clip.span.start_frame == 30 * i
+        assert clip.span.num_valid_frames == min(30, num_frames - 30 * i)
+
+
+@pytest.mark.parametrize(("num_frames", "spread"), [(1, 16), (3, 16), (3, 1), (40, 64)])
+def test_fewer_frames_than_the_network_gets_repeat(tmp_path, num_frames, spread):
+    video = write_video(tmp_path / "a.mp4", num_frames=num_frames)
+    frames = all_frames(video, num_frames).streams["rgb"]
+    (clip,), _ = read(video, window=40, spread=spread)
+    shown = np.floor(np.linspace(0, 39, spread) + 1e-9).astype(int)
+    np.testing.assert_array_equal(clip.streams["rgb"], frames[np.clip(shown, 0, num_frames - 1)])
+
+
+# The network ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 30, "stride": 20, "spread": 9, "centred": True},
+        pytest.param({"window": 21, "stride": 1, "centred": True, "streams": "rgb"}, marks=pytest.mark.exhaustive),
+        pytest.param({"window": 12, "stride": 5, "centred": True}, marks=pytest.mark.exhaustive),
+        pytest.param({"window": 30, "stride": 20, "spread": 9}, marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:--centred with stride")
+def test_features_equal_a_network_that_runs_each_clip_alone(tmp_path, options):
+    """Equal bytes in fp32: clips cut by NumPy from all frames, one by one through the same network."""
+    video = str(write_video(tmp_path / "a.mp4", num_frames=40))
+    options = {"model": MODEL, "precision": "fp32", "runtime": "torch", "fps": "native", **options}
+    result = vid3d_cli.classify(video, **options)
+    num_frames = result.num_frames
+    plan = make_plan(**options)
+    with ClipReader(replace(plan, window=num_frames, centred=False, spread=None), video) as reader:
+        (frames,) = reader
+    networks = load(plan)
+    starts = range(0, num_frames, plan.stride) if plan.centred else (0, 20)
+    before = plan.window // 2 if plan.centred else 0
+    assert len(result.clips) == len(starts)
+    for clip, start in zip(result.clips, starts, strict=True):
+        shown = np.clip(np.arange(start - before, start - before + plan.window), 0, num_frames - 1)
+        if plan.spread:
+            shown = shown[np.floor(np.linspace(0, plan.window - 1, plan.spread) + 1e-9).astype(int)]
+        alone = Clip(ClipSpan(0, 0, 0, 0.0, 0.0), {s: frames.streams[s][shown] for s in plan.networks})
+        (expected,) = networks.runtime.run([alone])
+        for stream in plan.networks:
+            assert clip.features[stream].tobytes() == expected.features[stream].tobytes()
+
+
+# Jobs ----------------------------------------------------------------------------------------------------------------
+
+CENTRED = ("--model", "s3d_mini", "--window", 9, "--stride", 2, "--centred", "--fps", "native", "--spread", 12)
+
+
+@pytest.fixture
+def three(tmp_path):
+    return [write_video(tmp_path / f"{n}.mp4", num_frames=n, width=48) for n in (3, 10, 21)]
+
+
+@pytest.mark.parametrize(
+    "name", ["f.npy", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("f", "f.npz", "f.h5", "f.parquet"))]
+)
+def test_outputs_are_checked_compared_and_resumed(vid3d, tiny_model, three, tmp_path, name):
+    if name == "f.h5":
+        pytest.importorskip("h5py")
+    if name == "f.parquet":
+        pytest.importorskip("pyarrow")
+    assert vid3d("extract", *three, "--out", f"whole/{name}", *CENTRED).exit_code == 0
+    assert vid3d("extract", *three[:2], "--out", name, *CENTRED).exit_code == 0
+    assert vid3d("extract", *three, "--out", name, *CENTRED).exit_code == 0
+    assert vid3d("features", "check", name).exit_code == 0
+    compared = json.loads(vid3d("features", "compare", name, f"whole/{name}").stdout.splitlines()[-1])
+    assert compared["rows"] == 2 + 5 + 11
+    assert all(values["max_relative_difference"] == 0 for values in compared["matrices"].values())
+    with open_store(name) as one, open_store(f"whole/{name}") as other:
+        for a, b in zip(one.entries(), other.entries(), strict=True):
+            assert read_verified(one, a).spans == read_verified(other, b).spans
+    refused = vid3d("extract", *three, "--out", name, *CENTRED[:-2])
+    assert refused.exit_code == EXIT_USAGE
+    assert "spread: 12 there, none now" in refused.stderr
+
+
+@pytest.mark.exhaustive
+def test_shards_processes_flow_files_and_ten_crops(vid3d, tiny_model, decoder_processes, three, tmp_path):
+    options = [*CENTRED, "--crops", 10, "--keep-crops"]
+    for video in three:
+        assert vid3d("flow", video, "--out", f"flow/{video.stem}.npz", "--fps", "native").exit_code == 0
+    for i in (1, 2):
+        done = vid3d("extract", tmp_path, "--out", "f.npz", *options, "--shard", f"{i}/2", "--flow-files", "flow")
+        assert done.exit_code == 0, done.stderr
+    assert vid3d("features", "merge", *tmp_path.glob("f.shard-*.npz"), "--out", "f.npz").exit_code == 0
+    assert vid3d("features", "check", "f.npz").exit_code == 0
+    rows = np.load(tmp_path / "f.npz")["features"]
+    assert rows.shape[:2] == (2 + 5 + 11, 10)
+
+
+def test_a_dry_run_says_how_often_a_frame_is_computed(vid3d, tiny_model, three):
+    options = ("--model", "s3d_mini", "--window", 21, "--stride", 1, "--centred", "--fps", "native")
+    result = vid3d("extract", *three, "--out", "f.npy", *options, "--dry-run")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["frames"], line["rows"], line["clips"]) for line in lines] == [
+        (3, 3, 3), (10, 10, 10), (21, 21, 21), (34, 34, 34)
+    ]  # fmt: skip
+    assert "--centred with stride 1 computes every frame 21 times" in result.stderr
+    assert vid3d("extract", *three, "--out", "f.npy", *options).exit_code == 0
+    assert len(np.load("f.npy")) == 34
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--tail", "drop"), "--centred repeats the first and the last frame: leave out --centred or --tail drop"),
+        (("--dense",), "--dense does not give the features of separate clips: leave out --dense or --centred"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(vid3d, video, options, words):
+    result = vid3d("extract", video, "--out", "f.npy", "--model", "s3d_mini", "--centred", *options)
+    assert result.exit_code == EXIT_USAGE
+    assert words in " ".join(result.stderr.split())
