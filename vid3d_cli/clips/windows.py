@@ -138,7 +138,8 @@ class Spread(NamedTuple):
     and others load. It takes `span` frames at 30 fps for so many of the file's own frames, though it has resampled the
     file to 30 fps before: floor(linspace(0, span * floor(fps of the file) / fps read - 1, num_frames)), and frames
     after the window repeat its last one. With a window of 60 frames at 30 fps, "32:64" ends at frame 31 for a file of
-    15 fps, 52 for 25 fps, and from 28.125 fps on at the last one.
+    15 fps, 52 for 25 fps, and from 28.125 fps on at the last one. The last clip of a file may still differ: HERO's
+    extractor fills it to a whole second with the last frame, and then repeats that second.
 
     The indices are exact. torch.linspace computes in float32 and gives other ones where an exact position is a whole
     number that it rounds down: for 104 of the 8192 pairs of 1 … 128 and 1 … 64 frames, and for none with "32:64" at
