@@ -10,12 +10,17 @@ from videos import write_video
 
 import vid3d_cli
 from vid3d_cli import make_plan
+from vid3d_cli.clips.preprocess import place_crops, resize
 from vid3d_cli.errors import EXIT_USAGE
 from vid3d_cli.features.store import read_verified
 from vid3d_cli.features.stores import open_store
+from vid3d_cli.flow.fields import quantise_flow as quantise_flow_exactly
+from vid3d_cli.flow.fields import to_grey
+from vid3d_cli.flow.methods import optical_flow
 from vid3d_cli.records import Clip, ClipSpan
 from vid3d_cli.run.load import load
 from vid3d_cli.run.reader import ClipReader
+from vid3d_cli.video.reader import VideoReader
 
 MODEL = "s3d_mini.camera_motion"
 RATES = [15, Fraction(24000, 1001), 25, Fraction(30000, 1001), 30]
@@ -52,6 +57,28 @@ def test_a_row_for_every_frame_with_its_own_times(tmp_path, fps):
         assert (clip.span.start_seconds, clip.span.end_seconds) == seconds
 
 
+def shown_in(start, num_frames, window, *, centred):
+    """Return the frames of a window, and which of them move: not the repeats at the start, nor the last frame."""
+    at = np.arange(start, start + window)
+    return np.clip(at, 0, num_frames - 1), (at >= 0) & (at < num_frames - 1) if centred else np.ones(window, bool)
+
+
+@pytest.mark.parametrize("quantise_flow", [False, True])
+def test_flow_is_that_of_a_video_whose_first_and_last_frames_repeat(tmp_path, quantise_flow):
+    """As MS-TCN's extractor computes it (ahsaniqbal/Kinetics-FeatureExtractor, LazyLoader.cpp)."""
+    video = write_video(tmp_path / "a.mp4", num_frames=14)
+    with VideoReader(str(video)) as reader:
+        resized = [resize(frame.rgb, 40) for frame in reader]
+    extended = [resized[0]] * 10 + resized + [resized[-1]] * 11
+    motion = optical_flow(np.stack([to_grey(rgb) for rgb in extended]))
+    (centre,) = place_crops(1, *resized[0].shape[:2], 32)
+    motion = quantise_flow_exactly(centre.cut(motion), 20.0) if quantise_flow else centre.cut(motion)
+    clips, _ = read(video, window=21, stride=1, centred=True, model="i3d", streams="flow", quantise_flow=quantise_flow)
+    assert len(clips) == 14
+    for i, clip in enumerate(clips):
+        np.testing.assert_array_equal(clip.streams["flow"], motion[i : i + 21])
+
+
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 20, 21])
 def test_a_video_shorter_than_a_centred_clip_has_as_many_rows_as_frames(tmp_path, num_frames):
     video = write_video(tmp_path / "a.mp4", num_frames=num_frames)
@@ -59,9 +86,10 @@ def test_a_video_shorter_than_a_centred_clip_has_as_many_rows_as_frames(tmp_path
     clips, expected = read(video, window=21, stride=1, centred=True, streams="both")
     assert len(clips) == expected == num_frames
     for i, clip in enumerate(clips):
-        shown = np.clip(np.arange(i - 10, i + 11), 0, num_frames - 1)
-        for stream in ("rgb", "flow"):
-            np.testing.assert_array_equal(clip.streams[stream], frames.streams[stream][shown])
+        shown, moving = shown_in(i - 10, num_frames, 21, centred=True)
+        np.testing.assert_array_equal(clip.streams["rgb"], frames.streams["rgb"][shown])
+        motion = frames.streams["flow"][shown] * moving[:, None, None, None]
+        np.testing.assert_array_equal(clip.streams["flow"], motion)
         assert clip.span.num_valid_frames == len(set(shown.tolist()))
 
 
@@ -122,10 +150,14 @@ def test_features_equal_a_network_that_runs_each_clip_alone(tmp_path, options):
     before = plan.window // 2 if plan.centred else 0
     assert len(result.clips) == len(starts)
     for clip, start in zip(result.clips, starts, strict=True):
-        shown = np.clip(np.arange(start - before, start - before + plan.window), 0, num_frames - 1)
+        shown, moving = shown_in(start - before, num_frames, plan.window, centred=plan.centred)
         if plan.spread:
-            shown = shown[np.floor(np.linspace(0, plan.window - 1, plan.spread) + 1e-9).astype(int)]
-        alone = Clip(ClipSpan(0, 0, 0, 0.0, 0.0), {s: frames.streams[s][shown] for s in plan.networks})
+            picked = np.floor(np.linspace(0, plan.window - 1, plan.spread) + 1e-9).astype(int)
+            shown, moving = shown[picked], moving[picked]
+        streams = {stream: frames.streams[stream][shown] for stream in plan.networks}
+        if "flow" in streams:
+            streams["flow"][~moving] = 0
+        alone = Clip(ClipSpan(0, 0, 0, 0.0, 0.0), streams)
         (expected,) = networks.runtime.run([alone])
         for stream in plan.networks:
             assert clip.features[stream].tobytes() == expected.features[stream].tobytes()

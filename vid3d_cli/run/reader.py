@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -25,7 +25,7 @@ from ..clips.preprocess import check_resized_size
 from ..clips.streams import FlowOfRun, StreamFrame, align_streams
 from ..clips.windows import Window, count_clips, sliding_clips
 from ..errors import FlowFilesError, TooLarge
-from ..flow.fields import resize_flow
+from ..flow.fields import quantise_flow, resize_flow
 from ..flow.files import FlowFiles, open_flow_files
 from ..flow.methods import create_flow, find_flow_method
 from ..plan import Plan
@@ -176,6 +176,7 @@ class ClipReader:
             flow=flow,
             pairs_per_call=pairs_per_call,
             bound_px=plan.trained_bound_px if plan.quantise_flow else None,
+            is_still_at_end=plan.centred,
             workers=self._workers,
         )
         windows = self._cut(frames) if dense is None else dense.stretches(frames)
@@ -238,14 +239,25 @@ class ClipReader:
         )
 
     def _stack(self, index: int, window: Window[StreamFrame]) -> Clip:
-        frames, spread, file_fps = window.frames, self._plan.spread_plan, self.frames.info.fps
-        if spread is not None:
-            frames = [frames[i] for i in spread.indices(len(frames), file_fps, self._plan.fps or Fraction(file_fps))]
-        first, length = frames[0].streams, len(frames)
-        arrays = self._allocate({s: ((length, *entry.shape), entry.dtype.str) for s, entry in first.items()})
+        plan = self._plan
+        picked: Sequence[int] = range(len(window.frames))
+        if (spread := plan.spread_plan) is not None:
+            file_fps = self.frames.info.fps
+            picked = spread.indices(len(picked), file_fps, plan.fps or Fraction(file_fps))
+        first = window.frames[0].streams
+        arrays = self._allocate({s: ((len(picked), *entry.shape), entry.dtype.str) for s, entry in first.items()})
         for stream, array in arrays.items():
-            np.stack([frame.streams[stream] for frame in frames], out=array)
+            np.stack([window.frames[i].streams[stream] for i in picked], out=array)
+        if plan.centred and "flow" in arrays:  # before the first frame nothing moves, as MS-TCN's extractor has it
+            num_before = plan.window // 2 - index * plan.stride
+            arrays["flow"][[i < num_before for i in picked]] = self._still
         return Clip(_span(index, window), arrays)
+
+    @property
+    def _still(self) -> NDArray[Any]:
+        """The flow of a pixel that does not move."""
+        still, bound_px = np.zeros(2, np.float32), self._plan.trained_bound_px
+        return quantise_flow(still, bound_px) if self._plan.quantise_flow and bound_px else still
 
 
 def flow_device(method: str, device: str) -> str:
