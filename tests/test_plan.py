@@ -30,6 +30,8 @@ from vid3d_cli.recipe import deciding_differences, provenance_differences
         ({"centred": True, "tail": "drop"}, "leave out --centred or --tail drop"),
         ({"centred": True, "dense": True}, "leave out --dense or --centred"),
         ({"spread": 8, "dense": True}, "leave out --dense or --spread"),
+        ({"spread": "16:32", "centred": True}, "--spread 16:32 .* leave out --centred"),
+        ({"spread": "16:32", "tail": "loop"}, "--spread 16:32 .* leave out --tail loop"),
         ({"spread": "8:"}, "--spread 8:: give a number of frames"),
         ({"spread": "8:16:32"}, "give a number of frames"),
         ({"spread": 0}, "--spread 0: give a number of frames"),

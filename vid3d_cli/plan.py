@@ -420,6 +420,9 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
     if options.dense and (options.centred or options.spread is not None):
         other = "--centred" if options.centred else "--spread"
         raise UsageError(f"--dense does not give the features of separate clips: leave out --dense or {other}")
+    if ":" in str(options.spread) and (options.centred or options.tail != "pad"):
+        other = "--centred" if options.centred else f"--tail {options.tail}"
+        raise UsageError(f"--spread {options.spread} fills clips as HERO's extractor does: leave out {other}")
     if options.dense and options.batch_size is not None:
         raise UsageError("--dense runs one long stretch of frames at a time: leave out --dense or --batch-size")
     if options.batch_size is not None and options.batch_size < 1:

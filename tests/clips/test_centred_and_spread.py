@@ -9,7 +9,7 @@ from held import count_held
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vid3d_cli.clips.windows import Spread, count_clips, sliding_clips
+from vid3d_cli.clips.windows import Spread, Window, count_clips, sliding_clips
 from vid3d_cli.errors import UsageError
 from vid3d_cli.models.registry import BACKBONES
 
@@ -65,12 +65,17 @@ def test_no_dense_run_can_give_the_features_of_centred_clips():
     assert all(backbone.steps.margin > 0 for backbone in BACKBONES.values() if backbone.steps)
 
 
+def whole(length):
+    """A window in the middle of a video."""
+    return Window(0, length, list(range(length)))
+
+
 # Spread --------------------------------------------------------------------------------------------------------------
 
 
 @given(length_drawn.map(lambda n: 4 * n), st.integers(1, 70))
 def test_spread_frames_are_those_of_linspace(length, num_frames):
-    spread = Spread(num_frames).indices(length, 25.0, Fraction(25))
+    spread = Spread(num_frames).indices(whole(length), 25.0, Fraction(25))
     # NumPy's positions are rounded: one just below a whole number is that number.
     assert spread == np.floor(np.linspace(0, length - 1, num_frames) + 1e-9).astype(int).tolist()
     assert spread[0] == 0
@@ -85,16 +90,34 @@ def test_heros_spread_is_that_of_its_extractor_in_float32(file_fps, window):
 
     last = 32 * 2 * int(file_fps) / 30 - 1
     theirs = torch.clamp(torch.linspace(0, last, 32), 0, window - 1).long().tolist()
-    assert Spread.parse("32:64").indices(window, file_fps, Fraction(30)) == theirs
+    assert Spread.parse("32:64").indices(whole(window), file_fps, Fraction(30)) == theirs
 
 
 @pytest.mark.parametrize(
     ("file_fps", "last"), [(15, 31), (24000 / 1001, 48), (25, 52), (28, 58), (30000 / 1001, 59), (30, 59), (60, 59)]
 )
 def test_heros_spread_ends_with_the_file(file_fps, last):
-    picked = Spread(32, 64).indices(60, file_fps, Fraction(30))
+    picked = Spread(32, 64).indices(whole(60), file_fps, Fraction(30))
     assert (picked[0], picked[-1], len(picked)) == (0, last, 32)
     assert picked == sorted(picked)
+
+
+@given(st.integers(1, 500), st.sampled_from([15, 24, 30]), st.sampled_from([(60, 2), (45, 3)]))
+def test_heros_last_clip_repeats_its_last_second(num_frames, file_fps, clip):
+    """Its preprocessing.py: the last frame repeats to a whole second, and that second to whole clips of whole seconds.
+
+    Clips that the file's duration does not reach are cut off. A second that begins before the clip is not held.
+    """
+    length, seconds = clip
+    filled = list(range(num_frames)) + [num_frames - 1] * (-num_frames % 30)
+    filled += filled[-30:] * (-(len(filled) // 30) % seconds)
+    clips = np.reshape(filled, (-1, length))[: -(-num_frames // length)]
+    theirs = clips[:, np.linspace(0, 64 * file_fps / 30 - 1, 32).clip(0, length - 1).astype(int)]
+    cut = sliding_clips(range(num_frames), length=length, stride=length)
+    ours = [[window.frames[i] for i in Spread(32, 64).indices(window, file_fps, 30)] for window in cut]
+    np.testing.assert_array_equal(ours, np.maximum(theirs, length * np.arange(len(clips))[:, None]))
+    if length == 60:
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "1.5", "8:", ":8", "8:0", "8:16:32", "٣", "1" * 5000, " 8"])

@@ -1,12 +1,15 @@
 """`--centred` and `--spread` in the whole pipeline, against NumPy indices into all frames of a video."""
 
 import json
+import math
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
-from videos import write_video
+from videos import read_index, write_video
 
 import vid3d_cli
 from vid3d_cli import make_plan
@@ -120,6 +123,42 @@ def test_fewer_frames_than_the_network_gets_repeat(tmp_path, num_frames, spread)
     (clip,), _ = read(video, window=40, spread=spread)
     shown = np.floor(np.linspace(0, 39, spread) + 1e-9).astype(int)
     np.testing.assert_array_equal(clip.streams["rgb"], frames[np.clip(shown, 0, num_frames - 1)])
+
+
+def hero_frames(video):
+    """Return the frames of each clip that HERO's extractor picks: FFmpeg's fps filter, then its preprocessing.py."""
+    with av.open(str(video)) as container:
+        (stream,) = container.streams.video
+        graph = av.filter.Graph()
+        graph.link_nodes(
+            graph.add_buffer(template=stream), graph.add("fps", "fps=30"), graph.add("buffersink")
+        ).configure()
+        shown = []
+        for frame in [*container.decode(stream), None]:
+            graph.push(frame)
+            with suppress(av.BlockingIOError, av.EOFError):
+                while True:
+                    shown.append(read_index(graph.pull().to_ndarray(format="rgb24")))
+        file_fps = math.floor(stream.average_rate)
+    shown += [shown[-1]] * (-len(shown) % 30)  # to whole seconds
+    shown += shown[-30:] * (len(shown) // 30 % 2)  # to clips of two
+    picked = np.linspace(0, 64 * file_fps / 30 - 1, 32).clip(0, 59).astype(int)
+    return np.reshape(shown, (-1, 60))[:, picked].tolist()
+
+
+@pytest.mark.parametrize(
+    ("fps", "num_frames", "are_same"), [(15, 75, True), (30, 130, True), (60, 250, True), (25, 100, False)]
+)
+def test_heros_clips_are_its_own_where_ffmpeg_reads_the_same_frames(tmp_path, fps, num_frames, are_same):
+    """For 15, 30 and 60 fps; at other rates, FFmpeg takes the frame nearest to a tick, and vid3d the one on screen."""
+    video = write_video(tmp_path / "a.mp4", num_frames=num_frames, fps=fps, width=48, height=48, gop=30)
+    plan = make_plan(model="i3d", streams="rgb", fps=30)
+    with ClipReader(replace(plan, resize_px=48, crop_px=48, window=60, stride=60, spread="32:64"), str(video)) as clips:
+        ours = [[read_index(frame) for frame in clip.streams["rgb"]] for clip in clips]
+    theirs = hero_frames(video)
+    assert len(ours) == len(theirs)
+    assert (ours == theirs) == are_same
+    assert np.abs(np.array(ours) - theirs).max() <= 1
 
 
 # The network ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import repeat
-from math import floor
+from math import ceil, floor
 from typing import Generic, NamedTuple, TypeVar
 
 from ..errors import UsageError
@@ -138,8 +138,9 @@ class Spread(NamedTuple):
     and others load. It takes `span` frames at 30 fps for so many of the file's own frames, though it has resampled the
     file to 30 fps before: floor(linspace(0, span * floor(fps of the file) / fps read - 1, num_frames)), and frames
     after the window repeat its last one. With a window of 60 frames at 30 fps, "32:64" ends at frame 31 for a file of
-    15 fps, 52 for 25 fps, and from 28.125 fps on at the last one. The last clip of a file may still differ: HERO's
-    extractor fills it to a whole second with the last frame, and then repeats that second.
+    15 fps, 52 for 25 fps, and from 28.125 fps on at the last one. As there, the last frame fills the last clip of a file
+    to a whole second, and that second repeats from then on. Where it begins before the clip, as it may with a window of
+    45 frames, the clip's first frame stands for what comes before.
 
     The indices are exact. torch.linspace computes in float32 and gives other ones where an exact position is a whole
     number that it rounds down: for 104 of the 8192 pairs of 1 … 128 and 1 … 64 frames, and for none with "32:64" at
@@ -169,17 +170,23 @@ class Spread(NamedTuple):
     def __str__(self) -> str:
         return f"{self.num_frames}" if self.span is None else f"{self.num_frames}:{self.span}"
 
-    def indices(self, length: int, file_fps: float, fps: Fraction | float) -> list[int]:
-        """Return the positions in a window of `length` frames; frames repeat if there are fewer than `num_frames`.
+    def indices(self, window: Window[T], file_fps: float, fps: Fraction | float) -> list[int]:
+        """Return positions in the frames of a window; they repeat if there are fewer than `num_frames`.
 
-        >>> Spread(4).indices(10, 25, 25), Spread(4).indices(2, 25, 25)
-        ([0, 3, 6, 9], [0, 0, 0, 1])
+        >>> for window in sliding_clips("0123456789", length=10, stride=10):
+        ...     Spread(4).indices(window, 25, 25), Spread(14).indices(window, 25, 25)
+        ([0, 3, 6, 9], [0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 9])
 
         Args:
-            length: frames of the window.
+            window: as `sliding_clips` cuts it.
             file_fps: average frame rate of the file.
             fps: frame rate at which it is read.
         """
+        length, steps = len(window.frames), max(self.num_frames - 1, 1)
         last = Fraction(length if self.span is None else self.span * floor(file_fps) / Fraction(fps)) - 1
-        steps = max(self.num_frames - 1, 1)
-        return [min(max(floor(last * i / steps), 0), length - 1) for i in range(self.num_frames)]
+        picked = [min(max(floor(last * i / steps), 0), length - 1) for i in range(self.num_frames)]
+        if self.span is None:
+            return picked
+        second = ceil(fps)
+        filled = -(window.start + window.num_valid) // second * -second - window.start
+        return [i if i < filled else max(filled - second + (i - filled) % second, 0) for i in picked]

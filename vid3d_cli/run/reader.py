@@ -243,7 +243,7 @@ class ClipReader:
         picked: Sequence[int] = range(len(window.frames))
         if (spread := plan.spread_plan) is not None:
             file_fps = self.frames.info.fps
-            picked = spread.indices(len(picked), file_fps, plan.fps or Fraction(file_fps))
+            picked = spread.indices(window, file_fps, plan.fps or Fraction(file_fps))
         first = window.frames[0].streams
         arrays = self._allocate({s: ((len(picked), *entry.shape), entry.dtype.str) for s, entry in first.items()})
         for stream, array in arrays.items():
