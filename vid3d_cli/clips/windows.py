@@ -138,9 +138,10 @@ class Spread(NamedTuple):
     and others load. It takes `span` frames at 30 fps for so many of the file's own frames, though it has resampled the
     file to 30 fps before: floor(linspace(0, span * floor(fps of the file) / fps read - 1, num_frames)), and frames
     after the window repeat its last one. With a window of 60 frames at 30 fps, "32:64" ends at frame 31 for a file of
-    15 fps, 52 for 25 fps, and from 28.125 fps on at the last one. As there, the last frame fills the last clip of a file
-    to a whole second, and that second repeats from then on. Where it begins before the clip, as it may with a window of
-    45 frames, the clip's first frame stands for what comes before.
+    15 fps, 52 for 25 fps, and from 28.125 fps on at the last one.
+
+    In the last clip of a file, as there, the last frame repeats to a whole second, and that second from then on. Where
+    it begins before the clip, as it may with a window of 45 frames, the clip's first frame stands for what is missing.
 
     The indices are exact. torch.linspace computes in float32 and gives other ones where an exact position is a whole
     number that it rounds down: for 104 of the 8192 pairs of 1 … 128 and 1 … 64 frames, and for none with "32:64" at
