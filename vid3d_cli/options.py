@@ -100,6 +100,17 @@ class Options:
         CLIPS,
         metavar="pad|drop|loop",
     )
+    centred: bool = option(
+        False, "Centre a clip on every stride-th frame; the first and the last frame repeat at the ends.", CLIPS
+    )
+    spread: str | int | None = option(
+        None,
+        "Run N frames of each clip, spread evenly over it; N:M spreads them as HERO's extractor does.",
+        CLIPS,
+        metavar="N|N:M",
+        shown="all",
+        type=str | None,
+    )
     colour_matrix: str = option(
         "tags",
         "YUV matrix: the video's tag, BT.601 if it has none; guess: BT.709 for untagged HD.",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .clips.dense import DensePlan
 from .clips.preprocess import check_num_crops, describe_resize
-from .clips.windows import check_clip_options
+from .clips.windows import Spread, check_clip_options
 from .errors import CheckpointError, UsageError, WeightsUnavailable
 from .flow.files import is_of_one_video
 from .flow.methods import describe_flow, find_flow_method
@@ -153,11 +153,12 @@ class Plan(Options):
 
     def _check(self) -> None:
         """Raise UsageError for impossible clips, layers or machine options."""
-        check_clip_options(self.window, self.stride, self.tail)
-        if self.window > MAX_WINDOW:
-            gigabytes = self.window * self.crop_px**2 * 12 / 1e9
-            needs = f"a window of {self.window} frames needs more than {gigabytes:,.0f} GB of memory"
-            raise UsageError(f"--window: {needs}; give at most {MAX_WINDOW}")
+        check_clip_options(self.window, self.stride, self.tail, centred=self.centred)
+        option, num_frames = ("window", self.window) if self.spread is None else ("spread", self.num_clip_frames)
+        if max(self.window, num_frames) > MAX_WINDOW:
+            gigabytes = max(self.window, num_frames) * self.crop_px**2 * 12 / 1e9
+            needs = f"a window of {max(self.window, num_frames)} frames needs more than {gigabytes:,.0f} GB of memory"
+            raise UsageError(f"--{option}: {needs}; give at most {MAX_WINDOW}")
         check_span(self.fps, self.start_seconds, self.end_seconds)
         if self.end_seconds == math.inf:  # JSON, and so the recipe, has no infinity
             raise UsageError("--end inf: leave the end out to read the whole video")
@@ -167,18 +168,32 @@ class Plan(Options):
         check_runtime_options(self.runtime, self.device, self.precision, compile=self.compile, num_threads=self.threads)
         name, backbone = self.backbone, BACKBONES[self.backbone]
         if backbone.is_fixed_size:
-            num_frames, side_px = backbone.clip_of(self.variant)
-            if self.window != num_frames or self.resize_only:
-                raise UsageError(f"{name} takes only clips of {num_frames} frames of {side_px} × {side_px} px")
-        elif self.window < backbone.min_frames:
-            raise UsageError(f"{name} needs a window of at least {backbone.min_frames} frames, got {self.window}")
-        elif self.variant is None and self.window % backbone.frame_multiple:
+            fixed_frames, side_px = backbone.clip_of(self.variant)
+            if num_frames != fixed_frames or self.resize_only:
+                raise UsageError(f"{name} takes only clips of {fixed_frames} frames of {side_px} × {side_px} px")
+        elif num_frames < backbone.min_frames:
+            raise UsageError(f"{name} needs a {option} of at least {backbone.min_frames} frames, got {num_frames}")
+        elif self.variant is None and num_frames % backbone.frame_multiple:
             raise UsageError(
-                f"{name} needs a window that is a multiple of {backbone.frame_multiple} frames, got {self.window}"
+                f"{name} needs a {option} that is a multiple of {backbone.frame_multiple} frames, got {num_frames}"
             )
         if self.layer is not None:
             check_known(self.layer, backbone.layers, f"{name} has no layer '{self.layer}'")
         self.dense_plan  # noqa: B018  (raises)
+
+    @property
+    def num_clip_frames(self) -> int:
+        """Frames of a clip that the network gets."""
+        return self.window if (spread := self.spread_plan) is None else spread.num_frames
+
+    @property
+    def spread_plan(self) -> Spread | None:
+        """Which frames of a window the network gets; None for all.
+
+        Raises:
+            UsageError: `spread` is neither N nor N:M.
+        """
+        return None if self.spread is None else Spread.parse(self.spread)
 
     @property
     def dense_plan(self) -> DensePlan | None:
@@ -230,6 +245,8 @@ class Plan(Options):
                 f"{dense.times_one_by_one:.1f} times without it: leave --dense out"
                 + (f", or choose a stride that is a multiple of {step}" if self.stride % step else "")
             )
+        if self.centred and (times := self.num_clip_frames / self.stride) > 1:
+            found.append(f"--centred with stride {self.stride} computes every frame {times:.3g} times")
         return found
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
@@ -281,6 +298,8 @@ class Plan(Options):
             window=self.window,
             stride=self.stride,
             tail=self.tail,
+            centred=self.centred or None,
+            spread=None if (spread := self.spread_plan) is None else str(spread),
             resize=describe_resize(self.resize_px, antialias=self.antialias),
             crops=self._describe_crops(),
             keeps_crops=self.keep_crops,
@@ -398,6 +417,12 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
         raise UsageError("--keep-crops needs --crops 3 or 10")
     if options.dense and options.layer is not None:
         raise UsageError("--dense pools the features before the classifier: leave out --dense or --layer")
+    if options.dense and (options.centred or options.spread is not None):
+        other = "--centred" if options.centred else "--spread"
+        raise UsageError(f"--dense does not give the features of separate clips: leave out --dense or {other}")
+    if ":" in str(options.spread) and (options.centred or options.tail != "pad"):
+        other = "--centred" if options.centred else f"--tail {options.tail}"
+        raise UsageError(f"--spread {options.spread} fills clips as HERO's extractor does: leave out {other}")
     if options.dense and options.batch_size is not None:
         raise UsageError("--dense runs one long stretch of frames at a time: leave out --dense or --batch-size")
     if options.batch_size is not None and options.batch_size < 1:

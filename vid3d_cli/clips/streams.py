@@ -65,6 +65,7 @@ def align_streams(
     pairs_per_call: int = 1,
     antialias: bool = True,
     bound_px: float | None = None,
+    is_still_at_end: bool = False,
     workers: Workers | None = None,
 ) -> Iterator[StreamFrame]:
     """Yield the entries of all streams for every frame: resized, paired with its flow, and cropped.
@@ -85,6 +86,7 @@ def align_streams(
         pairs_per_call: largest number of pairs per call of `flow`.
         antialias: see `preprocess.resize`.
         bound_px: quantise flow to 8 bits at this bound, see `quantise_flow`; None keeps it exact.
+        is_still_at_end: give the last frame zero flow instead.
         workers: threads that resize and compute flow; None uses this thread.
     """
     workers = Workers() if workers is None else workers
@@ -125,7 +127,7 @@ def align_streams(
         del run, wait_for_flow  # free them before the next run fills
     if last is not None:
         still = np.zeros((*last.wait().grey.shape, 2), np.float32)
-        yield finish(last, finish_field(still) if motion is None else motion)
+        yield finish(last, finish_field(still) if motion is None or is_still_at_end else motion)
 
 
 def _prepare_each(

@@ -245,7 +245,7 @@ def _forms(plan: Plan) -> dict[str, Form]:
     flow = "|u1" if plan.quantise_flow else "<f4"
     forms = {"rgb": (3, "|u1"), "flow": (2, flow)}
     return {
-        stream: ((plan.window, plan.crop_px, plan.crop_px, forms[stream][0]), forms[stream][1])
+        stream: ((plan.num_clip_frames, plan.crop_px, plan.crop_px, forms[stream][0]), forms[stream][1])
         for stream in plan.networks
     }
 
