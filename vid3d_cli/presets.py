@@ -88,7 +88,7 @@ class Preset:
         """Return the preset for the recipe, with the options that differ from it: "ms-tcn, but stride 2"."""
         usual = Options(**self.options, preset=options.preset)
         facts = {f.name: f.metadata for f in dataclasses.fields(Options) if f.metadata["group"] != MACHINE}
-        names = [name for name in facts if getattr(options, name) != getattr(usual, name)]
+        names = [name for name in facts if str(getattr(options, name)) != str(getattr(usual, name))]
         changes = [f"{name} {_describe(getattr(options, name))}" for name in names]
         return ", ".join([self.name, "but " + ", ".join(changes)] if changes else [self.name])
 
