@@ -145,8 +145,8 @@ def test_the_examples_in_the_docstrings_are_right():
 # Networks
 # ---------------------------------------------------------------------------------------------------------------------
 
-DEEP = {"p3d131", "p3d199", "r2plus1d_34", "mc3_18", "r2plus1d_18", "p3d63"}
-"""Siblings of smaller networks: only in the exhaustive tests."""
+DEEP = {"p3d131", "p3d199", "r2plus1d_34", "mc3_18", "r2plus1d_18", "p3d63", "i3d_r50"}
+"""Deep networks, most of them siblings of smaller ones: only in the exhaustive tests."""
 STEPWISE = [
     pytest.param(name, marks=[pytest.mark.exhaustive] * (name in DEEP))
     for name, backbone in BACKBONES.items()
