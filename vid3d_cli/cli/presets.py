@@ -14,8 +14,8 @@ from .options import out_option
 app = App(help="Prepare what the programs that load features want beside them.")
 
 
-@app.command()
-def annotations(
+@app.command("annotations")
+def annotations_(
     features: Annotated[str, typer.Argument(metavar="FEATS", help="Output of vid3d extract --preset.")],
     out: Annotated[Path, out_option("Directory to write to.")],
     subset: Annotated[
