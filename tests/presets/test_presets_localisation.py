@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from conftest import read_in_thread
 from safetensors.numpy import save_file
 from seeded import SeededCase
 from videos import read_index, write_video
@@ -37,7 +38,12 @@ VIDEO_FEATURES = "video_features@4fa02bd models/i3d"
 FACTS = [
     ("actionformer-thumos", "values", "layout", "actionformer_release#150: 'I can't recall the exact implementation'"),
     ("actionformer-thumos", "model", "i3d.kinetics400", f"{CMCS}: load_model rgb_imagenet.pt, flow_imagenet.pt"),
-    ("actionformer-thumos", "streams", "both", "actionformer_release#60: 'we directly concatenate the RGB/Flow features'"),
+    (
+        "actionformer-thumos",
+        "streams",
+        "both",
+        "actionformer_release#60: 'we directly concatenate'",
+    ),
     ("actionformer-thumos", "fps", "native", "actionformer_release README: 'at the video frame rate (~30 fps)'"),
     ("actionformer-thumos", "window", 16, f"{THUMOS_YAML}:12 num_frames: 16; {CMCS}: chunk_size = 16"),
     ("actionformer-thumos", "stride", 4, f"{THUMOS_YAML}:11 feat_stride: 4"),
@@ -142,9 +148,7 @@ def actionformer(folder, meta, stem, *, prefix, stride, window, fps=None, upsamp
         return Loaded(features.T, lambda seconds: (seconds * fps - 0.5 * window) / stride)
     # anet.py, "case 2": linear interpolation to a fixed length, align_corners=False
     step = ((num_rows - 1) * stride + window) / upsampled
-    return Loaded(
-        features.T, lambda seconds: ((seconds * fps - 0.5 * step) / step + 0.5) * num_rows / upsampled - 0.5
-    )
+    return Loaded(features.T, lambda seconds: ((seconds * fps - 0.5 * step) / step + 0.5) * num_rows / upsampled - 0.5)
 
 
 def opentad(folder, meta, stem, *, prefix, stride, offset, fps=None):
@@ -176,7 +180,10 @@ def bmt(folder, meta, stem):
     ((video_id, _, start, end, duration, phase, idx),) = [line for line in lines if line[0] == stem]
     rgb, flow = (np.load(folder / f"{video_id}_{stream}.npy") for stream in ("rgb", "flow"))
     assert rgb.shape == flow.shape
-    assert (int(len(rgb) * float(start) / float(duration)), int(len(rgb) * float(end) / float(duration))) == (0, len(rgb))
+    assert (int(len(rgb) * float(start) / float(duration)), int(len(rgb) * float(end) / float(duration))) == (
+        0,
+        len(rgb),
+    )
     assert (phase, lines[int(idx)][0]) == ("train", video_id)
     return Loaded(rgb, lambda seconds: seconds * 25 / 64 - 0.5)
 
@@ -255,14 +262,17 @@ def rows_of_original(name, num_frames, fps):
 STEM = "v_0123456789_"  # 13 characters, as ActivityNet's names have
 RATES = {"15": 15, "23.976": Fraction(24000, 1001), "25": 25, "29.97": Fraction(30000, 1001), "30": 30}
 QUICK = "29.97"
-NUM_FRAMES = 90
+NUM_FRAMES = {"actionformer-thumos": 26, "actionformer-anet": 45, "tsp": 75, "ms-tcn": 23, "bmt": 90}
 
 
 def extract(name, video, folder, **options):
-    """Extract with a preset, and prepare its annotations; fast flow, since only times are compared."""
+    """Extract with a preset, and prepare its annotations; with fast flow, since only times are compared."""
     if find_preset(name).options["streams"] == "both":
         options["flow"] = "dis-ultrafast"
-    summary = vid3d_cli.extract(video, out=f"{folder / 'features'}/", preset=name, jobs=1, **options)
+    out = folder / "features"
+    summary = vid3d_cli.extract(
+        video, out=f"{out}/", preset=name, runtime="torch", jobs=1, on_event=lambda event: None, **options
+    )
     assert not summary.failures
     write_annotations(str(folder / "features"), folder / "meta")
     store = open_store(folder / "features")
@@ -295,25 +305,31 @@ def check_rows(name, entry, spans, folder):
             assert abs(preset.centre.seconds(i, entry.fps) - seconds) * entry.fps <= 0.5 + 1e-6
 
 
+@pytest.fixture
+def small_network(monkeypatch):
+    """Read videos in this process; return the option that replaces the network of a preset."""
+    monkeypatch.setattr(vid3d_cli.run.feeds, "open_clips", read_in_thread)
+    return {"model": "s3d_mini"}
+
+
 exhaustive_but_one = [pytest.param(r, marks=[] if r == QUICK else pytest.mark.exhaustive) for r in RATES]
 
 
 @pytest.mark.parametrize("rate", exhaustive_but_one)
 @pytest.mark.parametrize("name", PRESETS)
-def test_rows_are_where_the_loaders_expect_them(name, rate, tiny_model, tmp_path):
-    fps = RATES[rate]
-    num_frames = NUM_FRAMES if name != "ms-tcn" else 30
+def test_rows_are_where_the_loaders_expect_them(name, rate, small_network, tmp_path):
+    fps, num_frames = RATES[rate], NUM_FRAMES[name]
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=num_frames, fps=fps)
-    entry, spans = extract(name, video, tmp_path)
+    entry, spans = extract(name, video, tmp_path, **small_network)
     check_rows(name, entry, spans, tmp_path)
     assert entry.num_rows - rows_of_original(name, num_frames, fps) in ((0, 1) if name in ("tsp", "bmt") else (0,))
     assert entry.num_rows > 1
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_video_shorter_than_a_window_has_a_row(name, tiny_model, tmp_path):
+def test_a_video_shorter_than_a_window_has_a_row(name, small_network, tmp_path):
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=7, fps=30)
-    entry, spans = extract(name, video, tmp_path)
+    entry, spans = extract(name, video, tmp_path, **small_network)
     check_rows(name, entry, spans, tmp_path)
     assert entry.num_rows == (7 if name == "ms-tcn" else 1)  # others refuse such a video, BMT's extractor cycles it
 
@@ -321,17 +337,18 @@ def test_a_video_shorter_than_a_window_has_a_row(name, tiny_model, tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize(("width", "height"), [(63, 47), (47, 95), (341, 257)])
-def test_videos_of_odd_sizes(name, width, height, tiny_model, tmp_path):
+def test_videos_of_odd_sizes(name, width, height, small_network, tmp_path):
     video = write_video(tmp_path / f"{STEM}.mkv", num_frames=40, width=width, height=height, codec="ffv1")
-    check_rows(name, *extract(name, video, tmp_path), tmp_path)
+    check_rows(name, *extract(name, video, tmp_path, **small_network), tmp_path)
 
 
 @pytest.mark.parametrize("rate", RATES)
 def test_tsp_reads_the_frames_that_its_extractor_reads(rate, tmp_path):
-    video = write_video(tmp_path / "a.mp4", num_frames=NUM_FRAMES, fps=RATES[rate])
+    num_frames = 90
+    video = write_video(tmp_path / "a.mp4", num_frames=num_frames, fps=RATES[rate])
     with VideoReader(str(video), fps=Fraction(15)) as frames:
         read = [read_index(frame.rgb) for frame in frames]
-    expected = tsp_frames(NUM_FRAMES, RATES[rate])
+    expected = tsp_frames(num_frames, RATES[rate])
     assert read[: len(expected)] == expected
     assert len(read) - len(expected) in (0, 1)  # the last frame, shown for less than 1/15 s
 
@@ -341,12 +358,11 @@ def test_bmt_has_at_most_one_row_more(num_frames):
     assert math.ceil(num_frames / 64) - cycled_rows(num_frames) in (0, 1)
 
 
-@pytest.mark.parametrize("name", ["tsp"])
-def test_options_override_a_preset_and_the_recipe_says_so(name, tmp_path):
+def test_options_override_a_preset_and_the_recipe_says_so(small_network, tmp_path):
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=40, fps=30)
-    entry, spans = extract(name, video, tmp_path, model="s3d_mini", runtime="torch")
-    check_rows(name, entry, spans, tmp_path)
-    assert open_store(tmp_path / "features").recipe()["preset"] == "tsp, but model s3d_mini"
+    _, spans = extract("tsp", video, tmp_path, stride=8, **small_network)
+    assert open_store(tmp_path / "features").recipe()["preset"] == "tsp, but model s3d_mini, stride 8"
+    assert np.load(tmp_path / "features" / f"{STEM}.npy").shape[0] == len(spans) == sliding_rows(20, 16, 8)
 
 
 @pytest.mark.exhaustive
@@ -359,7 +375,8 @@ def test_the_real_network_with_seeded_weights(name, tmp_path):
     for stream, case in cases.items():
         weights[stream] = tmp_path / f"{stream}.safetensors"
         save_file(SeededCase(case).state_dict(), weights[stream])
-    video = write_video(tmp_path / f"{STEM}.mp4", num_frames=24, fps=30, width=340, height=256)
+    num_frames = 8 if name == "ms-tcn" else 24  # a clip a frame
+    video = write_video(tmp_path / f"{STEM}.mp4", num_frames=num_frames, fps=30)
     check_rows(name, *extract(name, video, tmp_path, weights=weights), tmp_path)
     rows = np.load(next((tmp_path / "features").glob("*.npy")))
     assert rows.shape[find_preset(name).files.axes.index("D")] == INPUT_DIMS[name][0]
