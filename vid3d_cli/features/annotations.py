@@ -41,9 +41,16 @@ class Outline:
     classes: Sequence[str]
     """The user's class names; may be empty."""
 
-    def key(self, entry: VideoEntry) -> str:
-        """Return the name of a video as annotations have it: what {stem} or {id} stands for in the preset's names."""
-        return _key(entry.stem, self.preset)
+    def key(self, stem: str) -> str:
+        """Return the name that a loader makes the file's name from: what {stem} or {id} stands for in the names.
+
+        Raises:
+            UsageError: the video lies in a folder, and the names begin with text, which the loader puts before it.
+        """
+        names, path = self.preset.files.names, PurePosixPath(stem)
+        if len(path.parts) > 1 and not names.startswith("{"):
+            raise UsageError(f"{stem}: its program reads files {names} of one folder: extract from one folder")
+        return path.name.removeprefix("v_") if "{id}" in names else stem
 
 
 Writer = Callable[[Outline], Mapping[str, str]]
@@ -84,11 +91,6 @@ def write_annotations(
     return list(files)
 
 
-def _key(stem: str, preset: Preset) -> str:
-    path = PurePosixPath(stem)
-    return str(path.with_name(path.name.removeprefix("v_"))) if "{id}" in preset.files.names else stem
-
-
 def _seconds(entry: VideoEntry) -> float:
     return round(entry.num_frames / entry.fps, 6)
 
@@ -111,7 +113,7 @@ def activitynet(outline: Outline) -> Mapping[str, str]:
     opentad/datasets/base/padding_dataset.py, get_dataset; opentad/datasets/thumos.py, get_gt.
     """
     database = {
-        outline.key(entry): {
+        outline.key(entry.stem): {
             "subset": outline.subset or "training",
             "duration": _seconds(entry),
             "fps": entry.fps,
@@ -120,7 +122,7 @@ def activitynet(outline: Outline) -> Mapping[str, str]:
         }
         for entry in outline.entries
     }
-    missing = sorted(_key(PurePosixPath(failed.video).stem, outline.preset) for failed in outline.failures)
+    missing = sorted(outline.key(PurePosixPath(failed.video).stem) for failed in outline.failures)
     texts = {"annotations.json": _json({"version": "", "database": database}), "missing_files.txt": _lines(missing)}
     return {**texts, "category_idx.txt": _lines(outline.classes)} if outline.classes else texts
 
@@ -156,7 +158,7 @@ def dense_captions(outline: Outline) -> Mapping[str, str]:
     table = [("video_id", "caption", "start", "end", "duration", "phase", "idx")]
     captions = {}
     for number, entry in enumerate(outline.entries):
-        key, seconds = outline.key(entry), _seconds(entry)
+        key, seconds = outline.key(entry.stem), _seconds(entry)
         table.append((key, caption, "0.0", str(seconds), str(seconds), subset, str(number)))
         captions[key] = {"duration": seconds, "timestamps": [[0.0, seconds]], "sentences": [caption]}
     return {f"{subset}.csv": _lines(["\t".join(row) for row in table]), f"{subset}.json": _json(captions)}
