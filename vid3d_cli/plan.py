@@ -463,13 +463,18 @@ def _read_labels(options: Options, entry: ModelEntry) -> tuple[str, ...] | None:
     if options.labels is None:
         return None if options.weights else read_labels(entry)
     is_file = isinstance(options.labels, (str, Path))
-    labels = _read_lines(Path(options.labels)) if is_file else tuple(options.labels)  # type: ignore[arg-type]
+    labels = read_class_names(Path(options.labels)) if is_file else tuple(options.labels)  # type: ignore[arg-type]
     if not labels:
         raise UsageError(f"{options.labels if is_file else 'labels'}: contains no class names")
     return labels
 
 
-def _read_lines(path: Path) -> tuple[str, ...]:
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the lines of a file.
+
+    Raises:
+        UsageError: the file is missing, too long, or not text.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_LABELS_BYTES + 1)

@@ -81,6 +81,8 @@ class Preset:
     """Addresses of the code and the threads that the settings come from."""
     unknown: str = ""
     """What is not known, or differs from the original, in a sentence or two."""
+    annotations: str = ""
+    """Which files with labels the programs open, by a name in `features.annotations.WRITERS`; empty for none."""
 
     __hash__ = None  # type: ignore[assignment]  # `options` is a dict
 
