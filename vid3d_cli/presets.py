@@ -21,9 +21,12 @@ from .records import STREAMS
 from .suggest import check_known, did_you_mean
 from .toml_files import parse, read_toml
 
-VALUES = ("verified", "recipe", "layout")
-"""What is known of a preset's numbers: compared with published features or the original's code; every setting is known
-from the original's code; or only shapes, names and times."""
+VALUES = {
+    "verified": "the numbers were compared with published features, or with the original's code",
+    "recipe": "every setting is known from the original's code; the numbers were not compared",
+    "layout": "names, shapes and times are the program's; some settings behind the numbers are not known",
+}
+"""What is known of a preset's numbers."""
 
 DTYPES = ("float32", "float16")
 AXES = ("TD", "DT", "TCD")
