@@ -151,6 +151,8 @@ def prepare(words, vid3d, home):
             make(vid3d, words[3])
         if "published.npy" in words:
             np.save(home / "published.npy", np.load(home / "feats.npy"))
+    if "mine.toml" in words:
+        (home / "mine.toml").write_text(blocks("presets.md", "toml")[0])
     if "--weights" in words:
         backbone, classes = ("r3d_18", 400) if "r3d_18" in words else ("s3d_mini", 10)
         (home / "my_classes.txt").write_text("".join(f"my class {i}\n" for i in range(classes)))
