@@ -30,11 +30,12 @@ class Diagnosis:
 
 
 @pytest.fixture
-def diagnose(monkeypatch):
+def diagnose(monkeypatch, tiny_model):
     """Replace the search; return the verdict to give, and the arguments of its calls."""
     calls = types.SimpleNamespace(verdict="same", seen=[])
 
-    def diagnose(options, video, published, **_):
+    def diagnose(options, video, published, *, on_progress):
+        on_progress(4, 240)
         calls.seen.append((options, video, published))
         return Diagnosis(calls.verdict)
 

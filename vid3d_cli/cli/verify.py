@@ -11,7 +11,7 @@ import typer
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UnknownModel, UsageError
 from ..options import Options
 from ..suggest import check_known
-from .batch import fetch_weights
+from .batch import fetch_weights, make_plan
 from .console import download_bar
 from .formats import ObjectFormat, Record, print_columns, print_record
 from .options import is_given, takes_options
@@ -46,10 +46,10 @@ def verify(
     key: Annotated[str | None, typer.Option(metavar="NAME", help="Array of the .npz, if it has several.")] = None,
     form: ObjectFormat = None,
 ) -> None:
-    """Compare a model with numbers that its authors published for an input, or a recipe with published features.
+    """Compare a model with published outputs, or your options with published features.
 
-    Without --against, a model runs on its authors' sample. Exit code 1: a number differs; 3: a file is missing.
-    With --against, a video's first clips are extracted with your options, and with changes of them if they differ.
+    A model runs on the sample that its authors published. With --against, the first clips of a video are extracted with
+    your options and, if they differ, with changes of them. Exit code 1: something differs; 3: a file is missing.
 
     Example: vid3d verify i3d.kinetics400
     """
@@ -113,8 +113,9 @@ def _to_record(verdict: Verdict) -> Record:
 
 
 def _print_checks(record: Record) -> None:
+    own = "" if record["weights"] == "published" else " with your weights"
     for check in record["checks"]:
-        typer.echo(f"{record['model']} {check['stream']}, {check['unit']} on {check['sample']}")
+        typer.echo(f"{record['model']} {check['stream']}{own}, {check['unit']} on {check['sample']}")
         print_columns([_row(number) for number in check["numbers"]])
         verdict = "match" if check["matches"] else "MISMATCH"
         typer.echo(
@@ -140,8 +141,16 @@ def _verify_features(video: str | None, options: Options, against: Path, key: st
         raise UsageError(f"name the video whose features {against} has: vid3d verify VIDEO --against {against}")
     published = read_published(against, key)
     from ..diagnosis import diagnose
+    from .bars import Bar
 
-    diagnosis = diagnose(options, video, published)
+    make_plan(options).find_checkpoints(fetch_weights)  # downloads have a bar of their own
+    with Bar(unit="clips") as bar:
+
+        def on_progress(num_clips: int, most: int) -> None:
+            bar.total = most
+            bar.update(num_clips - bar.n)
+
+        diagnosis = diagnose(options, video, published, on_progress=on_progress)
     print_record(dataclasses.asdict(diagnosis), form, lambda _: typer.echo(diagnosis.describe()))
     return EXIT_OK if diagnosis.verdict == "same" else EXIT_SOME_FAILED
 
