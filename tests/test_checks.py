@@ -270,6 +270,24 @@ def test_images_are_read_as_rgb_in_their_order(vid3d, write_checks, tmp_path, re
     assert result.exit_code == EXIT_OK, result.stdout
 
 
+@pytest.mark.exhaustive
+def test_i3d_gives_the_numbers_of_the_original_for_both_streams(vid3d, write_checks, tmp_path):
+    """As DeepMind's sample would be checked: arrays and checkpoints drawn from seeds, numbers of piergiaj's network."""
+    labels, logits, words = read_labels(find_model("i3d")), {}, []
+    for stream in FILES:
+        case = SeededCase(f"i3d_{stream}_piergiaj_64f")
+        torch.save({name: torch.from_numpy(x) for name, x in case.state_dict().items()}, tmp_path / f"{stream}.pt")
+        np.save(tmp_path / f"{stream}.npy", case.clips().transpose(0, 2, 3, 4, 1))
+        logits[stream] = case.logits[0]
+        words += ["--weights", f"{stream}={tmp_path / f'{stream}.pt'}"]
+    for stream, x in {**logits, "fused": logits["rgb"] + logits["flow"]}.items():
+        norm = float(f"{np.linalg.norm(x):.6f}")
+        write_checks("i3d.kinetics400", FILES, top_of(x, labels), stream, norm=norm)
+    result = vid3d("verify", "i3d", "--sample", tmp_path, *words)
+    assert result.exit_code == EXIT_OK, result.stdout
+    assert [check["stream"] for check in json.loads(result.stdout)["checks"]] == ["rgb", "flow", "fused"]
+
+
 # What is missing ------------------------------------------------------------------------------------------------------
 
 
