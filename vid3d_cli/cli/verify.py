@@ -127,9 +127,9 @@ def _row(number: Record) -> dict[str, str]:
     other = f" ({number['your_class']})" if number["your_class"] else ""
     return {
         "number": number["what"],
-        "published": f"{number["published"]:.9g}",
+        "published": f"{number['published']:.9g}",
         "yours": f"{number['yours']:.8g}{other}",
-        "difference": f"{number["difference"]:+.3g}",
+        "difference": f"{number['difference']:+.3g}",
     }
 
 
