@@ -54,7 +54,7 @@ class Options:
         MODEL,
         metavar="PRESET",
         common=True,
-        commands=("extract",),
+        commands=("extract", "verify"),
     )
     variant: str | None = option(
         None, "Variant of the backbone, for your own checkpoints; see: vid3d models show.", MODEL, metavar="VARIANT"
@@ -151,17 +151,20 @@ class Options:
         CLIPS,
         metavar="LAYER",
         shown="before the classifier",
-        commands=("extract",),
+        commands=("extract", "verify"),
     )
     pool: str = option(
         "avg",
         "Pooling of a layer's map: mean, maximum, none, or the mean over space.",
         CLIPS,
         metavar="avg|max|none|spatial",
-        commands=("extract",),
+        commands=("extract", "verify"),
     )
     keep_crops: bool = option(
-        False, "Keep the features of every crop, (N, crops, D), instead of their mean.", CLIPS, commands=("extract",)
+        False,
+        "Keep the features of every crop, (N, crops, D), instead of their mean.",
+        CLIPS,
+        commands=("extract", "verify"),
     )
     flow: str = option("dis", f"Flow method: {', '.join(METHODS)}.", FLOW, metavar="METHOD")
     flow_files: str | Path | None = option(
