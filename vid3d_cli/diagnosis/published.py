@@ -185,8 +185,8 @@ def rescale(ours: Rows, theirs: Rows) -> tuple[NDArray[np.float64], tuple[Change
         return units, (Change("rows", "as they are", "of length 1 in each stream", sentence),)
     factor = float((plain * wanted).sum() / ((plain * plain).sum() or 1))
     if abs(factor - 1) > UNIT_TOLERANCE and error(factor * plain, wanted) <= SAME_ERROR:
-        sentence = f"all numbers are multiplied by {factor:.4g}"
-        return factor * plain, (Change("rows", "as they are", f"times {factor:.4g}", sentence),)
+        sentence = f"all numbers are multiplied by {factor:.3g}"
+        return factor * plain, (Change("rows", "as they are", f"times {factor:.3g}", sentence),)
     return plain, ()
 
 
