@@ -167,7 +167,7 @@ class _Models(Mapping[str, "ClipModel"]):
 
     def __getitem__(self, stream: str) -> ClipModel:
         if stream not in self._built:
-            self._built[stream] = _build_model(self._plan, stream, self._checkpoints[stream])
+            self._built[stream] = build_model(self._plan, stream, self._checkpoints[stream])
         return self._built[stream]
 
     def __iter__(self) -> Iterator[str]:
@@ -177,7 +177,8 @@ class _Models(Mapping[str, "ClipModel"]):
         return len(self._checkpoints)
 
 
-def _build_model(plan: Plan, stream: str, checkpoint: Path) -> ClipModel:
+def build_model(plan: Plan, stream: str, checkpoint: Path) -> ClipModel:
+    """Return the model of a stream with the weights of a checkpoint, in eval mode."""
     from ..models.clip_model import ClipModel, LayerTap, Normalise, create_model
 
     net = create_model(plan.backbone, stream=stream, weights=checkpoint, variant=plan.variant or DEFAULT_VARIANT)
