@@ -174,7 +174,7 @@ def _strides_by_rows(num_frames: Iterable[int | None], window: int, num_rows: in
 
 
 def _pixels(plan: Plan, info: VideoInfo) -> Iterator[Move]:
-    yours = describe_resize(plan.resize_px)
+    yours = describe_resize(plan.resize_px, plan.interpolation)
     side = plan.resize_px if isinstance(plan.resize_px, int) else plan.resize_px[0]
     crop = plan.crop_px
     wide = (256, 340) if side == 256 else (side, round(side * 4 / 3))
@@ -198,7 +198,9 @@ def _pixels(plan: Plan, info: VideoInfo) -> Iterator[Move]:
         yield Move(Change("interpolation", "antialiased", "bilinear", what), _planned(interpolation="bilinear"))
     else:
         what = "frames are resized with an antialiased filter, as Pillow does"
-        yield Move(Change("interpolation", plan.interpolation, "antialiased", what), _planned(interpolation="antialiased"))
+        yield Move(
+            Change("interpolation", plan.interpolation, "antialiased", what), _planned(interpolation="antialiased")
+        )
 
 
 def _normalisation(plan: Plan, stream: str) -> Iterator[Move]:
