@@ -54,7 +54,7 @@ class Options:
         MODEL,
         metavar="PRESET",
         common=True,
-        commands=("extract",),
+        commands=("extract", "verify"),
     )
     variant: str | None = option(
         None, "Variant of the backbone, for your own checkpoints; see: vid3d models show.", MODEL, metavar="VARIANT"
@@ -100,6 +100,17 @@ class Options:
         CLIPS,
         metavar="pad|drop|loop",
     )
+    centred: bool = option(
+        False, "Centre a clip on every stride-th frame; the first and the last frame repeat at the ends.", CLIPS
+    )
+    spread: str | int | None = option(
+        None,
+        "Run N frames of each clip, spread evenly over it; N:M spreads them as HERO's extractor does.",
+        CLIPS,
+        metavar="N|N:M",
+        shown="all",
+        type=str | None,
+    )
     colour_matrix: str = option(
         "tags",
         "YUV matrix: the video's tag, BT.601 if it has none; guess: BT.709 for untagged HD.",
@@ -140,17 +151,20 @@ class Options:
         CLIPS,
         metavar="LAYER",
         shown="before the classifier",
-        commands=("extract",),
+        commands=("extract", "verify"),
     )
     pool: str = option(
         "avg",
         "Pooling of a layer's map: mean, maximum, none, or the mean over space.",
         CLIPS,
         metavar="avg|max|none|spatial",
-        commands=("extract",),
+        commands=("extract", "verify"),
     )
     keep_crops: bool = option(
-        False, "Keep the features of every crop, (N, crops, D), instead of their mean.", CLIPS, commands=("extract",)
+        False,
+        "Keep the features of every crop, (N, crops, D), instead of their mean.",
+        CLIPS,
+        commands=("extract", "verify"),
     )
     flow: str = option("dis", f"Flow method: {', '.join(METHODS)}.", FLOW, metavar="METHOD")
     flow_files: str | Path | None = option(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .clips.dense import DensePlan
 from .clips.preprocess import CENTRE, INTERPOLATIONS, describe_crops, describe_resize, parse_crops, parse_resize
-from .clips.windows import check_clip_options
+from .clips.windows import Spread, check_clip_options
 from .errors import CheckpointError, UsageError, WeightsUnavailable
 from .flow.files import is_of_one_video
 from .flow.methods import describe_flow, find_flow_method
@@ -157,11 +157,12 @@ class Plan(Options):
 
     def _check(self) -> None:
         """Raise UsageError for impossible clips, layers or machine options."""
-        check_clip_options(self.window, self.stride, self.tail)
-        if self.window > MAX_WINDOW:
-            gigabytes = self.window * self.crop_px**2 * 12 / 1e9
-            needs = f"a window of {self.window} frames needs more than {gigabytes:,.0f} GB of memory"
-            raise UsageError(f"--window: {needs}; give at most {MAX_WINDOW}")
+        check_clip_options(self.window, self.stride, self.tail, centred=self.centred)
+        option, num_frames = ("window", self.window) if self.spread is None else ("spread", self.num_clip_frames)
+        if max(self.window, num_frames) > MAX_WINDOW:
+            gigabytes = max(self.window, num_frames) * self.crop_px**2 * 12 / 1e9
+            needs = f"a window of {max(self.window, num_frames)} frames needs more than {gigabytes:,.0f} GB of memory"
+            raise UsageError(f"--{option}: {needs}; give at most {MAX_WINDOW}")
         check_span(self.fps, self.start_seconds, self.end_seconds)
         if self.end_seconds == math.inf:  # JSON, and so the recipe, has no infinity
             raise UsageError("--end inf: leave the end out to read the whole video")
@@ -173,14 +174,14 @@ class Plan(Options):
         check_runtime_options(self.runtime, self.device, self.precision, compile=self.compile, num_threads=self.threads)
         name, backbone = self.backbone, BACKBONES[self.backbone]
         if backbone.is_fixed_size:
-            num_frames, side_px = backbone.clip_of(self.variant)
-            if self.window != num_frames or self.resize_only:
-                raise UsageError(f"{name} takes only clips of {num_frames} frames of {side_px} × {side_px} px")
-        elif self.window < backbone.min_frames:
-            raise UsageError(f"{name} needs a window of at least {backbone.min_frames} frames, got {self.window}")
-        elif self.variant is None and self.window % backbone.frame_multiple:
+            fixed_frames, side_px = backbone.clip_of(self.variant)
+            if num_frames != fixed_frames or self.resize_only:
+                raise UsageError(f"{name} takes only clips of {fixed_frames} frames of {side_px} × {side_px} px")
+        elif num_frames < backbone.min_frames:
+            raise UsageError(f"{name} needs a {option} of at least {backbone.min_frames} frames, got {num_frames}")
+        elif self.variant is None and num_frames % backbone.frame_multiple:
             raise UsageError(
-                f"{name} needs a window that is a multiple of {backbone.frame_multiple} frames, got {self.window}"
+                f"{name} needs a {option} that is a multiple of {backbone.frame_multiple} frames, got {num_frames}"
             )
         if self.layer is not None:
             check_known(self.layer, backbone.layers, f"{name} has no layer '{self.layer}'")
@@ -199,6 +200,20 @@ class Plan(Options):
     def crop_names(self) -> tuple[str, ...]:
         """The crops of a frame, in the order of their rows; see `clips.preprocess.place_crops`."""
         return parse_crops(self.crops)
+
+    @property
+    def num_clip_frames(self) -> int:
+        """Frames of a clip that the network gets."""
+        return self.window if (spread := self.spread_plan) is None else spread.num_frames
+
+    @property
+    def spread_plan(self) -> Spread | None:
+        """Which frames of a window the network gets; None for all.
+
+        Raises:
+            UsageError: `spread` is neither N nor N:M.
+        """
+        return None if self.spread is None else Spread.parse(self.spread)
 
     @property
     def dense_plan(self) -> DensePlan | None:
@@ -250,6 +265,8 @@ class Plan(Options):
                 f"{dense.times_one_by_one:.1f} times without it: leave --dense out"
                 + (f", or choose a stride that is a multiple of {step}" if self.stride % step else "")
             )
+        if self.centred and (times := self.num_clip_frames / self.stride) > 1:
+            found.append(f"--centred with stride {self.stride} computes every frame {times:.3g} times")
         return found
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
@@ -301,6 +318,8 @@ class Plan(Options):
             window=self.window,
             stride=self.stride,
             tail=self.tail,
+            centred=self.centred or None,
+            spread=None if (spread := self.spread_plan) is None else str(spread),
             resize=describe_resize(self.resize_px, self.interpolation),
             crops=self._describe_crops(),
             keeps_crops=self.keep_crops,
@@ -416,6 +435,12 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
         raise UsageError("ready-made flow starts at the first frame: it cannot be used with --start")
     if options.dense and options.layer is not None:
         raise UsageError("--dense pools the features before the classifier: leave out --dense or --layer")
+    if options.dense and (options.centred or options.spread is not None):
+        other = "--centred" if options.centred else "--spread"
+        raise UsageError(f"--dense does not give the features of separate clips: leave out --dense or {other}")
+    if ":" in str(options.spread) and (options.centred or options.tail != "pad"):
+        other = "--centred" if options.centred else f"--tail {options.tail}"
+        raise UsageError(f"--spread {options.spread} fills clips as HERO's extractor does: leave out {other}")
     if options.dense and options.batch_size is not None:
         raise UsageError("--dense runs one long stretch of frames at a time: leave out --dense or --batch-size")
     if options.batch_size is not None and options.batch_size < 1:
@@ -438,13 +463,18 @@ def _read_labels(options: Options, entry: ModelEntry) -> tuple[str, ...] | None:
     if options.labels is None:
         return None if options.weights else read_labels(entry)
     is_file = isinstance(options.labels, (str, Path))
-    labels = _read_lines(Path(options.labels)) if is_file else tuple(options.labels)  # type: ignore[arg-type]
+    labels = read_class_names(Path(options.labels)) if is_file else tuple(options.labels)  # type: ignore[arg-type]
     if not labels:
         raise UsageError(f"{options.labels if is_file else 'labels'}: contains no class names")
     return labels
 
 
-def _read_lines(path: Path) -> tuple[str, ...]:
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the lines of a file.
+
+    Raises:
+        UsageError: the file is missing, too long, or not text.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_LABELS_BYTES + 1)

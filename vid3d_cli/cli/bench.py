@@ -222,7 +222,7 @@ def _network_gflops(plan: Plan, clip_seconds: float) -> float | None:
     from ..models.manifest import find_model
 
     entry = find_model(plan.model)
-    if plan.window != entry.clip_length or len(plan.crop_names) > 1 or plan.resize_only or plan.dense:
+    if plan.num_clip_frames != entry.clip_length or len(plan.crop_names) > 1 or plan.resize_only or plan.dense:
         return None
     return sum(2 * entry.streams[stream].multiply_adds for stream in plan.networks) / clip_seconds / 1e9
 

@@ -66,6 +66,7 @@ def align_streams(
     interpolation: str = "antialiased",
     flow_of_stored: bool = False,
     bound_px: float | None = None,
+    is_still_at_end: bool = False,
     workers: Workers | None = None,
 ) -> Iterator[StreamFrame]:
     """Yield the entries of all streams for every frame: resized, paired with its flow, and cropped.
@@ -88,6 +89,7 @@ def align_streams(
         flow_of_stored: compute flow on the frames before the resize, and resize the field; its vectors keep their
             length. False computes it on the resized frames.
         bound_px: quantise flow to 8 bits at this bound, see `quantise_flow`; None keeps it exact.
+        is_still_at_end: give the last frame zero flow instead.
         workers: threads that resize and compute flow; None uses this thread.
     """
     workers = Workers() if workers is None else workers
@@ -132,7 +134,7 @@ def align_streams(
         del run, wait_for_flow  # free them before the next run fills
     if last is not None:
         still = np.zeros((*last.wait().grey.shape, 2), np.float32)
-        yield finish(last, finish_field(still) if motion is None else motion)
+        yield finish(last, finish_field(still) if motion is None or is_still_at_end else motion)
 
 
 def _prepare_each(

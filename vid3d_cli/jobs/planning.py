@@ -171,7 +171,9 @@ def _plan_video(plan: Plan, header: _Header, form: FeatureFormat, sizes: _Sizes)
     if header.num_frames is None or header.num_clips is None:
         return VideoPlan(header.video, header.seconds, None, None, None, None, None)
     size = sizes.of_clip(header.size)
-    num_rows = count_clips(header.num_frames, length=plan.window, stride=plan.stride, tail=plan.tail)
+    num_rows = count_clips(
+        header.num_frames, length=plan.window, stride=plan.stride, tail=plan.tail, centred=plan.centred
+    )
     return VideoPlan(
         video=header.video,
         seconds=header.seconds,
@@ -211,7 +213,7 @@ class _Sizes:
             return _Size(num_kept * len(plan.networks) * BACKBONES[plan.backbone].feature_dim, None)
         from ..runtimes.estimate import clip_cost  # a layer's map is measured by torch, on its meta device
 
-        num_frames = plan.window if (dense := plan.dense_plan) is None else dense.length
+        num_frames = plan.num_clip_frames if (dense := plan.dense_plan) is None else dense.length
         costs = [
             clip_cost(
                 plan.backbone,
