@@ -14,7 +14,15 @@ from fractions import Fraction
 from pathlib import Path
 
 from .clips.dense import DensePlan
-from .clips.preprocess import CENTRE, INTERPOLATIONS, describe_crops, describe_resize, parse_crops, parse_resize
+from .clips.preprocess import (
+    CENTRE,
+    INTERPOLATIONS,
+    Views,
+    describe_crops,
+    describe_resize,
+    parse_crops,
+    parse_resize,
+)
 from .clips.windows import Spread, check_clip_options
 from .errors import CheckpointError, UsageError, WeightsUnavailable
 from .flow.files import is_of_one_video
@@ -188,7 +196,7 @@ class Plan(Options):
         self.dense_plan  # noqa: B018  (raises)
 
     def _check_crops(self) -> None:
-        if self.resize_only and self.crop_names != CENTRE:
+        if self.resize_only and self.views is not None:
             raise UsageError("--resize-only runs whole frames, without a crop: leave out --resize-only or --crops")
         if self.keep_crops and len(self.crop_names) == 1:
             raise UsageError("--keep-crops needs several crops: add --crops 3, 10, or a list")
@@ -214,6 +222,11 @@ class Plan(Options):
             UsageError: `spread` is neither N nor N:M.
         """
         return None if self.spread is None else Spread.parse(self.spread)
+
+    @property
+    def views(self) -> Views | None:
+        """The crops to cut from clips; None if clips come as they run, cut to the centre or whole."""
+        return None if self.crop_names == CENTRE else Views(self.crop_names, self.crop_px, self.keep_crops)
 
     @property
     def dense_plan(self) -> DensePlan | None:
@@ -349,7 +362,7 @@ class Plan(Options):
     def _describe_crops(self) -> str:
         if self.resize_only:
             return "none"
-        if self.crop_names == CENTRE:
+        if self.views is None:
             return f"centre {self.crop_px} px"
         return f"{describe_crops(self.crop_names)} of {self.crop_px} px, {'kept' if self.keep_crops else 'averaged'}"
 

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..clips.preprocess import CENTRE, Views
 from ..errors import NoScores, UsageError
 from ..fusion import fuse_clips, pool_video
 from ..models.manifest import find_model, read_labels
@@ -132,7 +131,7 @@ def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
         compile=plan.compile,
         num_threads=plan.threads,
         batch_size=1 if plan.dense else plan.batch_size,
-        views=None if plan.crop_names == CENTRE else Views(plan.crop_names, plan.crop_px, plan.keep_crops),
+        views=plan.views,
         identities={stream: _identity(plan, stream) for stream in models},
         forms=_forms(plan),
     )
