@@ -229,9 +229,7 @@ def test_an_array_without_such_rows_is_one_line(video, rows, message):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "options", [{}, {"fps": "native"}, {"start_seconds": 1.3, "stride": 5}, {"crops": 3}, {"crops": "br"}]
-)
+@pytest.mark.parametrize("options", [{}, {"fps": "native"}, {"start_seconds": 1.3, "stride": 5}, {"crops": 3}])
 def test_the_search_starts_from_the_rows_of_extract(video, options):
     """Byte by byte: frames that are held and replayed are those that a run reads."""
     (extracted,) = vid3d_cli.extract(video, model="s3d_mini", streams="rgb", runtime="torch", **options)

@@ -190,7 +190,7 @@ def _pixels(plan: Plan, info: VideoInfo) -> Iterator[Move]:
             theirs = f"without aspect {size[1]}x{size[0]}"
             what = f"frames are resized to {size[1]}x{size[0]} px, whatever their aspect"
         yield Move(Change("resize", yours, theirs, what), _planned(resize_px=size))
-    if not plan.resize_only and plan.views is None and not BACKBONES[plan.backbone].is_fixed_size:
+    if not plan.resize_only and len(plan.crop_names) == 1 and not BACKBONES[plan.backbone].is_fixed_size:
         change = Change("crop", f"centre {crop} px", "none", "whole frames run, without a crop: --resize-only")
         yield Move(change, _planned(resize_only=True))
     if plan.interpolation == "antialiased":

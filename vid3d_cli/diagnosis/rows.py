@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..clips.preprocess import Views
 from ..plan import Plan
 from ..records import Clip, ClipSpan, Frame
 from ..run.load import build_model
@@ -201,7 +202,8 @@ class RowMaker:
             entries = np.ascontiguousarray(entries[..., [first, second]])
             if sign < 0:
                 entries = 255 - entries if entries.dtype == np.uint8 else -entries
-        network = f"{stream} {settings.eps} {plan.views}"
+        crop_px = plan.crop_px if len(plan.crop_names) > 1 else 0
+        network = f"{stream} {settings.eps} {plan.crop_names} {plan.keep_crops} {crop_px}"
         normalisation = plan.networks[stream].normalisation
         digest = hashlib.blake2b(f"{network} {normalisation} {entries.shape} {entries.dtype}".encode())
         digest.update(np.ascontiguousarray(entries).data)
@@ -227,6 +229,7 @@ class RowMaker:
             for module in model.modules() if settings.eps is not None else ():
                 if hasattr(module, "running_var") and hasattr(module, "eps"):
                     module.eps = settings.eps  # type: ignore[assignment]
+            views = None if len(plan.crop_names) == 1 else Views(plan.crop_names, plan.crop_px, plan.keep_crops)
             runtime = create_runtime(
                 {stream: model},
                 name="torch",
@@ -234,7 +237,7 @@ class RowMaker:
                 precision="fp32",
                 num_threads=plan.threads,
                 batch_size=1,
-                views=plan.views,
+                views=views,
             )
             self._networks[key] = runtime, model
         return self._networks[key]
