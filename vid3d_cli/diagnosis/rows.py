@@ -202,7 +202,8 @@ class RowMaker:
             entries = np.ascontiguousarray(entries[..., [first, second]])
             if sign < 0:
                 entries = 255 - entries if entries.dtype == np.uint8 else -entries
-        network = f"{stream} {settings.eps} {plan.crop_names} {plan.keep_crops} {plan.crop_px if len(plan.crop_names) > 1 else 0}"
+        crop_px = plan.crop_px if len(plan.crop_names) > 1 else 0
+        network = f"{stream} {settings.eps} {plan.crop_names} {plan.keep_crops} {crop_px}"
         normalisation = plan.networks[stream].normalisation
         digest = hashlib.blake2b(f"{network} {normalisation} {entries.shape} {entries.dtype}".encode())
         digest.update(np.ascontiguousarray(entries).data)
