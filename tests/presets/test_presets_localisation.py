@@ -261,7 +261,6 @@ def rows_of_original(name, num_frames, fps):
 
 STEM = "v_0123456789_"  # 13 characters, as ActivityNet's names have
 RATES = {"15": 15, "23.976": Fraction(24000, 1001), "25": 25, "29.97": Fraction(30000, 1001), "30": 30}
-QUICK = "29.97"
 NUM_FRAMES = {"actionformer-thumos": 26, "actionformer-anet": 45, "tsp": 75, "ms-tcn": 23, "bmt": 90}
 
 
@@ -312,11 +311,13 @@ def small_network(monkeypatch):
     return {"model": "s3d_mini"}
 
 
-exhaustive_but_one = [pytest.param(r, marks=[] if r == QUICK else pytest.mark.exhaustive) for r in RATES]
+def quick(*names, among):
+    """Return the parameters of a test; all but these are slow in sum."""
+    return [pytest.param(name, marks=[] if name in names else pytest.mark.exhaustive) for name in among]
 
 
-@pytest.mark.parametrize("rate", exhaustive_but_one)
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("rate", quick("29.97", among=RATES))
+@pytest.mark.parametrize("name", quick("actionformer-thumos", "tsp", "ms-tcn", "bmt", among=PRESETS))
 def test_rows_are_where_the_loaders_expect_them(name, rate, small_network, tmp_path):
     fps, num_frames = RATES[rate], NUM_FRAMES[name]
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=num_frames, fps=fps)
@@ -324,9 +325,11 @@ def test_rows_are_where_the_loaders_expect_them(name, rate, small_network, tmp_p
     check_rows(name, entry, spans, tmp_path)
     assert entry.num_rows - rows_of_original(name, num_frames, fps) in ((0, 1) if name in ("tsp", "bmt") else (0,))
     assert entry.num_rows > 1
+    changed = ", but model s3d_mini" + (", flow dis-ultrafast" if name != "tsp" else "")
+    assert open_store(tmp_path / "features").recipe()["preset"] == name + changed
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", quick("ms-tcn", "bmt", among=PRESETS))
 def test_a_video_shorter_than_a_window_has_a_row(name, small_network, tmp_path):
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=7, fps=30)
     entry, spans = extract(name, video, tmp_path, **small_network)
@@ -356,13 +359,6 @@ def test_tsp_reads_the_frames_that_its_extractor_reads(rate, tmp_path):
 @pytest.mark.parametrize("num_frames", [1, 12, 13, 63, 64, 65, 77, 78, 128, 130, 142, 200, 3840])
 def test_bmt_has_at_most_one_row_more(num_frames):
     assert math.ceil(num_frames / 64) - cycled_rows(num_frames) in (0, 1)
-
-
-def test_options_override_a_preset_and_the_recipe_says_so(small_network, tmp_path):
-    video = write_video(tmp_path / f"{STEM}.mp4", num_frames=40, fps=30)
-    _, spans = extract("tsp", video, tmp_path, stride=8, **small_network)
-    assert open_store(tmp_path / "features").recipe()["preset"] == "tsp, but model s3d_mini, stride 8"
-    assert np.load(tmp_path / "features" / f"{STEM}.npy").shape[0] == len(spans) == sliding_rows(20, 16, 8)
 
 
 @pytest.mark.exhaustive

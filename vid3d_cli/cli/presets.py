@@ -126,6 +126,7 @@ def preset_details(preset: Preset) -> dict[str, Any]:
         "example": file_examples(preset),
         "shape": file_shape(preset),
         "row_centre": str(preset.centre),
+        "annotations": preset.annotations or None,
         "sources": list(preset.sources),
     }
 
@@ -198,6 +199,7 @@ def _print_details(row: Record) -> None:
         *[("sources" if i == 0 else "", source) for i, source in enumerate(row["sources"])],
         gap,
         ("example", f"vid3d extract --preset {row['preset']} --out feats/ videos/"),
+        *([("labels", "vid3d presets annotations feats/ --out meta/")] if row["annotations"] else []),
     ]
     print_details(f"{row['preset']}: {row['programs']}", lines)
 

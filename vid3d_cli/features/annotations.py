@@ -50,7 +50,7 @@ class Outline:
         names, path = self.preset.files.names, PurePosixPath(stem)
         if len(path.parts) > 1 and not names.startswith("{"):
             raise UsageError(f"{stem}: its program reads files {names} of one folder: extract from one folder")
-        return path.name.removeprefix("v_") if "{id}" in names else stem
+        return (path.name.removeprefix("v_") or path.name) if "{id}" in names else stem
 
 
 Writer = Callable[[Outline], Mapping[str, str]]
