@@ -4,6 +4,7 @@ import http.server
 import json
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -45,6 +46,17 @@ class TestEveryCheck:
         for entry in map(find_model, check.models):
             if entry.labels_file is not None:
                 assert check.top.keys() <= set(read_labels(entry))
+
+
+def test_the_page_lists_every_model_with_its_largest_number():
+    page = (Path(__file__).parents[1] / "docs" / "verify.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `") and "vid3d" not in line]
+    listed = {model: line for line in rows for model in re.findall(r"`([a-z0-9_]+\.[a-z0-9_]+)`", line.split("|")[1])}
+    assert listed.keys() == {model for check in SHIPPED.checks for model in check.models}
+    for check in SHIPPED.checks:
+        if check.stream == "fused" or len(SHIPPED.find(find_model(check.models[0]), ["rgb", "flow"])) == 1:
+            largest = next(iter(check.top.values()))
+            assert all(f"({largest}" in listed[model] for model in check.models)
 
 
 @pytest.mark.parametrize("sample", SHIPPED.samples.values(), ids=lambda s: s.name)
