@@ -151,6 +151,8 @@ def prepare(words, vid3d, home):
             make(vid3d, words[3])
         if "published.npy" in words:
             np.save(home / "published.npy", np.load(home / "feats.npy"))
+    if "mine.toml" in words:
+        (home / "mine.toml").write_text(blocks("presets.md", "toml")[0])
     if "--against" in words:
         make(vid3d, "published.npy")
         np.save(home / "published.npy", np.load(home / "published.npy")[:3])  # those of the first video

@@ -32,7 +32,7 @@ LAYERS = [
     ),
     "fusion",
     *("video", "flow", "models", "clips", "predictions", "results", "runtimes", "options", "presets", "plan", "run"),
-    *("checks", "features", "jobs", "api", "__init__", "cli", "__main__"),
+    *("checks", "features", "jobs", "diagnosis", "api", "__init__", "cli", "__main__"),
 ]
 """Top to bottom; a folder is one layer, whose files import each other without a cycle."""
 

@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_TERMINATED, EXIT_USAGE, Vid3dError
-from . import bench, classify, demo, doctor, evaluate, extract, features, flow, models, probe, verify, weights
+from . import bench, classify, demo, doctor, evaluate, extract, features, flow, models, presets, probe, verify, weights
 from .command import App, Group, ParserError, describe_parser_error
 from .console import log, set_verbosity
 from .help import HELP_ALL
@@ -126,6 +126,7 @@ app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")
+app.add_typer(presets.app, name="presets")
 app.add_typer(weights.app, name="weights")
 
 
