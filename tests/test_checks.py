@@ -344,6 +344,15 @@ def test_own_weights_leave_only_the_sample_to_fetch(vid3d, monkeypatch, tmp_path
     assert "imagenet.pt" not in result.stderr and "_flow.npy" not in result.stderr
 
 
+def test_a_cache_that_cannot_be_written_is_named_with_the_address(vid3d, write_checks, mini, monkeypatch, tmp_path):
+    publish_mini(write_checks, mini)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VID3D_CACHE", str(tmp_path / "file"))
+    result = vid3d("verify", MINI)
+    assert result.exit_code == EXIT_WEIGHTS
+    assert "cannot be written" in result.stderr and "https://example.org/data/rgb.npy" in result.stderr
+
+
 class _Files(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.requests.append(self.path)

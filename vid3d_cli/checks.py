@@ -293,7 +293,7 @@ def _download(sample: Sample, path: Path, progress: Progress | None) -> None:
         with AtomicFile(path) as out:
             fetch(source, WeightsFile(sample.name, "", path.name, (source,), MAX_SAMPLE_BYTES), progress, out)
     except OutputError as error:
-        raise WeightsUnavailable(f"{error}\nSet VID3D_CACHE to another directory") from error
+        raise SourceError(f"{error}; VID3D_CACHE names another directory") from error
 
 
 def _read_clip(paths: Sequence[Path], sample: Sample, stream: str, *, is_given: bool) -> NDArray[Any]:
