@@ -4,6 +4,7 @@ import http.server
 import json
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,7 +31,9 @@ class TestEveryCheck:
         for entry in map(find_model, check.models):
             assert entry.name in check.models, "a full name"
             assert set(check.streams) <= set(entry.published_streams)
-            assert SHIPPED.find(entry, ["rgb", "flow"]).count(check) == 1
+            found = SHIPPED.find(entry, ["rgb", "flow"])
+            assert found.count(check) == 1
+            assert {(other.sample, other.variant) for other in found} == {(check.sample, check.variant)}
         assert set(check.streams) <= SHIPPED.samples[check.sample].files.keys()
 
     def test_has_numbers_in_their_order_and_their_source(self, check):
@@ -45,6 +48,17 @@ class TestEveryCheck:
         for entry in map(find_model, check.models):
             if entry.labels_file is not None:
                 assert check.top.keys() <= set(read_labels(entry))
+
+
+def test_the_page_lists_every_model_with_its_largest_number():
+    page = (Path(__file__).parents[1] / "docs" / "verify.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `") and "vid3d" not in line]
+    listed = {model: line for line in rows for model in re.findall(r"`([a-z0-9_]+\.[a-z0-9_]+)`", line.split("|")[1])}
+    assert listed.keys() == {model for check in SHIPPED.checks for model in check.models}
+    for check in SHIPPED.checks:
+        if check.stream == "fused" or len(SHIPPED.find(find_model(check.models[0]), ["rgb", "flow"])) == 1:
+            largest = next(iter(check.top.values()))
+            assert all(f"({largest}" in listed[model] for model in check.models)
 
 
 @pytest.mark.parametrize("sample", SHIPPED.samples.values(), ids=lambda s: s.name)
@@ -317,7 +331,7 @@ def test_missing_weights_and_a_missing_sample_are_one_message(vid3d, monkeypatch
         ):
             assert name in result.stderr
     result = vid3d("verify", "s3d.kinetics400_kylemin")
-    assert "/sample/001.jpg to 100.jpg" in result.stderr
+    assert re.search(r"/sample/001\.jpg\n  …\n  https://.*/sample/100\.jpg\n", result.stderr)
 
 
 def test_own_weights_leave_only_the_sample_to_fetch(vid3d, monkeypatch, tmp_path):
@@ -328,6 +342,15 @@ def test_own_weights_leave_only_the_sample_to_fetch(vid3d, monkeypatch, tmp_path
     assert result.exit_code == EXIT_WEIGHTS
     assert "_rgb.npy" in result.stderr
     assert "imagenet.pt" not in result.stderr and "_flow.npy" not in result.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_address(vid3d, write_checks, mini, monkeypatch, tmp_path):
+    publish_mini(write_checks, mini)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VID3D_CACHE", str(tmp_path / "file"))
+    result = vid3d("verify", MINI)
+    assert result.exit_code == EXIT_WEIGHTS
+    assert "cannot be written" in result.stderr and "https://example.org/data/rgb.npy" in result.stderr
 
 
 class _Files(http.server.BaseHTTPRequestHandler):
@@ -348,7 +371,7 @@ def test_a_sample_is_downloaded_once(vid3d, write_checks, mini, monkeypatch, tmp
         publish_mini(write_checks, mini, address=f"{server.url}/data/")
         server.pages["/data/rgb.npy"] = (tmp_path / "rgb.npy").read_bytes()
         result = vid3d("verify", MINI)
-        assert result.exit_code == EXIT_WEIGHTS and "flow.npy\n    the server answered HTTP 404" in result.stderr
+        assert result.exit_code == EXIT_WEIGHTS and "download: the server answered HTTP 404" in result.stderr
         assert "rgb.npy" not in result.stderr
         server.pages["/data/flow.npy"] = (tmp_path / "flow.npy").read_bytes()
         assert vid3d("verify", MINI).exit_code == EXIT_OK
@@ -400,7 +423,7 @@ def test_a_file_that_is_not_the_sample_is_one_line(vid3d, write_checks, mini, tm
         (["i3d.kinetics600", "--streams", "flow"], "are of rgb: not of flow"),
         (["i3d", "--streams", "rgb", "--weights", "flow=x.pt"], "weights were given for 'flow'"),
         (["i3d", "--sample", "nowhere"], "nowhere: no such file or directory"),
-        (["i3d", "--sample", "file"], "give the directory that has v_CricketShot_g04_c01_rgb.npy and"),
+        (["i3d", "--sample", "file"], "give the directory that has v_CricketShot_g04_c01_rgb.npy to"),
         (["i3d", "--sample", "."], "has no v_CricketShot_g04_c01_rgb.npy"),
         (["s3d.kinetics400_kylemin", "--sample", "file"], "give the directory that has 001.jpg to 100.jpg"),
         (["i3dd"], "'i3dd' is neither a model nor a file: .*did you mean 'i3d'"),

@@ -130,8 +130,10 @@ def home(films, tmp_path, monkeypatch):
 
 def with_embedded_model(words):
     """Have a command that names no model run the one that needs no download."""
-    if words[1] in ("classify", "extract", "eval", "bench") or "--against" in words:
+    if words[1] in ("classify", "extract", "eval", "bench"):
         words = [*words, *([] if "--model" in words else ["--model", MODEL]), "--runtime", "torch", "--threads", "1"]
+    if "--against" in words:
+        words = [*words, "--model", MODEL, "--threads", "1"]
     return words
 
 

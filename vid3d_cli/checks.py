@@ -70,7 +70,7 @@ class Check:
     stream: str
     """"rgb", "flow", or "fused": the sum of the logits of both."""
     sample: str
-    """Name of the sample."""
+    """Name of the sample; all checks of a model have the same, and the same variant."""
     top: Mapping[str, float]
     """The largest outputs, by the names of their classes."""
     source: str
@@ -201,30 +201,28 @@ def run_checks(
         CheckpointError: a checkpoint does not fit.
     """
     checks = listed.find(entry, streams)
-    inputs = {(check.sample, stream): listed.samples[check.sample] for check in checks for stream in check.streams}
-    running = [stream for stream in STREAMS if any(stream == needed for _, needed in inputs)]
-    missing: list[str] = []
+    source = listed.samples[checks[0].sample]
+    running = [stream for stream in STREAMS if any(stream in check.streams for check in checks)]
+    published = {file.stream: file for file in entry.files if file.stream in running and file.stream not in weights}
     paths = {stream: Path(weights[stream]) for stream in running if stream in weights}
-    published = [file for file in entry.files if file.stream in running and file.stream not in weights]
+    missing: list[str] = []
     try:
-        paths |= dict(zip([file.stream for file in published], find_all(published, find), strict=True))
+        paths |= zip(published, find_all(published.values(), find), strict=True)
     except WeightsUnavailable as error:
         missing.append(str(error))
     try:
-        files = _find_samples(inputs, sample, progress)
+        files = _find_sample(source, running, sample, progress)
     except WeightsUnavailable as error:
         missing.append(str(error))
     if missing:
         raise WeightsUnavailable("\n".join(missing))
-    logits: dict[tuple[str, str], NDArray[np.float32]] = {}
+    logits: dict[str, NDArray[np.float32]] = {}
+    for stream in running:
+        clip = _read_clip(files[stream], source, stream, is_given=sample is not None)
+        logits[stream] = _run(entry, stream, paths[stream], checks[0].variant, clip)
     for check in checks:
-        for stream in check.streams:
-            key = check.sample, stream
-            if key not in logits:
-                clip = _read_clip(files[key], listed.samples[check.sample], entry, stream, is_given=sample is not None)
-                logits[key] = _run(entry, stream, paths[stream], check.variant, clip)
-        summed = sum((logits[check.sample, stream] for stream in check.streams), np.float32(0))
-        yield Verdict(check, listed.samples[check.sample], tuple(_compare(check, summed, entry)))
+        summed = sum((logits[stream] for stream in check.streams), np.float32(0))
+        yield Verdict(check, source, tuple(_compare(check, summed, entry)))
 
 
 def _compare(check: Check, logits: NDArray[np.float32], entry: ModelEntry) -> Iterator[Number]:
@@ -258,61 +256,47 @@ def _run(entry: ModelEntry, stream: str, weights: Path, variant: str | None, cli
 
 # Samples -------------------------------------------------------------------------------------------------------------
 
-_Inputs = Mapping[tuple[str, str], Sample]
-"""Samples by their name and the stream."""
 
-
-def _find_samples(inputs: _Inputs, given: Path | None, progress: Progress | None) -> dict[tuple[str, str], list[Path]]:
-    """Return the files of each stream of the samples."""
-    if given is not None and not given.is_dir():
-        if not given.is_file():
-            raise UsageError(f"--sample {given}: no such file or directory")
-        names = [name for (_, stream), sample in inputs.items() for name in sample.names(stream)]
-        if len(names) > 1:
-            few = len(names) <= 2
-            what = " and ".join(names) if few else f"{names[0]} to {names[-1]}"
-            raise UsageError(f"--sample {given}: give the directory that has {what}{', or --streams' if few else ''}")
-        return {key: [given] for key in inputs}
-    found: dict[tuple[str, str], list[Path]] = {}
-    missing: list[str] = []
-    for key, sample in inputs.items():
-        directory = given or cache_dir() / "samples" / sample.name
-        found[key] = [directory / name for name in sample.names(key[1])]
-        lacking = [path for path in found[key] if not path.is_file()]
-        if given and lacking:
-            raise UsageError(f"--sample {given}: has no {lacking[0].name}")
-        for i, path in enumerate(lacking):
-            try:
-                if missing:  # another one would fail the same way, and may take as long
-                    raise SourceError
-                _download(sample, key[1], path, progress)
-            except SourceError as error:
-                last = f" to {lacking[-1].name}" if i < len(lacking) - 1 else ""
-                why = f"\n    {error}" if str(error) else ""
-                missing.append(f"  {sample.address}{path.name}{last}{why}\n    put it in {directory}")
-                break
-    if missing:
+def _find_sample(
+    sample: Sample, streams: Sequence[str], given: Path | None, progress: Progress | None
+) -> dict[str, list[Path]]:
+    """Return the files of each stream of a sample; download what is not in the cache."""
+    names = {stream: sample.names(stream) for stream in streams}
+    all_names = [name for stream in streams for name in names[stream]]
+    if given is not None and given.is_file():
+        if len(all_names) > 1:
+            raise UsageError(f"--sample {given}: give the directory that has {all_names[0]} to {all_names[-1]}")
+        return {streams[0]: [given]}
+    directory = given or cache_dir() / "samples" / sample.name
+    lacking = [name for name in all_names if not (directory / name).is_file()]
+    if given and lacking:
+        what = f"has no {lacking[0]}" if given.is_dir() else "no such file or directory"
+        raise UsageError(f"--sample {given}: {what}")
+    try:
+        while lacking:
+            _download(sample, directory / lacking[0], progress)
+            del lacking[0]
+    except SourceError as error:
+        shown = [f"  {sample.address}{name}" for name in (lacking[0], lacking[-1])]
+        shown = [shown[0], *(["  …"] if len(lacking) > 2 else []), *shown[1 : len(lacking)]]
+        advice = f"Put the files into {directory}, or name the directory that has them: --sample PATH"
         raise WeightsUnavailable(
-            "\n".join(
-                ["the sample is not on this machine:", *missing, "  or give the file, or its directory: --sample"]
-            )
-        )
-    return found
+            "\n".join([f"the sample is not on this machine; download: {error}", *shown, advice])
+        ) from error
+    return {stream: [directory / name for name in names[stream]] for stream in streams}
 
 
-def _download(sample: Sample, stream: str, path: Path, progress: Progress | None) -> None:
+def _download(sample: Sample, path: Path, progress: Progress | None) -> None:
     """Write a file of a sample to the cache; raise SourceError if it does not come."""
     source = UrlSource(sample.address + path.name)
     try:
         with AtomicFile(path) as out:
-            fetch(source, WeightsFile(sample.name, stream, path.name, (source,), MAX_SAMPLE_BYTES), progress, out)
+            fetch(source, WeightsFile(sample.name, "", path.name, (source,), MAX_SAMPLE_BYTES), progress, out)
     except OutputError as error:
-        raise WeightsUnavailable(f"{error}\nSet VID3D_CACHE to another directory") from error
+        raise SourceError(f"{error}; VID3D_CACHE names another directory") from error
 
 
-def _read_clip(
-    paths: Sequence[Path], sample: Sample, entry: ModelEntry, stream: str, *, is_given: bool
-) -> NDArray[Any]:
+def _read_clip(paths: Sequence[Path], sample: Sample, stream: str, *, is_given: bool) -> NDArray[Any]:
     """Return a sample as a clip (1, T, H, W, C): float32 as the network gets it, or uint8 images, RGB.
 
     Raises:

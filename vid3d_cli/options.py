@@ -16,6 +16,9 @@ from .flow import METHODS
 MODEL, CLIPS, FLOW, MACHINE = "Model", "Frames and clips", "Optical flow", "Machine"
 """The groups of options in the help."""
 
+_RUNS = ("classify", "extract", "evaluate", "bench")
+"""The commands that run networks in the runtime and precision that the user wants."""
+
 
 def option(default: Any, help: str, group: str, **cli: Any) -> Any:  # noqa: A002  (as Typer calls it)
     """Declare an option.
@@ -208,8 +211,9 @@ class Options:
         "What runs the networks; auto: OpenVINO on a CPU if installed, else torch.",
         MACHINE,
         metavar="auto|torch|openvino",
+        commands=_RUNS,
     )
-    compile: bool = option(False, "Compile the networks with torch; pays off in long jobs.", MACHINE)
+    compile: bool = option(False, "Compile the networks with torch; pays off in long jobs.", MACHINE, commands=_RUNS)
     threads: int | None = option(
         None, "CPU threads for the networks.", MACHINE, metavar="N", min=1, shown="one per core"
     )
@@ -218,9 +222,10 @@ class Options:
         "Precision of the networks; auto: bf16 or fp16 on a GPU that is fast in it, else fp32.",
         MACHINE,
         metavar="fp32|bf16|fp16|auto",
+        commands=_RUNS,
     )
     batch_size: int | None = option(
-        None, "Clips in a batch.", MACHINE, metavar="N", min=1, shown="1 on a CPU, 8 on a GPU"
+        None, "Clips in a batch.", MACHINE, metavar="N", min=1, shown="1 on a CPU, 8 on a GPU", commands=_RUNS
     )
     allow_playlists: bool = option(
         False, "Let playlists (HLS, ffconcat) open the files and addresses that they name.", MACHINE

@@ -120,3 +120,17 @@ def test_what_cannot_be_read_is_one_line(vid3d, diagnose, bad_files, monkeypatch
     assert result.exit_code == EXIT_USAGE, result.stderr
     assert re.search(message, result.stderr) and result.stderr.count("\n") == 1
     assert diagnose.seen == []
+
+
+@pytest.mark.exhaustive
+def test_the_search_runs_from_the_command_line(vid3d, video):
+    words = ["--model", "s3d_mini.camera_motion", "--streams", "rgb", "--threads", "1"]
+    assert vid3d("extract", "-o", "theirs.npy", video, *words, "--stride", "4").exit_code == EXIT_OK
+    same = vid3d("verify", video, "--against", "theirs.npy", *words, "--stride", "4")
+    assert (same.exit_code, json.loads(same.stdout)["verdict"]) == (EXIT_OK, "same"), same.stderr
+    other = vid3d("verify", video, "--against", "theirs.npy", *words)
+    found = json.loads(other.stdout)
+    assert (other.exit_code, found["verdict"]) == (1, "explained")
+    assert [(change["name"], change["yours"], change["theirs"]) for change in found["closest"]] == [
+        ("stride", "16", "4")
+    ]

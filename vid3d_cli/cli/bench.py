@@ -57,10 +57,10 @@ def bench(
     ] = None,
     form: ObjectFormat = None,
 ) -> None:
-    """Measure for half a minute what limits a run on this machine, and suggest what makes it faster.
+    """Measure what limits a run on this machine, and suggest what makes it faster.
 
-    It reads as many videos at a time as a run, in the same processes. It takes the options of classify and extract to
-    show their effect. It downloads no weights: random weights take the same time.
+    It takes half a minute, and reads as many videos at a time as a run, in the same processes. It takes the options of
+    classify and extract to show their effect. It downloads no weights: random weights take the same time.
 
     Example: vid3d bench
     """

@@ -49,7 +49,9 @@ def evaluate(
     jobs: Jobs = None,
     timeout: Timeout = TIMEOUT_SECONDS,
 ) -> None:
-    """Evaluate a model on labelled videos: top-1, top-5, mean class accuracy, mAP and confusion, per stream and fused.
+    """Evaluate a model on labelled videos: top-1, top-5, mean class accuracy, mAP, confusion.
+
+    It prints them for each stream and for their fusion.
 
     Example: vid3d eval --labels labels.csv videos/
     """
