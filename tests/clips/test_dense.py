@@ -351,7 +351,7 @@ def test_stretches_of_a_huge_video_are_counted_at_once():
     [
         (
             ["--model", "c3d", "--streams", "rgb"],
-            "c3d looks at each clip as a whole and cannot run --dense; these can: i3d, s3d, ",
+            "c3d looks at each clip as a whole and cannot run --dense; these can: i3d, ",
         ),
         (["--model", "s3d_g", "--streams", "rgb"], "s3d_g looks at each clip as a whole"),
         (["--window", "20"], "such as 16 or 24, got 20"),
