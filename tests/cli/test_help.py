@@ -204,7 +204,7 @@ def run_process(*words, **environment):
 def test_completion_imports_no_torch():
     asked = {"_VID3D_COMPLETE": "complete_bash", "COMP_WORDS": "vid3d extract --model i3d", "COMP_CWORD": "3"}
     names = run_process(**asked).stdout.split()
-    assert (names[:2], names[-1]) == (["i3d", "i3d.kinetics400"], "False")
+    assert (names[:2], names[-1]) == (["i3d", "i3d_r50"], "False")
 
 
 def test_completion_that_cannot_be_installed_is_one_line(tmp_path):

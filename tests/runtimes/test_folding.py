@@ -25,7 +25,7 @@ def fold(net, x):
     return num_folded
 
 
-@pytest.mark.parametrize("name", ["i3d", "s3d_mini", "r2plus1d_18", "p3d63"])
+@pytest.mark.parametrize("name", ["i3d", "s3d_mini", "r2plus1d_18", "p3d63", "i3d_r50"])
 def test_all_batch_norms_of_a_network_are_folded(name):
     torch.manual_seed(0)
     net = shake(BACKBONES[name].build("rgb", K))
