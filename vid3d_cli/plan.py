@@ -15,7 +15,8 @@ from pathlib import Path
 
 from .clips.dense import DensePlan
 from .clips.preprocess import check_num_crops, describe_resize
-from .clips.windows import Spread, check_clip_options
+from .clips.spread import Spread
+from .clips.windows import check_clip_options
 from .errors import CheckpointError, UsageError, WeightsUnavailable
 from .flow.files import is_of_one_video
 from .flow.methods import describe_flow, find_flow_method
