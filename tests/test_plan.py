@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vid3d_cli import Options, Plan, UsageError, make_plan
+from vid3d_cli.clips.preprocess import CROPS
 from vid3d_cli.errors import CheckpointError
 from vid3d_cli.recipe import deciding_differences, provenance_differences
 
@@ -237,6 +238,8 @@ OTHER_VALUES = {
     "deinterlace": {"deinterlace": True},
     "square_pixels": {"square_pixels": True},
     "dense": {"dense": True},
+    "resize": {"resize": "340x256"},
+    "interpolation": {"interpolation": "lanczos"},
     "crops": {"crops": 10},
     "resize_only": {"resize_only": True},
     "layer": {"layer": "Mixed_4f"},
@@ -245,6 +248,7 @@ OTHER_VALUES = {
     "flow": {"flow": "tvl1"},
     "flow_files": {"flow_files": "flow"},
     "flow_bound_px": {"flow_files": "flow", "flow_bound_px": 3.0},
+    "flow_size": {"flow_size": "source"},
     "quantise_flow": {"quantise_flow": True},
     "precision": {"precision": "bf16"},
 }
@@ -273,3 +277,14 @@ def test_class_names_are_not_read_without_end(tmp_path):
     (tmp_path / "own.pt").write_bytes(b"weights")
     with pytest.raises(UsageError, match="too long for a file of class names"):
         Plan.make(Options("r3d_18", streams="rgb", weights={"rgb": tmp_path / "own.pt"}, labels="/dev/zero"))
+
+
+def test_a_preset_with_a_number_is_not_changed_by_the_same_number_as_text(tmp_path):
+    preset = tmp_path / "mine.toml"
+    options = 'model = "s3d_mini"\ncrops = 10\nresize = 256\nfps = 25'
+    text = f'summary = "mine"\nvalues = "layout"\nsources = []\n[options]\n{options}\n[files]\nnames = "{{stem}}.npy"\n'
+    preset.write_text(text + "[centre]\nfirst = 8\nstep = 16\n")
+    plan = make_plan(preset=str(preset), crops="10", resize="256", fps="25")
+    assert plan.preset == str(preset)
+    assert (plan.crop_names, plan.resize_px) == (CROPS["10"], 256)
+    assert make_plan(preset=str(preset), crops="tl,tr").preset == f"{preset}, but crops tl,tr"

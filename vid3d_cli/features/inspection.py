@@ -77,7 +77,7 @@ def _describe_damaged_files(store: Store) -> str | None:
     except OutputError as error:
         return str(error)
     if store.has_files_per_video and not store.journal_paths() and store.describe_unfinished():
-        return f"{store.path / 'videos.jsonl'}: missing; restore it, or {RESUME}"
+        return f"{store.recipe_path.parent / 'videos.jsonl'}: missing; restore it, or {RESUME}"
     return None
 
 

@@ -208,7 +208,7 @@ class _Sizes:
 
     def _count(self, size: tuple[int, int]) -> _Size:
         plan = self._plan
-        num_kept = plan.crops if plan.keep_crops else 1
+        num_kept = len(plan.crop_names) if plan.keep_crops else 1
         if plan.layer is None and not self._count_operations:
             return _Size(num_kept * len(plan.networks) * BACKBONES[plan.backbone].feature_dim, None)
         from ..runtimes.estimate import clip_cost  # a layer's map is measured by torch, on its meta device
@@ -229,7 +229,7 @@ class _Sizes:
         ]
         return _Size(
             num_kept * sum(math.prod(cost.feature_shape) for cost in costs),
-            plan.crops * sum(cost.multiply_adds for cost in costs) if self._count_operations else None,
+            len(plan.crop_names) * sum(cost.multiply_adds for cost in costs) if self._count_operations else None,
         )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..clips.preprocess import check_resized_size
+from ..clips.preprocess import CENTRE, check_resized_size
 from ..clips.streams import FlowOfRun, StreamFrame, align_streams
 from ..clips.windows import Window, count_clips, sliding_clips
 from ..errors import FlowFilesError, TooLarge
@@ -169,9 +169,10 @@ class ClipReader:
         frames = align_streams(
             self._count(self.frames),
             size_px=plan.resize_px,
-            # Several crops are cut later, from the whole frame: all at once would take many times the memory.
-            crop_px=plan.crop_px if plan.crops == 1 and not plan.resize_only else None,
-            antialias=plan.antialias,
+            # Other crops are cut later, from the whole frame: all at once would take many times the memory.
+            crop_px=plan.crop_px if plan.crop_names == CENTRE and not plan.resize_only else None,
+            interpolation=plan.interpolation,
+            flow_of_stored=plan.flow_size == "source",
             rgb="rgb" in plan.networks,
             flow=flow,
             pairs_per_call=pairs_per_call,
