@@ -13,7 +13,7 @@ from videos import read_index, write_video
 
 import vid3d_cli
 from vid3d_cli import make_plan
-from vid3d_cli.clips.preprocess import place_crops, resize
+from vid3d_cli.clips.preprocess import CENTRE, place_crops, resize
 from vid3d_cli.errors import EXIT_USAGE
 from vid3d_cli.features.store import read_verified
 from vid3d_cli.features.stores import open_store
@@ -74,7 +74,7 @@ def test_flow_is_that_of_a_video_whose_first_and_last_frames_repeat(tmp_path, qu
         resized = [resize(frame.rgb, 40) for frame in reader]
     extended = [resized[0]] * 10 + resized + [resized[-1]] * 11
     motion = optical_flow(np.stack([to_grey(rgb) for rgb in extended]))
-    (centre,) = place_crops(1, *resized[0].shape[:2], 32)
+    (centre,) = place_crops(CENTRE, *resized[0].shape[:2], 32)
     motion = quantise_flow_exactly(centre.cut(motion), 20.0) if quantise_flow else centre.cut(motion)
     clips, _ = read(video, window=21, stride=1, centred=True, model="i3d", streams="flow", quantise_flow=quantise_flow)
     assert len(clips) == 14
