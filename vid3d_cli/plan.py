@@ -23,7 +23,8 @@ from .clips.preprocess import (
     parse_crops,
     parse_resize,
 )
-from .clips.windows import Spread, check_clip_options
+from .clips.spread import Spread
+from .clips.windows import check_clip_options
 from .errors import CheckpointError, UsageError, WeightsUnavailable
 from .flow.files import is_of_one_video
 from .flow.methods import describe_flow, find_flow_method

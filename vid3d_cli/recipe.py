@@ -72,7 +72,7 @@ class Recipe:
     centred: bool | None = None
     """Whether clips were centred on frames; None if not."""
     spread: str | None = None
-    """Frames of a window that ran, see `clips.windows.Spread`; None for all."""
+    """Frames of a window that ran, see `clips.spread.Spread`; None for all."""
     dense: str | None = None
     """How windows were pooled from one pass over the video; None if each ran by itself."""
     pixels: str | None = None

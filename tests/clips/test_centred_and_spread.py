@@ -1,5 +1,6 @@
 """Centred clips and spread frames against NumPy, which looks at all frames at once."""
 
+import doctest
 from fractions import Fraction
 from functools import partial
 
@@ -9,7 +10,9 @@ from held import count_held
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vid3d_cli.clips.windows import Spread, Window, count_clips, sliding_clips
+from vid3d_cli.clips import spread
+from vid3d_cli.clips.spread import Spread
+from vid3d_cli.clips.windows import Window, count_clips, sliding_clips
 from vid3d_cli.errors import UsageError
 from vid3d_cli.models.registry import BACKBONES
 
@@ -75,11 +78,11 @@ def whole(length):
 
 @given(length_drawn.map(lambda n: 4 * n), st.integers(1, 70))
 def test_spread_frames_are_those_of_linspace(length, num_frames):
-    spread = Spread(num_frames).indices(whole(length), 25.0, Fraction(25))
+    picked = Spread(num_frames).indices(whole(length), 25.0, Fraction(25))
     # NumPy's positions are rounded: one just below a whole number is that number.
-    assert spread == np.floor(np.linspace(0, length - 1, num_frames) + 1e-9).astype(int).tolist()
-    assert spread[0] == 0
-    assert spread[-1] == (length - 1 if num_frames > 1 else 0)
+    assert picked == np.floor(np.linspace(0, length - 1, num_frames) + 1e-9).astype(int).tolist()
+    assert picked[0] == 0
+    assert picked[-1] == (length - 1 if num_frames > 1 else 0)
 
 
 @pytest.mark.parametrize("window", [45, 60])
@@ -124,6 +127,11 @@ def test_heros_last_clip_repeats_its_last_second(num_frames, file_fps, clip):
 def test_other_text_is_no_spread(text):
     with pytest.raises(UsageError, match="give a number of frames"):
         Spread.parse(text)
+
+
+def test_the_example_in_the_docstring_is_right():
+    results = doctest.testmod(spread)
+    assert (results.attempted, results.failed) == (2, 0)
 
 
 def test_a_spread_reads_what_it_prints():

@@ -73,6 +73,8 @@ PLANS = {
     "whole frames": {"resize_only": True},
     "loop": {"tail": "loop", "window": 9},
     "drop": {"tail": "drop", "window": 9},
+    "centred": {"centred": True, "window": 9, "stride": 4},
+    "spread": {"spread": "16:32", "window": 30, "fps": 30},
     "faster": {"fps": 60},
     "slower": {"fps": 7.5},
     "a span": {"start_seconds": 0.3, "end_seconds": 1.1},

@@ -233,7 +233,8 @@ def _dense_pays(plan: Plan) -> bool:
         dense = replace(plan, dense=True).dense_plan
     except UsageError:
         return False
-    return not plan.dense and dense is not None and dense.pays
+    is_possible = not (plan.dense or plan.centred or plan.spread)
+    return is_possible and dense is not None and dense.pays
 
 
 def find_bound(report: Mapping[str, Any]) -> str:
