@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 app = App(
     cls=ListGroup,
-    help="List the programs that vid3d writes features for, or show everything about one preset; 'list' may be left "
-    "out.\n\nExample: vid3d presets show ms-tcn",
+    help="List the presets, or show everything about one; 'list' may be left out.\n\n"
+    "Example: vid3d presets show actionformer-thumos",
 )
 
 _VIDEO = "video"
@@ -66,7 +66,10 @@ def _plan(preset: Preset) -> Plan:
     from ..options import Options
     from ..plan import Plan
 
-    return Plan.make(Options(**preset.options))
+    try:
+        return Plan.make(Options(**preset.options))
+    except UsageError as error:
+        raise UsageError(f"{preset.name}: {error}") from None
 
 
 def preset_row(preset: Preset) -> dict[str, Any]:
