@@ -86,7 +86,7 @@ def test_the_details_of_an_own_file(vid3d, on_terminal, own):
     row = json.loads(vid3d("presets", "show", own(), "--format", "json").stdout)
     assert row["example"] == [f"v_video__{crop}.npz" for crop in range(10)]
     assert (row["shape"], row["key"], row["fps"]) == (["T", 512], "feat", "15")
-    text = on_terminal("show", own())
+    text = " ".join(on_terminal("show", own()).split())
     assert "\x1b[31m" not in text
     assert "(T, 512) float32, the array 'feat'" in text
     assert "--square-pixels --crops 10 --keep-crops" in text
