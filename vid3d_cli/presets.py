@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .arguments import check
 from .errors import UsageError
 from .models.manifest import data_path
 from .options import MACHINE, Options
@@ -151,6 +152,8 @@ class Preset:
     """Addresses of the code and the threads that the settings come from."""
     unknown: str = ""
     """What is not known, or differs from the original, in a sentence or two."""
+    annotations: str = ""
+    """Which files with labels the programs open, by a name in `features.annotations.WRITERS`; empty for none."""
 
     __hash__ = None  # type: ignore[assignment]  # `options` is a dict
 
@@ -158,7 +161,7 @@ class Preset:
         """Return the preset for the recipe, with the options that differ from it: "ms-tcn, but stride 2"."""
         usual = Options(**self.options, preset=options.preset)
         facts = {f.name: f.metadata for f in dataclasses.fields(Options) if f.metadata["group"] != MACHINE}
-        names = [name for name in facts if getattr(options, name) != getattr(usual, name)]
+        names = [name for name in facts if str(getattr(options, name)) != str(getattr(usual, name))]
         changes = [f"{name} {_describe(getattr(options, name))}" for name in names]
         return ", ".join([self.name, "but " + ", ".join(changes)] if changes else [self.name])
 
@@ -208,5 +211,5 @@ def with_preset(given: Mapping[str, Any]) -> Options:
     Raises:
         UsageError: there is no such preset, or an option does not fit.
     """
-    name = given.get("preset")
+    name = check("preset", given.get("preset"), str | None)
     return Options(**{**(find_preset(name).options if name else {}), **given})

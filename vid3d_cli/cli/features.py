@@ -109,7 +109,9 @@ def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         end = "the end" if recipe["end_seconds"] is None else f"{recipe['end_seconds']:g} s"
         yield "span", f"from {recipe['start_seconds']:g} s to {end}"
     dense = f"; dense: {recipe['dense']}" if recipe["dense"] else ""
-    yield "clips", f"{recipe['window']} frames every {recipe['stride']}, tail {recipe['tail']}{dense}"
+    edges = "centred" if recipe.get("centred") else f"tail {recipe['tail']}"
+    spread = f"; spread {recipe['spread']}" if recipe.get("spread") else ""
+    yield "clips", f"{recipe['window']} frames every {recipe['stride']}, {edges}{spread}{dense}"
     if recipe["flow"]:
         yield "flow method", recipe["flow"]
     if files := recipe.get("files"):

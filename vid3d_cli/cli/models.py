@@ -172,7 +172,7 @@ def model_details(entry: ModelEntry) -> dict[str, Any]:
         "notes": entry.notes,
         "labels": entry.labels_file,
         "variant": entry.variant,
-        "resize": describe_resize(entry.resize_px, antialias=entry.antialias),
+        "resize": describe_resize(entry.resize_px, entry.interpolation),
         "files": {name: _stream_details(stream) for name, stream in entry.streams.items()},
         "stated": about.stated,
         "layers": list(net.layers),

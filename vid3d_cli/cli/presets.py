@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,8 +11,10 @@ import typer
 from ..errors import UsageError
 from ..suggest import did_you_mean
 from .command import App
+from .console import log, plural
 from .formats import ListFormat, ObjectFormat, Record, print_record, print_records
 from .models import ListGroup, print_details
+from .options import out_option
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -153,7 +156,7 @@ def file_shape(preset: Preset) -> list[str | int]:
 
 
 def _num_crops(plan: Plan) -> int:
-    return plan.crops
+    return len(plan.crop_names)
 
 
 def _width(plan: Plan) -> int:
@@ -215,3 +218,30 @@ def option_words(options: Record) -> list[str]:
         elif value is not False:
             words.append(flag if value is True else f"{flag} {value}")
     return words
+
+
+@app.command("annotations")
+def annotations_(
+    features: Annotated[str, typer.Argument(metavar="FEATS", help="Output of vid3d extract --preset.")],
+    out: Annotated[Path, out_option("Directory to write to.")],
+    subset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Part of the data set that the videos are.", show_default="training"),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your class names, one per line.", show_default=False)
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing files, and the labels in them.")
+    ] = False,
+) -> None:
+    """Write the files with labels that a preset's program opens, for you to fill in: videos, rates, durations.
+
+    Example: vid3d presets annotations feats/ --out annotations/
+    """
+    from ..features.annotations import write_annotations
+    from ..plan import read_class_names
+
+    names = read_class_names(classes) if classes else ()
+    paths = write_annotations(features, out, subset=subset, classes=names, overwrite=overwrite)
+    log.info("wrote %s to %s", plural(len(paths), "file"), out)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..clips.preprocess import Views
+from ..clips.preprocess import CENTRE, Views
 from ..errors import NoScores, UsageError
 from ..fusion import fuse_clips, pool_video
 from ..models.manifest import find_model, read_labels
@@ -132,7 +132,7 @@ def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
         compile=plan.compile,
         num_threads=plan.threads,
         batch_size=1 if plan.dense else plan.batch_size,
-        views=None if plan.crops == 1 else Views(plan.crops, plan.crop_px, plan.keep_crops),
+        views=None if plan.crop_names == CENTRE else Views(plan.crop_names, plan.crop_px, plan.keep_crops),
         identities={stream: _identity(plan, stream) for stream in models},
         forms=_forms(plan),
     )
@@ -167,7 +167,7 @@ class _Models(Mapping[str, "ClipModel"]):
 
     def __getitem__(self, stream: str) -> ClipModel:
         if stream not in self._built:
-            self._built[stream] = _build_model(self._plan, stream, self._checkpoints[stream])
+            self._built[stream] = build_model(self._plan, stream, self._checkpoints[stream])
         return self._built[stream]
 
     def __iter__(self) -> Iterator[str]:
@@ -177,7 +177,8 @@ class _Models(Mapping[str, "ClipModel"]):
         return len(self._checkpoints)
 
 
-def _build_model(plan: Plan, stream: str, checkpoint: Path) -> ClipModel:
+def build_model(plan: Plan, stream: str, checkpoint: Path) -> ClipModel:
+    """Return the model of a stream with the weights of a checkpoint, in eval mode."""
     from ..models.clip_model import ClipModel, LayerTap, Normalise, create_model
 
     net = create_model(plan.backbone, stream=stream, weights=checkpoint, variant=plan.variant or DEFAULT_VARIANT)
@@ -245,7 +246,7 @@ def _forms(plan: Plan) -> dict[str, Form]:
     flow = "|u1" if plan.quantise_flow else "<f4"
     forms = {"rgb": (3, "|u1"), "flow": (2, flow)}
     return {
-        stream: ((plan.window, plan.crop_px, plan.crop_px, forms[stream][0]), forms[stream][1])
+        stream: ((plan.num_clip_frames, plan.crop_px, plan.crop_px, forms[stream][0]), forms[stream][1])
         for stream in plan.networks
     }
 

@@ -1,0 +1,244 @@
+"""Mistakes of other people's scripts are found by name; see `foreign` for how their features are made."""
+
+import cv2
+import foreign
+import numpy as np
+import pytest
+import torch
+
+import vid3d_cli
+from vid3d_cli import diagnosis
+from vid3d_cli.diagnosis import diagnose
+from vid3d_cli.errors import UsageError
+from vid3d_cli.models.clip_model import create_model
+from vid3d_cli.options import Options
+from vid3d_cli.video.reader import VideoReader
+
+MEANS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@pytest.fixture(autouse=True)
+def _decode_here(monkeypatch):
+    """Decode in this process, where a decoder process takes 0.3 s to start."""
+
+    class Here(diagnosis.Decoders):
+        def open(self, video, **options):
+            reader = VideoReader(video, **options)
+            frames = iter(reader)
+            frames_of = type("Frames", (), {"__next__": lambda _: next(frames), "close": lambda _: reader.close()})()
+            frames_of.info, frames_of.time_base = reader.info, reader.time_base
+            return frames_of
+
+    monkeypatch.setattr(diagnosis, "Decoders", Here)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return str(foreign.write_scene(tmp_path_factory.mktemp("scene") / "a.mp4"))
+
+
+@pytest.fixture(scope="module")
+def frames(video):
+    """By rate: (T, H, W, 3)."""
+    return {fps: foreign.read_frames(video, fps) for fps in (None, "12.5", "25", "15")}
+
+
+def net(stream="rgb"):
+    return create_model("s3d_mini", stream=stream, weights="s3d_mini")
+
+
+def rgb(frames, *, fps="12.5", size=128, kernel="pillow", side=112, eps=1e-3, bgr=False, scale=(), **clips):
+    """Features of rgb by the model's recipe, but for the mistakes that are given."""
+    pictures = foreign.resize(frames[fps], size, kernel)
+    pictures = foreign.crop(pictures, side) if side else pictures
+    pictures = pictures[..., ::-1] if bgr else pictures
+    return foreign.run(
+        foreign.with_eps(net(), eps), foreign.scale_pixels(pictures, *scale), **{"window": 16, "stride": 16, **clips}
+    )
+
+
+def flow(frames, *, compute=foreign.dis, bound=8, axes=(0, 1), sign=1):
+    """Features of flow by the model's recipe, but for the mistakes that are given."""
+    fields = foreign.crop(foreign.flow_of(foreign.resize(frames["12.5"], 128), compute), 112)
+    fields = foreign.scale_flow(sign * fields[..., list(axes)], bound)
+    return foreign.run(net("flow"), fields, window=16, stride=16)
+
+
+MISTAKES = {
+    "stride": ({"stride": 8}, ["stride 8"]),
+    "offset": ({"offset": 1}, ["offset +1 frame"]),
+    "offset of 3": ({"offset": 3}, ["offset +3 frames"]),
+    "frame rate": ({"fps": "25"}, ["fps 25"]),
+    "native frame rate": ({"fps": None}, ["fps native"]),
+    "window": ({"window": 24}, ["window 24"]),
+    "no crop": ({"side": None}, ["crop none"]),
+    "resize without aspect": ({"size": (171, 128)}, ["resize without aspect 171x128"]),
+    "whole frame to the crop": ({"size": (112, 112)}, ["resize without aspect 112x112"]),
+    "short side": ({"size": 112}, ["resize short side 112 px"]),
+    "interpolation": ({"kernel": cv2.INTER_LINEAR}, ["interpolation bilinear"]),
+    "range": ({"scale": (0, 1)}, ["range [0, 1]"]),
+    "range of bytes": ({"scale": (0, 255)}, ["range [0, 255]"]),
+    "mean and deviation": ({"scale": (0, 1, *MEANS)}, [f"range [0, 1], minus {MEANS[0]}, divided by {MEANS[1]}"]),
+    "channel order": ({"bgr": True}, ["channels BGR"]),
+    "eps": ({"eps": 1e-5}, ["eps 1e-05"]),
+    "resize and offset": ({"size": (171, 128), "offset": 1}, ["offset +1 frame", "resize without aspect 171x128"]),
+    "rate and stride": ({"fps": "25", "stride": 8}, ["fps 25", "stride 8"]),
+    "range and channel order": ({"scale": (0, 1), "bgr": True}, ["channels BGR", "range [0, 1]"]),
+    "rate and range": ({"fps": "15", "scale": (0, 1)}, ["fps 15", "range [0, 1]"]),
+    "crop and eps": ({"side": None, "eps": 1e-5}, ["crop none", "eps 1e-05"]),
+}
+
+
+QUICK = ("frame rate",)
+
+
+def of(stream, **others):
+    return Options(model="s3d_mini", streams=stream, **others)
+
+
+def names(result):
+    return sorted(map(str, result.closest))
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.exhaustive) for n in MISTAKES])
+def test_a_mistake_of_rgb_is_named(video, frames, name):
+    mistake, found = MISTAKES[name]
+    result = diagnose(of("rgb"), video, rgb(frames, **mistake))
+    assert names(result) == found
+    assert result.verdict == "explained"
+    assert result.cosine > 0.9999 > result.yours
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("mistake", "found"),
+    [
+        ({"compute": foreign.farneback}, ["flow farneback"]),
+        ({"bound": 20}, ["flow bound 20 px"]),
+        ({"sign": -1}, ["flow axes -x, -y"]),
+        ({"axes": (1, 0)}, ["flow axes y, x"]),
+        ({"compute": foreign.farneback, "bound": 20}, ["flow bound 20 px", "flow farneback"]),
+    ],
+    ids=lambda value: "" if isinstance(value, list) else " ".join(value),
+)
+def test_a_mistake_of_flow_is_named(video, frames, mistake, found):
+    result = diagnose(of("flow"), video, flow(frames, **mistake))
+    assert (names(result), result.verdict) == (found, "explained")
+
+
+@pytest.mark.exhaustive
+def test_a_mistake_of_each_stream_is_named(video, frames):
+    """What both streams share is found on rgb."""
+    rows = np.hstack([flow(frames, bound=20), rgb(frames, bgr=True)])
+    result = diagnose(of("both"), video, rows.T.astype(np.float16))
+    found = ["axes (D, T)", "channels BGR", "flow bound 20 px", "streams flow, rgb"]
+    assert (names(result), result.verdict) == (found, "explained")
+
+
+def test_right_features_are_confirmed_without_a_search(video, frames):
+    """Those of another decoder and another resize, stored in float16."""
+    right = rgb(frames)
+    runs = []
+    result = diagnose(of("rgb"), video, right.astype(np.float16), on_progress=lambda *done: runs.append(done))
+    assert (result.verdict, result.closest, result.tried) == ("same", (), 1)
+    assert (len(runs), result.rows) == (4, 3)
+    assert result.yours == result.cosine > 0.99999
+    assert result.describe().startswith("same: cosine 1.00000")
+    assert "3 rows fit stride 16, window 16 at 12.5 fps without the tail: --tail drop" in result.describe()
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def right(frames):
+    """Of rgb and flow, concatenated."""
+    return np.hstack([rgb(frames), flow(frames)])
+
+
+NOISE = np.random.default_rng(0).uniform(0, 2, 512)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda rows: rows.T, ["axes (D, T)"]),
+        (unit, ["rows of length 1"]),
+        (lambda rows: np.hstack([unit(rows[:, :256]), unit(rows[:, 256:])]), ["rows of length 1 in each stream"]),
+        (lambda rows: rows / 10, ["rows times 0.1"]),
+        (lambda rows: np.roll(rows, 256, axis=1), ["streams flow, rgb"]),
+        (lambda rows: rows[:, :256], ["streams rgb"]),
+        (lambda rows: rows[:, 256:], ["streams flow"]),
+        (lambda rows: np.stack([rows[::-1], rows], axis=1), ["crop 2 of 2"]),
+        (lambda rows: np.stack([rows * NOISE, rows * (2 - NOISE)]), ["crops mean of several"]),
+        (lambda rows: rows[:, :, None, None], []),
+    ],
+)
+def test_the_form_of_the_rows_is_named_without_a_search(video, right, change, found):
+    result = diagnose(of("both"), video, change(right))
+    assert (names(result), result.verdict, result.tried) == (found, "explained" if found else "same", 1)
+
+
+def test_several_things_of_the_form_are_named_at_once(video, frames):
+    result = diagnose(of("both"), video, unit(flow(frames)).T)
+    assert names(result) == ["axes (D, T)", "rows of length 1", "streams flow"]
+    assert (result.verdict, result.tried) == ("explained", 1)
+
+
+@pytest.mark.exhaustive
+def test_rows_that_start_later_are_named(video, frames):
+    result = diagnose(of("rgb", stride=8), video, rgb(frames, stride=8)[1:])
+    assert names(result) in (["rows from 1"], ["offset +8 frames"])  # the same
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("others", ["another video", "other weights", "noise"])
+def test_unrelated_features_are_not_explained_and_end(video, frames, tmp_path, others):
+    if others == "another video":
+        rows = rgb({"12.5": foreign.read_frames(foreign.write_scene(tmp_path / "b.mp4", seed=1), "12.5")})
+    elif others == "other weights":
+        torch.manual_seed(0)
+        pixels = foreign.scale_pixels(foreign.crop(foreign.resize(frames["12.5"], 128), 112))
+        rows = foreign.run(create_model("s3d_mini"), pixels, window=16, stride=16)
+    else:
+        rows = abs(np.random.default_rng(0).normal(size=(3, 256)))
+    runs = []
+    result = diagnose(of("rgb"), video, rows, on_progress=lambda *done: runs.append(done))
+    assert result.verdict == "unexplained"
+    assert len(runs) <= runs[0][1] == diagnosis.MAX_RUNS + 8
+    assert f"not explained by {result.tried} recipes" in result.describe()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros((3, 256), np.int64), "holds int64: give features, as float16 or float32"),
+        (np.zeros(256), r"is \(256,\): give \(rows, features\)"),
+        (np.zeros((0, 256)), r"is \(0, 256\): give \(rows, features\)"),
+        (np.full((2, 256), np.nan), "512 numbers that are NaN or infinite"),
+        (np.zeros((3, 2048)), "has 512 .both streams., 256 .rgb. or 256 .flow. numbers: choose the --model"),
+        (np.zeros((3, 2, 2, 256)), r"give \(rows, features\), or \(rows, crops, features\)"),
+    ],
+)
+def test_an_array_without_such_rows_is_one_line(video, rows, message):
+    with pytest.raises(UsageError, match=message) as raised:
+        diagnose(of("both"), video, rows)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("options", [{}, {"fps": "native"}, {"start_seconds": 1.3, "stride": 5}, {"crops": 3}])
+def test_the_search_starts_from_the_rows_of_extract(video, options):
+    """Byte by byte: frames that are held and replayed are those that a run reads."""
+    (extracted,) = vid3d_cli.extract(video, model="s3d_mini", streams="rgb", runtime="torch", **options)
+    result = diagnose(of("rgb", **options), video, extracted.features())
+    assert (result.verdict, result.error, result.rows) == ("same", 0, min(4, len(extracted.clips)))
+
+
+@pytest.mark.exhaustive
+def test_held_frames_that_fill_the_memory_leave_rows_out(video, frames, monkeypatch):
+    monkeypatch.setattr(vid3d_cli.diagnosis.rows, "MAX_FRAMES_BYTES", 90 * 176 * 144 * 3)
+    result = diagnose(of("rgb"), video, rgb(frames))
+    assert (result.verdict, result.rows) == ("same", 2)
