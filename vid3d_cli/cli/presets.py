@@ -129,6 +129,7 @@ def preset_details(preset: Preset) -> dict[str, Any]:
         "example": file_examples(preset),
         "shape": file_shape(preset),
         "row_centre": str(preset.centre),
+        "annotations": preset.annotations or None,
         "sources": list(preset.sources),
     }
 
@@ -197,6 +198,7 @@ def _print_details(row: Record) -> None:
         ("files", f"{row['file']}: of {_VIDEO}.mp4, {' '.join(files)}"),
         ("each", f"({', '.join(map(str, row['shape']))}) {row['dtype']}{key}; T rows"),
         ("row i", f"its middle is at {row['row_centre']} seconds; .vid3d/videos/{_VIDEO}.jsonl has the times"),
+        *([("labels", "vid3d presets annotations feats/ --out annotations/")] if row["annotations"] else []),
         gap,
         *[("sources" if i == 0 else "", source) for i, source in enumerate(row["sources"])],
         gap,
