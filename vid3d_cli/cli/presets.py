@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..suggest import did_you_mean
 from .command import App
 from .console import log, plural
+from .features import input_lines
 from .formats import ListFormat, ObjectFormat, Record, print_record, print_records
 from .models import ListGroup, print_details
 from .options import out_option
@@ -114,15 +115,17 @@ def _print_table(rows: list[Record]) -> None:
 
 def preset_details(preset: Preset) -> dict[str, Any]:
     """Return everything about a preset."""
+    from ..presets import VALUES
+
     plan, files = _plan(preset), preset.files
-    recipe = plan.recipe
-    facts = ("tail", "resize", "crops", "flow", "features", "dense", "pixels")
+    recipe = dataclasses.asdict(plan.recipe)
+    unknown_yet = ("runtime", "precision", "versions", "preset")
     return {
         **preset_row(preset),
-        "meaning": _meaning(preset),
+        "meaning": VALUES[preset.values],
         "unknown": preset.unknown,
         "options": dict(preset.options),
-        **{name: getattr(recipe, name) for name in facts},
+        "recipe": {name: value for name, value in recipe.items() if name not in unknown_yet},
         "axes": files.axes,
         "dtype": files.dtype,
         "key": None if files.suffix == ".npy" else files.key,
@@ -132,12 +135,6 @@ def preset_details(preset: Preset) -> dict[str, Any]:
         "annotations": preset.annotations or None,
         "sources": list(preset.sources),
     }
-
-
-def _meaning(preset: Preset) -> str:
-    from ..presets import VALUES
-
-    return VALUES[preset.values]
 
 
 def file_examples(preset: Preset) -> list[str]:
@@ -189,10 +186,7 @@ def _print_details(row: Record) -> None:
         ("values", f"{row['values']}: {row['meaning']}"),
         *([("unknown", row["unknown"])] if row["unknown"] else []),
         gap,
-        ("network", f"{row['model']}, {' + '.join(row['streams'])}; features: {row['features']}"),
-        ("clips", f"{row['window']} frames every {row['stride']}, tail {row['tail']}; frames per second: {row['fps']}"),
-        ("frames", "; ".join(filter(None, [row["resize"], f"crop {row['crops']}", row["pixels"]]))),
-        *[(name, row[name]) for name in ("flow", "dense") if row[name]],
+        *input_lines(row["recipe"]),
         ("options", " ".join(option_words(row["options"]))),
         gap,
         ("files", f"{row['file']}: of {_VIDEO}.mp4, {' '.join(files)}"),
