@@ -292,6 +292,7 @@ CROPS = 'names = "{stem}__{crop}.npy"'
     [
         (CROPS, "", [], r"\{stem\}__\{crop\}.npy \(TD\) hold every crop: add --keep-crops"),
         ('names = "{stem}.npy"\naxes = "TCD"', "", [], r"\(TCD\) hold every crop: add --keep-crops"),
+        (CROPS, "", ["--keep-crops", "--crops", ",".join(["tl"] * 15)], "at most 14 crops, not 15"),
         ('names = "{stem}.npy"', "", ["--keep-crops", "--crops", "3"], "no crops: leave out --keep-crops"),
         ('names = "{stem}.npy"', "", ["--layer", "Mixed_5c", "--pool", "none"], "--pool none gives maps"),
         ('names = "{stem}.npy"', "", ["--no-concat"], "concat = false without {stream}"),
