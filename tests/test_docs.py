@@ -153,6 +153,8 @@ def prepare(words, vid3d, home):
             make(vid3d, words[3])
         if "published.npy" in words:
             np.save(home / "published.npy", np.load(home / "feats.npy"))
+    if "annotations" in words:
+        make(vid3d, "feats/", options=["--preset", "actionformer-thumos"])
     if "mine.toml" in words:
         (home / "mine.toml").write_text(blocks("presets.md", "toml")[0])
     if "--against" in words:

@@ -50,6 +50,8 @@ def built(tmp_path_factory):
 def test_what_the_wheel_holds(built):
     names = set(zipfile.ZipFile(built).namelist())
     assert {"vid3d_cli/py.typed", "vid3d_cli/data/manifest.toml", "vid3d_cli/data/labels/kinetics400.txt"} <= names
+    presets = {f"vid3d_cli/data/presets/{path.name}" for path in (ROOT / "weights/presets").glob("*.toml")}
+    assert presets and presets <= names
     assert {f"vid3d_cli/predictions/report/{name}" for name in ("page.html", "page.js", "style.css")} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     packages = {name.split("/")[0] for name in names}

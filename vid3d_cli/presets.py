@@ -131,7 +131,7 @@ class RowCentre:
         return (self.first + row * self.step) / fps
 
     def __str__(self) -> str:
-        return f"({self.first:g} + {self.step:g}·i) / fps"
+        return f"({self.first:g} + {'' if self.step == 1 else f'{self.step:g}·'}i) / fps"
 
 
 @dataclass(frozen=True)

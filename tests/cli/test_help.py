@@ -17,6 +17,7 @@ from vid3d_cli.flow import METHODS
 from vid3d_cli.flow.methods import FLOW_METHODS
 from vid3d_cli.models.manifest import model_entries
 from vid3d_cli.models.registry import BACKBONES
+from vid3d_cli.presets import preset_names
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -199,6 +200,10 @@ def run_process(*words, **environment):
     script = "import sys; from vid3d_cli.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     in_a_shell = ["bash", "-c", '"$0" "$@"; exit $?', sys.executable, "-c", script, *words]
     return subprocess.run(in_a_shell, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_all_presets_complete(complete):
+    assert complete("extract --preset ") == complete("presets show ") == preset_names()
 
 
 def test_completion_imports_no_torch():

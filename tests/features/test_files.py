@@ -16,6 +16,7 @@ from vid3d_cli.errors import OutputError, OutputExists, UsageError
 from vid3d_cli.features.entries import VideoFeatures
 from vid3d_cli.features.format import FeatureFormat
 from vid3d_cli.features.inspection import describe_damage, find_problems
+from vid3d_cli.features.merging import merge
 from vid3d_cli.features.stores import create_store, open_store, open_unchecked
 from vid3d_cli.presets import Files, find_preset
 
@@ -292,6 +293,7 @@ CROPS = 'names = "{stem}__{crop}.npy"'
     [
         (CROPS, "", [], r"\{stem\}__\{crop\}.npy \(TD\) hold every crop: add --keep-crops"),
         ('names = "{stem}.npy"\naxes = "TCD"', "", [], r"\(TCD\) hold every crop: add --keep-crops"),
+        (CROPS, "", ["--keep-crops", "--crops", ",".join(["tl"] * 15)], "at most 14 crops, not 15"),
         ('names = "{stem}.npy"', "", ["--keep-crops", "--crops", "3"], "no crops: leave out --keep-crops"),
         ('names = "{stem}.npy"', "", ["--layer", "Mixed_5c", "--pool", "none"], "--pool none gives maps"),
         ('names = "{stem}.npy"', "", ["--no-concat"], "concat = false without {stream}"),
@@ -351,6 +353,17 @@ def test_merging_shards(job, vid3d, tmp_path):
     assert vid3d("features", "convert", "feats", "f.npz").exit_code == 0
     result = vid3d("features", "convert", "f.npz", "again", "--layout", "files")
     assert (result.exit_code, "has no files of a preset" in result.stderr) == (2, True)
+
+
+def test_a_merge_does_not_replace_the_file_of_another_video(tmp_path):
+    files = Files("{id}.npy")
+    for i, stem in enumerate(("a", "v_a")):
+        write(tmp_path / stem, files, make_result(f"in/{stem}.mp4", seed=i))
+    with pytest.raises(UsageError, match=r"in/a\.mp4 and in/v_a\.mp4 would both be written to a\.npy"):
+        merge(
+            [open_store(tmp_path / "a"), open_store(tmp_path / "v_a")], create_store(f"{tmp_path}/all", layout="files")
+        )
+    assert not [path for path in files_below(tmp_path) if path.startswith("all")]
 
 
 def test_the_presets_that_come_with_vid3d_have_files():

@@ -94,13 +94,24 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from input_lines(recipe)
+    if files := recipe.get("files"):
+        yield "files", f"{files['names']}, axes {files['axes']}"
+    if recipe.get("preset"):
+        yield "preset", recipe["preset"]
+    yield "computed", f"{recipe['runtime']}, {recipe['precision']}"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
+
+
+def input_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) of the networks of a recipe and of their input."""
     from ..video.clock import describe_fps, parse_fps
 
     variant = f", {recipe['variant']}" if recipe["variant"] else ""
     yield "model", f"{recipe['model']}{variant}; features: {recipe['features']}"
     for name, stream in recipe["streams"].items():
-        digest = stream["weights_sha256"][:_SHOWN_DIGITS]
-        yield f"{name} stream", f"{stream['weights']}, sha256 {digest}…; {stream['normalisation']}"
+        digest = f", sha256 {stream['weights_sha256'][:_SHOWN_DIGITS]}…" if stream["weights_sha256"] else ""
+        yield f"{name} stream", f"{stream['weights']}{digest}; {stream['normalisation']}"
     rate = parse_fps(recipe["fps"])
     fps = "native" if rate is None else f"{describe_fps(rate)} per second"
     pixels = f"; {recipe['pixels']}" if recipe.get("pixels") else ""
@@ -114,12 +125,6 @@ def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "clips", f"{recipe['window']} frames every {recipe['stride']}, {edges}{spread}{dense}"
     if recipe["flow"]:
         yield "flow method", recipe["flow"]
-    if files := recipe.get("files"):
-        yield "files", f"{files['names']}, axes {files['axes']}"
-    if recipe.get("preset"):
-        yield "preset", recipe["preset"]
-    yield "computed", f"{recipe['runtime']}, {recipe['precision']}"
-    yield "versions", ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
 
 
 # get -----------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..suggest import did_you_mean
 from .command import App
 from .console import log, plural
+from .features import input_lines
 from .formats import ListFormat, ObjectFormat, Record, print_record, print_records
 from .models import ListGroup, print_details
 from .options import out_option
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 app = App(
     cls=ListGroup,
-    help="List the programs that vid3d writes features for, or show everything about one preset; 'list' may be left "
-    "out.\n\nExample: vid3d presets show ms-tcn",
+    help="List the presets, or show everything about one; 'list' may be left out.\n\n"
+    "Example: vid3d presets show actionformer-thumos",
 )
 
 _VIDEO = "video"
@@ -69,7 +70,10 @@ def _plan(preset: Preset) -> Plan:
     from ..options import Options
     from ..plan import Plan
 
-    return Plan.make(Options(**preset.options))
+    try:
+        return Plan.make(Options(**preset.options))
+    except UsageError as error:
+        raise UsageError(f"{preset.name}: {error}") from None
 
 
 def preset_row(preset: Preset) -> dict[str, Any]:
@@ -111,15 +115,17 @@ def _print_table(rows: list[Record]) -> None:
 
 def preset_details(preset: Preset) -> dict[str, Any]:
     """Return everything about a preset."""
+    from ..presets import VALUES
+
     plan, files = _plan(preset), preset.files
-    recipe = plan.recipe
-    facts = ("tail", "resize", "crops", "flow", "features", "dense", "pixels")
+    recipe = dataclasses.asdict(plan.recipe)
+    unknown_yet = ("runtime", "precision", "versions", "preset")
     return {
         **preset_row(preset),
-        "meaning": _meaning(preset),
+        "meaning": VALUES[preset.values],
         "unknown": preset.unknown,
         "options": dict(preset.options),
-        **{name: getattr(recipe, name) for name in facts},
+        "recipe": {name: value for name, value in recipe.items() if name not in unknown_yet},
         "axes": files.axes,
         "dtype": files.dtype,
         "key": None if files.suffix == ".npy" else files.key,
@@ -129,12 +135,6 @@ def preset_details(preset: Preset) -> dict[str, Any]:
         "annotations": preset.annotations or None,
         "sources": list(preset.sources),
     }
-
-
-def _meaning(preset: Preset) -> str:
-    from ..presets import VALUES
-
-    return VALUES[preset.values]
 
 
 def file_examples(preset: Preset) -> list[str]:
@@ -186,15 +186,13 @@ def _print_details(row: Record) -> None:
         ("values", f"{row['values']}: {row['meaning']}"),
         *([("unknown", row["unknown"])] if row["unknown"] else []),
         gap,
-        ("network", f"{row['model']}, {' + '.join(row['streams'])}; features: {row['features']}"),
-        ("clips", f"{row['window']} frames every {row['stride']}, tail {row['tail']}; frames per second: {row['fps']}"),
-        ("frames", "; ".join(filter(None, [row["resize"], f"crop {row['crops']}", row["pixels"]]))),
-        *[(name, row[name]) for name in ("flow", "dense") if row[name]],
+        *input_lines(row["recipe"]),
         ("options", " ".join(option_words(row["options"]))),
         gap,
         ("files", f"{row['file']}: of {_VIDEO}.mp4, {' '.join(files)}"),
         ("each", f"({', '.join(map(str, row['shape']))}) {row['dtype']}{key}; T rows"),
         ("row i", f"its middle is at {row['row_centre']} seconds; .vid3d/videos/{_VIDEO}.jsonl has the times"),
+        *([("labels", "vid3d presets annotations feats/ --out annotations/")] if row["annotations"] else []),
         gap,
         *[("sources" if i == 0 else "", source) for i, source in enumerate(row["sources"])],
         gap,

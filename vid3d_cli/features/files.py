@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..durable import AtomicFile, read_errors
-from ..errors import OutputError, UsageError
+from ..errors import UsageError
 from ..plan import Plan
 from ..presets import Files
 from ..records import STREAMS
@@ -31,8 +31,8 @@ from .npz import open_npz
 from .recipes import files_of, parse_recipe
 from .table import refuse_bomb
 
-MAX_CROPS = 10
-"""Crops of a frame that `--crops` can name."""
+MAX_CROPS = 14
+"""Files of a video and stream, one for each crop: `--crops` has so many different ones."""
 
 _MAX_HEADER_BYTES = 1 << 20
 
@@ -50,6 +50,10 @@ def refuse_misfit(files: Files, plan: Plan, videos: Mapping[str, str]) -> None:
     if plan.keep_crops and not files.has_crops:
         raise UsageError(
             f"the files {files.names} ({files.axes}) hold no crops: leave out --keep-crops, or add --layout vid3d"
+        )
+    if files.has_file_per_crop and len(plan.crop_names) > MAX_CROPS:
+        raise UsageError(
+            f"--crops: the files {files.names} are of at most {MAX_CROPS} crops, not {len(plan.crop_names)}"
         )
     if plan.layer is not None and plan.pool in ("none", "spatial"):
         raise UsageError(
@@ -139,8 +143,6 @@ class FilesStore(TreeStore):
     def write_files(self, features: VideoFeatures, recipe: Recipe) -> None:
         entry, files = features.entry, files_of(recipe)
         num_crops = next(iter(features.matrices.values())).shape[1] if files.has_file_per_crop else 1
-        if num_crops > MAX_CROPS:
-            raise OutputError(f"{entry.video}: has {num_crops} crops, and there are files for at most {MAX_CROPS}")
         sizes = []
         for name, crop, path in self._places(entry.stem, recipe, num_crops):
             rows = features.matrices[name][:, crop] if files.has_file_per_crop else features.matrices[name]

@@ -80,8 +80,8 @@ def merge(
             refuse_other_recipe(target.path, there, recipe)
             provenance = {**provenance_differences(there, recipe), **provenance}
             _refuse_other_rows(target, entries)
-        target.refuse_taken_stems(stems)
         target.begin(recipe)
+        target.refuse_taken_stems(stems)  # now that the recipe says how files are named
         merged = _copy(parts, entries, target, recipe["concat"], on_video)
     merged.provenance = provenance
     return merged
