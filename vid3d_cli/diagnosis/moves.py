@@ -22,6 +22,13 @@ RATES: tuple[int | Fraction, ...] = (25, 30, 15, Fraction(25, 2), 10, 24, 20, 8,
 WINDOWS = (16, 64, 32, 8, 10, 20, 21, 24, 48)
 STRIDES = (1, 2, 4, 5, 8, 10, 12, 16, 24, 32, 64)
 OFFSETS = (1, -1, 2, -2, 3, -3, 4, -4, 5, 8, -8, 10, 16)
+LIKELY = {
+    *(("fps", rate) for rate in ("native", "25", "30")),
+    *(("window", window) for window in ("16", "64")),
+    *(("offset", frames) for frames in ("+1 frame", "-1 frame")),
+}
+"""Changes of time that are tried before those of pixels."""
+
 SIDES_PX = (224, 256, 240, 112, 128)
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 BOUNDS_PX = (20.0, 8.0, 10.0, 15.0, 16.0, 32.0, 1000.0)
@@ -78,7 +85,7 @@ def explain_rows(info: VideoInfo, plan: Plan, num_rows: int) -> str:
 
 
 def find_moves(settings: Settings, info: VideoInfo, num_rows: int) -> list[Move]:
-    """Return the moves from a recipe: time first, then pixels, the network, and flow.
+    """Return the moves from a recipe: common mistakes of time, then pixels, the network, other times, and flow.
 
     Args:
         settings: yours.
@@ -86,7 +93,9 @@ def find_moves(settings: Settings, info: VideoInfo, num_rows: int) -> list[Move]
         num_rows: of the published array.
     """
     plan = settings.plan
-    moves = [*_time(plan, info, num_rows), *_pixels(plan, info)]
+    time = list(_time(plan, info, num_rows))
+    likely = [move for move in time if _is_likely(move, settings, info, num_rows)]
+    moves = [*likely, *_pixels(plan, info)]
     for stream in plan.networks:
         moves += _normalisation(plan, stream)
     moves += [
@@ -96,7 +105,16 @@ def find_moves(settings: Settings, info: VideoInfo, num_rows: int) -> list[Move]
         )
         for eps in EPS
     ]
-    return [*moves, *(_flow(plan) if "flow" in plan.networks else ())]
+    rest = [move for move in time if move not in likely]
+    return [*moves, *rest, *(_flow(plan) if "flow" in plan.networks else ())]
+
+
+def _is_likely(move: Move, settings: Settings, info: VideoInfo, num_rows: int) -> bool:
+    """Return whether a move of time is a common mistake, or explains the number of rows."""
+    name, theirs = move.change.name, move.change.theirs
+    if name in ("fps", "stride", "window") and fits(info, move.apply(settings).plan, num_rows):
+        return True
+    return (name, theirs) in LIKELY or name in ("rounding", "rows")
 
 
 def _planned(**changes: object) -> Callable[[Settings], Settings]:

@@ -37,16 +37,25 @@ class Change:
         return f"{self.name} {self.theirs}"
 
 
+KEPT_ROWS = 8
+"""Rows of the array that are read; more than are ever compared."""
+
+_CHECKED_ROWS = 4096
+"""Rows that are checked at a time: an array may be a file larger than memory."""
+
+
 class Reading(NamedTuple):
     """One way to read the array."""
 
     rows: Rows
-    """All of them."""
+    """The first of them."""
+    num_rows: int
+    """How many the array has."""
     changes: tuple[Change, ...]
     """What differs from our form, (rows, features), rgb first."""
 
 
-def check_array(array: NDArray[Any]) -> NDArray[np.float64]:
+def check_array(array: NDArray[Any]) -> NDArray[Any]:
     """Return the array without axes of length 1, but with two axes at least.
 
     Raises:
@@ -56,9 +65,10 @@ def check_array(array: NDArray[Any]) -> NDArray[np.float64]:
         raise UsageError(f"the published array holds {array.dtype}: give features, as float16 or float32")
     if array.ndim < 2 or not array.size:
         raise UsageError(f"the published array is {array.shape}: give (rows, features), a row for each clip")
-    if not (finite := np.isfinite(array)).all():
+    blocks = (array[start : start + _CHECKED_ROWS] for start in range(0, len(array), _CHECKED_ROWS))
+    if number := sum(int(np.count_nonzero(~np.isfinite(block))) for block in blocks):
         raise UsageError(
-            f"the published array holds {finite.size - finite.sum():,} numbers that are NaN or infinite: "
+            f"the published array holds {number:,} numbers that are NaN or infinite: "
             "its file is damaged, or overflowed in float16"
         )
     kept = array
@@ -66,10 +76,10 @@ def check_array(array: NDArray[Any]) -> NDArray[np.float64]:
         kept = kept.squeeze(max(axis for axis in range(kept.ndim) if kept.shape[axis] == 1))
     if kept.ndim > 3:
         raise UsageError(f"the published array is {array.shape}: give (rows, features), or (rows, crops, features)")
-    return np.asarray(kept, np.float64)
+    return kept
 
 
-def readings(array: NDArray[np.float64], widths: Mapping[str, int], model: str) -> list[Reading]:
+def readings(array: NDArray[Any], widths: Mapping[str, int], model: str) -> list[Reading]:
     """Return the ways to read an array as rows of one or both streams.
 
     Args:
@@ -81,10 +91,10 @@ def readings(array: NDArray[np.float64], widths: Mapping[str, int], model: str) 
         UsageError: no axis is as long as a row.
     """
     found = [
-        Reading(rows, (*crop, *axes, *streams))
+        Reading(rows, len(turned), (*crop, *axes, *streams))
         for matrix, crop in _matrices(array)
         for turned, axes in _turned(matrix)
-        for rows, streams in _split(turned, widths)
+        for rows, streams in _split(np.asarray(turned[:KEPT_ROWS], np.float64), widths)
     ]
     if not found:
         each = " or ".join(f"{width} ({stream})" for stream, width in widths.items())
@@ -96,7 +106,7 @@ def readings(array: NDArray[np.float64], widths: Mapping[str, int], model: str) 
     return found
 
 
-def _matrices(array: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.float64], tuple[Change, ...]]]:
+def _matrices(array: NDArray[Any]) -> Iterator[tuple[NDArray[Any], tuple[Change, ...]]]:
     if array.ndim == 2:
         yield array, ()
         return
@@ -108,10 +118,10 @@ def _matrices(array: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.float64],
             yield crop, (Change("crop", "one", what, f"your crop is number {what} on axis {axis} of the array"),)
         mean = "mean of several"
         sentence = f"your rows are the mean over axis {axis} of the array, the crops"
-        yield crops.mean(0), (Change("crops", "one row", mean, sentence),)
+        yield crops.mean(0, dtype=np.float32), (Change("crops", "one row", mean, sentence),)
 
 
-def _turned(matrix: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.float64], tuple[Change, ...]]]:
+def _turned(matrix: NDArray[Any]) -> Iterator[tuple[NDArray[Any], tuple[Change, ...]]]:
     yield matrix, ()
     yield matrix.T, (Change("axes", "(T, D)", "(D, T)", "the array is (features, rows): transpose it"),)
 
