@@ -9,7 +9,7 @@ import torch
 import vid3d_cli
 from vid3d_cli import diagnosis
 from vid3d_cli.diagnosis import diagnose
-from vid3d_cli.errors import UsageError
+from vid3d_cli.errors import NoFrames, TooLarge, UsageError
 from vid3d_cli.models.clip_model import create_model
 from vid3d_cli.options import Options
 from vid3d_cli.video.reader import VideoReader
@@ -242,3 +242,12 @@ def test_held_frames_that_fill_the_memory_leave_rows_out(video, frames, monkeypa
     monkeypatch.setattr(vid3d_cli.diagnosis.rows, "MAX_FRAMES_BYTES", 90 * 176 * 144 * 3)
     result = diagnose(of("rgb"), video, rgb(frames))
     assert (result.verdict, result.rows) == ("same", 2)
+    monkeypatch.setattr(vid3d_cli.diagnosis.rows, "MAX_FRAMES_BYTES", 10 * 176 * 144 * 3)
+    with pytest.raises(TooLarge, match="compare a smaller copy of the video"):
+        diagnose(of("rgb"), video, rgb(frames))
+
+
+@pytest.mark.exhaustive
+def test_a_start_after_the_end_is_one_line(video, frames):
+    with pytest.raises(NoFrames, match="no frame starts at 5 s or later; give an earlier --start"):
+        diagnose(of("rgb", start_seconds=5), video, rgb(frames))

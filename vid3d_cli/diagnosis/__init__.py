@@ -174,6 +174,8 @@ class _Search:
     def _read(self, array: NDArray[Any]) -> Reading:
         """Return the reading of the array that is closest to your rows."""
         ours = {stream: self._make(self._start, stream, NUM_ROWS) for stream in self._start.plan.networks}
+        if not all(len(rows) for rows in ours.values()):
+            self._maker.refuse_empty(self._start.plan)
         widths = {stream: rows.shape[1] for stream, rows in ours.items()}
         found = readings(array, widths, self._start.plan.model)
 
