@@ -4,7 +4,9 @@ import cv2
 import foreign
 import numpy as np
 import pytest
+import seeded
 import torch
+from safetensors.numpy import save_file
 
 import vid3d_cli
 from vid3d_cli import diagnosis
@@ -251,3 +253,22 @@ def test_held_frames_that_fill_the_memory_leave_rows_out(video, frames, monkeypa
 def test_a_start_after_the_end_is_one_line(video, frames):
     with pytest.raises(NoFrames, match="no frame starts at 5 s or later; give an earlier --start"):
         diagnose(of("rgb", start_seconds=5), video, rgb(frames))
+
+
+@pytest.mark.exhaustive
+def test_a_mistake_is_named_where_all_cosines_are_high(video, frames, tmp_path):
+    """I3D with weights from seeds: its rows of different clips have cosines above 0.98."""
+    weights = tmp_path / "rgb.safetensors"
+    save_file(seeded.SeededCase("i3d_rgb_piergiaj_64f").state_dict(), weights)
+    pixels = foreign.crop(foreign.resize(frames["25"][:48], 256), 224)
+    network = create_model("i3d", weights=weights)
+    right = foreign.run(network, foreign.scale_pixels(pixels), window=16, stride=16)
+    options = Options(model="i3d", streams="rgb", weights={"rgb": weights}, window=16, stride=16)
+    result = diagnose(options, video, right)
+    assert (result.verdict, result.tried) == ("same", 1)
+    wrong = foreign.run(network, foreign.scale_pixels(pixels[..., ::-1]), window=16, stride=16)
+    result = diagnose(options, video, wrong)
+    assert (result.verdict, names(result)) == ("explained", ["channels BGR"])
+    assert result.yours > 0.98
+    noise = right * np.random.default_rng(0).uniform(0.5, 1.5, 1024)
+    assert diagnose(options, video, noise.astype(np.float32)).verdict == "unexplained"
