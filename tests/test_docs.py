@@ -130,7 +130,7 @@ def home(films, tmp_path, monkeypatch):
 
 def with_embedded_model(words):
     """Have a command that names no model run the one that needs no download."""
-    if words[1] in ("classify", "extract", "eval", "bench"):
+    if words[1] in ("classify", "extract", "eval", "bench") or "--against" in words:
         words = [*words, *([] if "--model" in words else ["--model", MODEL]), "--runtime", "torch", "--threads", "1"]
     return words
 
@@ -151,6 +151,11 @@ def prepare(words, vid3d, home):
             make(vid3d, words[3])
         if "published.npy" in words:
             np.save(home / "published.npy", np.load(home / "feats.npy"))
+    if "mine.toml" in words:
+        (home / "mine.toml").write_text(blocks("presets.md", "toml")[0])
+    if "--against" in words:
+        make(vid3d, "published.npy")
+        np.save(home / "published.npy", np.load(home / "published.npy")[:3])  # those of the first video
     if "--weights" in words:
         backbone, classes = ("r3d_18", 400) if "r3d_18" in words else ("s3d_mini", 10)
         (home / "my_classes.txt").write_text("".join(f"my class {i}\n" for i in range(classes)))

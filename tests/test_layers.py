@@ -32,12 +32,12 @@ LAYERS = [
     ),
     "fusion",
     *("video", "flow", "models", "clips", "predictions", "results", "runtimes", "options", "presets", "plan", "run"),
-    *("features", "jobs", "diagnosis", "api", "__init__", "cli", "__main__"),
+    *("checks", "features", "jobs", "diagnosis", "api", "__init__", "cli", "__main__"),
 ]
 """Top to bottom; a folder is one layer, whose files import each other without a cycle."""
 
 WITH_TORCH = {
-    *("device_memory.py", "flow/tvl1.py", "flow/tvl1_kernels.py", "flow/tvl1_solver.py"),
+    *("checks.py", "device_memory.py", "flow/tvl1.py", "flow/tvl1_kernels.py", "flow/tvl1_solver.py"),
     *("models/clip_model.py", "models/checkpoint.py", "models/inflation.py"),
     *("models/backbones/", "runtimes/"),
     "clips/resampling.py",  # for long videos of large frames

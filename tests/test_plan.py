@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vid3d_cli import Options, Plan, UsageError, make_plan
+from vid3d_cli.clips.preprocess import CROPS
 from vid3d_cli.errors import CheckpointError
 from vid3d_cli.recipe import deciding_differences, provenance_differences
 
@@ -27,6 +28,17 @@ from vid3d_cli.recipe import deciding_differences, provenance_differences
         ({"fuse_on": "ranks"}, "choose one of logits, probs"),
         ({"start_seconds": 2.0, "end_seconds": 1.0}, "after the start"),
         ({"flow_files": "x", "start_seconds": 2.0}, "cannot be used with --start"),
+        ({"centred": True, "tail": "drop"}, "leave out --centred or --tail drop"),
+        ({"centred": True, "dense": True}, "leave out --dense or --centred"),
+        ({"spread": 8, "dense": True}, "leave out --dense or --spread"),
+        ({"spread": "16:32", "centred": True}, "--spread 16:32 .* leave out --centred"),
+        ({"spread": "16:32", "tail": "loop"}, "--spread 16:32 .* leave out --tail loop"),
+        ({"spread": "8:"}, "--spread 8:: give a number of frames"),
+        ({"spread": "8:16:32"}, "give a number of frames"),
+        ({"spread": 0}, "--spread 0: give a number of frames"),
+        ({"spread": 4}, "i3d needs a spread of at least 9 frames, got 4"),
+        ({"spread": 10_001}, "--spread: a window of 10001 frames needs more than 6 GB"),
+        ({"model": "c3d", "window": 32, "spread": 8}, "c3d takes only clips of 16 frames"),
     ],
 )
 def test_incompatible_options_are_refused(options, message):
@@ -102,6 +114,8 @@ def recipe_of(**options):
         ({"quantise_flow": True}, "flow"),
         ({"dense": True}, "dense"),
         ({"end_seconds": 3.0}, "end_seconds"),
+        ({"centred": True}, "centred"),
+        ({"spread": 16}, "spread"),
     ],
 )
 def test_what_decides_numbers_is_a_difference(options, key):
@@ -162,6 +176,29 @@ def test_the_same_checkpoint_by_another_name_is_the_same_recipe(tmp_path, monkey
     )
 
 
+def test_recipes_from_before_centred_clips_and_spread_frames_stay():
+    now = recipe_of()
+    assert deciding_differences({key: now[key] for key in now if key not in ("centred", "spread")}, now) == {}
+
+
+def test_only_the_frames_that_the_network_gets_must_suit_it():
+    assert make_plan(model="c3d", window=32, spread=16).num_clip_frames == 16
+    assert make_plan(window=2, spread=9).recipe.spread == "9"
+    assert make_plan(spread="32:64").recipe.spread == "32:64"
+
+
+@pytest.mark.parametrize(
+    ("options", "times"),
+    [({"window": 21, "stride": 1}, "21"), ({"stride": 10}, "6.4"), ({"spread": 32, "stride": 8}, "4")],
+)
+def test_a_warning_says_how_often_centred_clips_compute_a_frame(options, times):
+    plan = make_plan(centred=True, **options)
+    (warning,) = plan.warnings
+    assert warning == f"--centred with stride {plan.stride} computes every frame {times} times"
+    assert make_plan(**{**options, "stride": 64}, centred=True).warnings == []
+    assert make_plan(**options).warnings == []
+
+
 def test_warnings_name_the_stream_that_is_left_out():
     (warning,) = Plan.make(Options(model="r3d_18")).warnings
     assert "r3d_18.kinetics400 runs on rgb alone: there are no public flow weights" in warning
@@ -195,10 +232,14 @@ OTHER_VALUES = {
     "window": {"window": 24},
     "stride": {"stride": 4},
     "tail": {"tail": "loop"},
+    "centred": {"centred": True},
+    "spread": {"spread": 24},
     "colour_matrix": {"colour_matrix": "guess"},
     "deinterlace": {"deinterlace": True},
     "square_pixels": {"square_pixels": True},
     "dense": {"dense": True},
+    "resize": {"resize": "340x256"},
+    "interpolation": {"interpolation": "lanczos"},
     "crops": {"crops": 10},
     "resize_only": {"resize_only": True},
     "layer": {"layer": "Mixed_4f"},
@@ -207,6 +248,7 @@ OTHER_VALUES = {
     "flow": {"flow": "tvl1"},
     "flow_files": {"flow_files": "flow"},
     "flow_bound_px": {"flow_files": "flow", "flow_bound_px": 3.0},
+    "flow_size": {"flow_size": "source"},
     "quantise_flow": {"quantise_flow": True},
     "precision": {"precision": "bf16"},
 }
@@ -235,3 +277,14 @@ def test_class_names_are_not_read_without_end(tmp_path):
     (tmp_path / "own.pt").write_bytes(b"weights")
     with pytest.raises(UsageError, match="too long for a file of class names"):
         Plan.make(Options("r3d_18", streams="rgb", weights={"rgb": tmp_path / "own.pt"}, labels="/dev/zero"))
+
+
+def test_a_preset_with_a_number_is_not_changed_by_the_same_number_as_text(tmp_path):
+    preset = tmp_path / "mine.toml"
+    options = 'model = "s3d_mini"\ncrops = 10\nresize = 256\nfps = 25'
+    text = f'summary = "mine"\nvalues = "layout"\nsources = []\n[options]\n{options}\n[files]\nnames = "{{stem}}.npy"\n'
+    preset.write_text(text + "[centre]\nfirst = 8\nstep = 16\n")
+    plan = make_plan(preset=str(preset), crops="10", resize="256", fps="25")
+    assert plan.preset == str(preset)
+    assert (plan.crop_names, plan.resize_px) == (CROPS["10"], 256)
+    assert make_plan(preset=str(preset), crops="tl,tr").preset == f"{preset}, but crops tl,tr"

@@ -1,4 +1,4 @@
-"""Write the parts of docs/ that come from the code: the command reference and the table of models.
+"""Write the parts of docs/ that come from the code: the command reference, the tables of models and presets.
 
     python tools/write_docs.py           write them
     python tools/write_docs.py --check   exit with 1 if they are out of date
@@ -194,6 +194,27 @@ def _describe_size(row: Any) -> tuple[str, str]:
     return f"{row['parameters'][stream] / 1e6:.1f} M", f"{row['multiply_adds'][stream] / 1e9:.1f} G"
 
 
+# Presets -------------------------------------------------------------------------------------------------------------
+
+
+def write_preset_table() -> str:
+    """Return the table of docs/presets.md."""
+    from vid3d_cli.cli.presets import describe_windows, file_shape, preset_row
+    from vid3d_cli.presets import find_preset, preset_names
+
+    columns = ["preset", "programs", "network", "window/stride @ fps", "file", "shape", "middle of row i", "values"]
+    rows = [columns, ["---"] * len(columns)]
+    for preset in map(find_preset, preset_names()):
+        row = preset_row(preset)
+        network = f"{_code(row['model'])} {', '.join(row['streams'])}"
+        shape = f"({', '.join(map(str, file_shape(preset)))}) {preset.files.dtype}"
+        centre = str(preset.centre)
+        file = _code(row["file"])
+        rows.append([_code(row["preset"]), _text(row["programs"]), network, describe_windows(row)])
+        rows[-1] += [file, shape, centre, row["values"]]
+    return "\n".join(map(_line, rows))
+
+
 def replace_part(text: str, name: str, part: str) -> str:
     """Return a text with another part between `<!-- name: … -->` and `<!-- /name -->`."""
     pattern = rf"(<!-- {name}:[^\n]*\n).*?(<!-- /{name} -->)"
@@ -205,10 +226,11 @@ def replace_part(text: str, name: str, part: str) -> str:
 
 def write_docs() -> dict[Path, str]:
     """Return the text that each generated file should have."""
-    models = DOCS / "models.md"
+    models, presets = DOCS / "models.md", DOCS / "presets.md"
     return {
         DOCS / "commands.md": write_commands(),
         models: replace_part(models.read_text("utf-8"), "models", write_model_table()),
+        presets: replace_part(presets.read_text("utf-8"), "presets", write_preset_table()),
     }
 
 

@@ -54,7 +54,7 @@ class Options:
         MODEL,
         metavar="PRESET",
         common=True,
-        commands=("extract",),
+        commands=("extract", "verify"),
     )
     variant: str | None = option(
         None, "Variant of the backbone, for your own checkpoints; see: vid3d models show.", MODEL, metavar="VARIANT"
@@ -100,6 +100,17 @@ class Options:
         CLIPS,
         metavar="pad|drop|loop",
     )
+    centred: bool = option(
+        False, "Centre a clip on every stride-th frame; the first and the last frame repeat at the ends.", CLIPS
+    )
+    spread: str | int | None = option(
+        None,
+        "Run N frames of each clip, spread evenly over it; N:M spreads them as HERO's extractor does.",
+        CLIPS,
+        metavar="N|N:M",
+        shown="all",
+        type=str | None,
+    )
     colour_matrix: str = option(
         "tags",
         "YUV matrix: the video's tag, BT.601 if it has none; guess: BT.709 for untagged HD.",
@@ -111,8 +122,27 @@ class Options:
     dense: bool = option(
         False, "Pool windows from one pass over the video: faster if they overlap; the numbers differ.", CLIPS
     )
-    crops: int = option(
-        1, "Crops of a frame: the centre, 3 along the long side, or 10 with mirrored corners.", CLIPS, metavar="1|3|10"
+    resize: int | str | None = option(
+        None,
+        "Resize frames to this short side, or to width x height whatever their aspect.",
+        CLIPS,
+        metavar="PX|WxH",
+        shown="the model's",
+        type=str | None,
+    )
+    interpolation: str | None = option(
+        None,
+        "Interpolation of the resize: torchvision's antialiased, OpenCV's bilinear, or Pillow's Lanczos.",
+        CLIPS,
+        metavar="antialiased|bilinear|lanczos",
+        shown="the model's",
+    )
+    crops: int | str = option(
+        "1",
+        "Crops of a frame: the centre, 3 along the long side, 10 with mirrored corners, or a list, as in tl,tr,c,tlm.",
+        CLIPS,
+        metavar="1|3|10|LIST",
+        type=str,
     )
     resize_only: bool = option(False, "Run whole frames, without a crop.", CLIPS)
     layer: str | None = option(
@@ -121,17 +151,20 @@ class Options:
         CLIPS,
         metavar="LAYER",
         shown="before the classifier",
-        commands=("extract",),
+        commands=("extract", "verify"),
     )
     pool: str = option(
         "avg",
         "Pooling of a layer's map: mean, maximum, none, or the mean over space.",
         CLIPS,
         metavar="avg|max|none|spatial",
-        commands=("extract",),
+        commands=("extract", "verify"),
     )
     keep_crops: bool = option(
-        False, "Keep the features of every crop, (N, crops, D), instead of their mean.", CLIPS, commands=("extract",)
+        False,
+        "Keep the features of every crop, (N, crops, D), instead of their mean.",
+        CLIPS,
+        commands=("extract", "verify"),
     )
     flow: str = option("dis", f"Flow method: {', '.join(METHODS)}.", FLOW, metavar="METHOD")
     flow_files: str | Path | None = option(
@@ -149,6 +182,12 @@ class Options:
         metavar="PX",
         min=0.01,
         shown="the model's",
+    )
+    flow_size: str = option(
+        "resized",
+        "Frames that flow is computed on; with source, the field is resized and its vectors keep their length.",
+        FLOW,
+        metavar="resized|source",
     )
     quantise_flow: bool = option(False, "Round flow to 8 bits, as the training data was.", FLOW)
     fuse: str = option(

@@ -14,8 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from .clips.dense import DensePlan
-from .clips.preprocess import check_num_crops, describe_resize
-from .clips.windows import check_clip_options
+from .clips.preprocess import CENTRE, INTERPOLATIONS, describe_crops, describe_resize, parse_crops, parse_resize
+from .clips.windows import Spread, check_clip_options
 from .errors import CheckpointError, UsageError, WeightsUnavailable
 from .flow.files import is_of_one_video
 from .flow.methods import describe_flow, find_flow_method
@@ -39,6 +39,9 @@ Fetch = Callable[[WeightsFile], Path]
 
 MAX_LABELS_BYTES = 2**24
 """Maximum length of a file of class names."""
+
+FLOW_SIZES = ("resized", "source")
+"""Frames that flow is computed on: resized ones, or those before the resize."""
 
 MAX_WINDOW = 10_000
 """Frames of the longest window: at 224 px, rgb clips of so many take 6 GB each."""
@@ -91,7 +94,7 @@ class Plan(Options):
     """Length of the logits, according to the manifest."""
     resize_px: int | tuple[int, int]
     """Short side of the resized frame, or (height, width)."""
-    antialias: bool
+    interpolation: str
     crop_px: int
     """Side of a crop."""
     trained_bound_px: float | None
@@ -118,6 +121,7 @@ class Plan(Options):
         streams = _select_streams(options.streams, entry, options.weights)
         variant = entry.variant if options.variant is None else find_variant(entry.backbone, options.variant)
         window, resize_px, crop_px = _input_of_variant(entry, options.variant, variant)
+        resize_px = resize_px if options.resize is None else parse_resize(options.resize)
         window = window if options.window is None else options.window
         trained_stride = entry.clip_stride if window == entry.clip_length else window
         flow_normalisation = entry.streams["flow"].normalisation if "flow" in streams else None
@@ -139,7 +143,7 @@ class Plan(Options):
             "has_classes": entry.has_classes,
             "num_classes": entry.num_classes,
             "resize_px": resize_px,
-            "antialias": entry.antialias,
+            "interpolation": entry.interpolation if options.interpolation is None else options.interpolation,
             "crop_px": crop_px,
             "trained_bound_px": flow_normalisation and flow_normalisation.bound_px,
             "left_out": _left_out(options, entry, streams),
@@ -153,32 +157,63 @@ class Plan(Options):
 
     def _check(self) -> None:
         """Raise UsageError for impossible clips, layers or machine options."""
-        check_clip_options(self.window, self.stride, self.tail)
-        if self.window > MAX_WINDOW:
-            gigabytes = self.window * self.crop_px**2 * 12 / 1e9
-            needs = f"a window of {self.window} frames needs more than {gigabytes:,.0f} GB of memory"
-            raise UsageError(f"--window: {needs}; give at most {MAX_WINDOW}")
+        check_clip_options(self.window, self.stride, self.tail, centred=self.centred)
+        option, num_frames = ("window", self.window) if self.spread is None else ("spread", self.num_clip_frames)
+        if max(self.window, num_frames) > MAX_WINDOW:
+            gigabytes = max(self.window, num_frames) * self.crop_px**2 * 12 / 1e9
+            needs = f"a window of {max(self.window, num_frames)} frames needs more than {gigabytes:,.0f} GB of memory"
+            raise UsageError(f"--{option}: {needs}; give at most {MAX_WINDOW}")
         check_span(self.fps, self.start_seconds, self.end_seconds)
         if self.end_seconds == math.inf:  # JSON, and so the recipe, has no infinity
             raise UsageError("--end inf: leave the end out to read the whole video")
         self.pixels.check()
-        check_num_crops(self.crops)
+        check_known(self.interpolation, INTERPOLATIONS, f"unknown interpolation '{self.interpolation}'")
+        check_known(self.flow_size, FLOW_SIZES, f"unknown flow size '{self.flow_size}'")
+        self._check_crops()
         Fusion.parse(self.fuse, self.fuse_on)
         check_runtime_options(self.runtime, self.device, self.precision, compile=self.compile, num_threads=self.threads)
         name, backbone = self.backbone, BACKBONES[self.backbone]
         if backbone.is_fixed_size:
-            num_frames, side_px = backbone.clip_of(self.variant)
-            if self.window != num_frames or self.resize_only:
-                raise UsageError(f"{name} takes only clips of {num_frames} frames of {side_px} × {side_px} px")
-        elif self.window < backbone.min_frames:
-            raise UsageError(f"{name} needs a window of at least {backbone.min_frames} frames, got {self.window}")
-        elif self.variant is None and self.window % backbone.frame_multiple:
+            fixed_frames, side_px = backbone.clip_of(self.variant)
+            if num_frames != fixed_frames or self.resize_only:
+                raise UsageError(f"{name} takes only clips of {fixed_frames} frames of {side_px} × {side_px} px")
+        elif num_frames < backbone.min_frames:
+            raise UsageError(f"{name} needs a {option} of at least {backbone.min_frames} frames, got {num_frames}")
+        elif self.variant is None and num_frames % backbone.frame_multiple:
             raise UsageError(
-                f"{name} needs a window that is a multiple of {backbone.frame_multiple} frames, got {self.window}"
+                f"{name} needs a {option} that is a multiple of {backbone.frame_multiple} frames, got {num_frames}"
             )
         if self.layer is not None:
             check_known(self.layer, backbone.layers, f"{name} has no layer '{self.layer}'")
         self.dense_plan  # noqa: B018  (raises)
+
+    def _check_crops(self) -> None:
+        if self.resize_only and self.crop_names != CENTRE:
+            raise UsageError("--resize-only runs whole frames, without a crop: leave out --resize-only or --crops")
+        if self.keep_crops and len(self.crop_names) == 1:
+            raise UsageError("--keep-crops needs several crops: add --crops 3, 10, or a list")
+        short_px = self.resize_px if isinstance(self.resize_px, int) else min(self.resize_px)
+        if short_px < self.crop_px and not self.resize_only:
+            raise UsageError(f"--resize {self.resize} is smaller than the crop: give at least {self.crop_px} pixels")
+
+    @property
+    def crop_names(self) -> tuple[str, ...]:
+        """The crops of a frame, in the order of their rows; see `clips.preprocess.place_crops`."""
+        return parse_crops(self.crops)
+
+    @property
+    def num_clip_frames(self) -> int:
+        """Frames of a clip that the network gets."""
+        return self.window if (spread := self.spread_plan) is None else spread.num_frames
+
+    @property
+    def spread_plan(self) -> Spread | None:
+        """Which frames of a window the network gets; None for all.
+
+        Raises:
+            UsageError: `spread` is neither N nor N:M.
+        """
+        return None if self.spread is None else Spread.parse(self.spread)
 
     @property
     def dense_plan(self) -> DensePlan | None:
@@ -230,6 +265,8 @@ class Plan(Options):
                 f"{dense.times_one_by_one:.1f} times without it: leave --dense out"
                 + (f", or choose a stride that is a multiple of {step}" if self.stride % step else "")
             )
+        if self.centred and (times := self.num_clip_frames / self.stride) > 1:
+            found.append(f"--centred with stride {self.stride} computes every frame {times:.3g} times")
         return found
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
@@ -281,7 +318,9 @@ class Plan(Options):
             window=self.window,
             stride=self.stride,
             tail=self.tail,
-            resize=describe_resize(self.resize_px, antialias=self.antialias),
+            centred=self.centred or None,
+            spread=None if (spread := self.spread_plan) is None else str(spread),
+            resize=describe_resize(self.resize_px, self.interpolation),
             crops=self._describe_crops(),
             keeps_crops=self.keep_crops,
             variant=self.variant,
@@ -303,14 +342,16 @@ class Plan(Options):
             return None
         if source is None and self.flow_files is not None:
             source = f"ready-made {self.flow_files}, images of bound {self.bound_px:g} px"
-        return (source or describe_flow(self.flow)) + (", quantised to 8 bits" if self.quantise_flow else "")
+        at_source = ", computed before the resize" if self.flow_size == "source" else ""
+        quantised = ", quantised to 8 bits" if self.quantise_flow else ""
+        return (source or describe_flow(self.flow)) + at_source + quantised
 
     def _describe_crops(self) -> str:
         if self.resize_only:
             return "none"
-        if self.crops == 1:
+        if self.crop_names == CENTRE:
             return f"centre {self.crop_px} px"
-        return f"{self.crops} of {self.crop_px} px, {'kept' if self.keep_crops else 'averaged'}"
+        return f"{describe_crops(self.crop_names)} of {self.crop_px} px, {'kept' if self.keep_crops else 'averaged'}"
 
     # Videos ----------------------------------------------------------------------------------------------------------
 
@@ -392,12 +433,14 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
         find_flow_method(options.flow)
     if options.flow_files and parse_seconds(options.start_seconds, "--start"):
         raise UsageError("ready-made flow starts at the first frame: it cannot be used with --start")
-    if options.resize_only and options.crops != 1:
-        raise UsageError("--resize-only runs whole frames, without a crop: leave out --resize-only or --crops")
-    if options.keep_crops and options.crops == 1:
-        raise UsageError("--keep-crops needs --crops 3 or 10")
     if options.dense and options.layer is not None:
         raise UsageError("--dense pools the features before the classifier: leave out --dense or --layer")
+    if options.dense and (options.centred or options.spread is not None):
+        other = "--centred" if options.centred else "--spread"
+        raise UsageError(f"--dense does not give the features of separate clips: leave out --dense or {other}")
+    if ":" in str(options.spread) and (options.centred or options.tail != "pad"):
+        other = "--centred" if options.centred else f"--tail {options.tail}"
+        raise UsageError(f"--spread {options.spread} fills clips as HERO's extractor does: leave out {other}")
     if options.dense and options.batch_size is not None:
         raise UsageError("--dense runs one long stretch of frames at a time: leave out --dense or --batch-size")
     if options.batch_size is not None and options.batch_size < 1:
@@ -420,13 +463,18 @@ def _read_labels(options: Options, entry: ModelEntry) -> tuple[str, ...] | None:
     if options.labels is None:
         return None if options.weights else read_labels(entry)
     is_file = isinstance(options.labels, (str, Path))
-    labels = _read_lines(Path(options.labels)) if is_file else tuple(options.labels)  # type: ignore[arg-type]
+    labels = read_class_names(Path(options.labels)) if is_file else tuple(options.labels)  # type: ignore[arg-type]
     if not labels:
         raise UsageError(f"{options.labels if is_file else 'labels'}: contains no class names")
     return labels
 
 
-def _read_lines(path: Path) -> tuple[str, ...]:
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the lines of a file.
+
+    Raises:
+        UsageError: the file is missing, too long, or not text.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_LABELS_BYTES + 1)

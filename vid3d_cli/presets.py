@@ -8,29 +8,49 @@ The dataclasses below are the schema of a preset's file, of ours and of a user's
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .arguments import check
 from .errors import UsageError
 from .models.manifest import data_path
 from .options import MACHINE, Options
+from .records import STREAMS
 from .suggest import check_known, did_you_mean
 from .toml_files import parse, read_toml
 
-VALUES = ("verified", "recipe", "layout")
-"""What is known of a preset's numbers: compared with published features or the original's code; every setting is known
-from the original's code; or only shapes, names and times."""
+VALUES = {
+    "verified": "the numbers were compared with published features, or with the original's code",
+    "recipe": "every setting is known from the original's code; the numbers were not compared",
+    "layout": "names, shapes and times are the program's; some settings behind the numbers are not known",
+}
+"""What is known of a preset's numbers."""
+
+DTYPES = ("float32", "float16")
+AXES = ("TD", "DT", "TCD")
+SUFFIXES = (".npy", ".npz", ".mat")
+
+_WORD = re.compile(r"\{(stem|id|stream|crop)\}")
+_RESERVED = ("file", "allow_pickle")
+"""Parameters of `np.savez`, which no array can be named after."""
+_IS_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one video, as a program loads them."""
+    """The files of one video, as a program loads them.
+
+    Raises:
+        UsageError: they cannot be, or lie outside of their directory.
+    """
 
     names: str
-    """As in "{stem}.npy": {stem} is the video's name, {id} the same without a leading "v_", {stream} is rgb or flow,
-    {crop} the number of a crop. The ending, .npy, .npz or .mat, is the format."""
+    """As in "{stream}/{stem}.npy": {stem} is the video's name, {id} the same without a leading "v_", {stream} is rgb or
+    flow, {crop} the number of a crop, from 0. Folders of the video come before its name: rgb/sub/a.npy. The ending,
+    .npy, .npz or .mat, is the format."""
     axes: str = "TD"
     """"TD": (rows, features), "DT": (features, rows), or "TCD": (rows, crops, features)."""
     key: str = "features"
@@ -38,11 +58,63 @@ class Files:
     dtype: str = "float32"
     """See `FeatureFormat`."""
     concat: bool = True
-    """See `FeatureFormat`; names with {stream} need False."""
+    """See `FeatureFormat`; False if the names have {stream}, and only then."""
     streams: Mapping[str, str] = field(default_factory=dict)
     """What {stream} stands for, as in {rgb = "RGB"}; by default the name of the stream."""
 
     __hash__ = None  # type: ignore[assignment]  # `streams` is a dict
+
+    def __post_init__(self) -> None:
+        check_known(self.suffix, SUFFIXES, f"ending '{self.suffix}' of names '{self.names}'")
+        check_known(self.axes, AXES, f"unknown axes '{self.axes}'")
+        check_known(self.dtype, DTYPES, f"unknown dtype '{self.dtype}'")
+        folders, _, name = self.names.rpartition("/")
+        rest, is_hidden = _WORD.sub("", self.names), any(part[:1] in ("", ".") for part in self.names.split("/"))
+        labels = [self.streams.get(stream, stream) for stream in STREAMS]
+        are_labels = {*self.streams} <= {*STREAMS} and len({*labels}) == 2 and all(map(_IS_NAME.fullmatch, labels))
+        for fault, is_so in {
+            "other braces than {stem}, {id}, {stream}, {crop}": {*rest} & {*"{}"},
+            "a folder or file that is hidden, or outside of the directory": is_hidden or {*rest} & {*"\0\\"},
+            "no {stem} or {id} after the last /": not {*_WORD.findall(name)} & {"stem", "id"},
+            "{stem} or {id} before the last /": {*_WORD.findall(folders)} & {"stem", "id"},
+            "{crop}, and the axes TCD, which has all crops": self.has_file_per_crop and self.axes == "TCD",
+            "{stream} without concat = false": "{stream}" in self.names and self.concat,
+            "concat = false without {stream}": "{stream}" not in self.names and not self.concat,
+            "dtype float16, which a .mat cannot hold": (self.suffix, self.dtype) == (".mat", "float16"),
+            f"the key '{self.key}', which is no name": not _IS_NAME.fullmatch(self.key) or self.key in _RESERVED,
+            f"the names {' and '.join(labels)} for the streams rgb and flow": not are_labels,
+        }.items():
+            if is_so:
+                raise UsageError(f"files '{self.names}' cannot have {fault}")
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the names."""
+        return PurePosixPath(self.names).suffix
+
+    @property
+    def has_file_per_crop(self) -> bool:
+        """Whether each crop has a file of its own."""
+        return "{crop}" in self.names
+
+    @property
+    def has_crops(self) -> bool:
+        """Whether the files hold the features of every crop."""
+        return self.has_file_per_crop or self.axes == "TCD"
+
+    def path(self, stem: str, stream: str = "", crop: int = 0) -> PurePosixPath:
+        """Return the path of a file below the directory.
+
+        Args:
+            stem: path of the video without suffix, as in "sub/a".
+            stream: "rgb" or "flow", if the names have {stream}.
+            crop: number of the crop, if the names have {crop}.
+        """
+        video = PurePosixPath(stem)
+        short = video.name.removeprefix("v_") or video.name
+        words = {"stem": video.name, "id": short, "stream": self.streams.get(stream, stream), "crop": str(crop)}
+        *folders, name = (_WORD.sub(lambda word: words[word[1]], part) for part in self.names.split("/"))
+        return PurePosixPath(*folders) / video.parent / name
 
 
 @dataclass(frozen=True)
@@ -80,6 +152,8 @@ class Preset:
     """Addresses of the code and the threads that the settings come from."""
     unknown: str = ""
     """What is not known, or differs from the original, in a sentence or two."""
+    annotations: str = ""
+    """Which files with labels the programs open, by a name in `features.annotations.WRITERS`; empty for none."""
 
     __hash__ = None  # type: ignore[assignment]  # `options` is a dict
 
@@ -87,7 +161,7 @@ class Preset:
         """Return the preset for the recipe, with the options that differ from it: "ms-tcn, but stride 2"."""
         usual = Options(**self.options, preset=options.preset)
         facts = {f.name: f.metadata for f in dataclasses.fields(Options) if f.metadata["group"] != MACHINE}
-        names = [name for name in facts if getattr(options, name) != getattr(usual, name)]
+        names = [name for name in facts if str(getattr(options, name)) != str(getattr(usual, name))]
         changes = [f"{name} {_describe(getattr(options, name))}" for name in names]
         return ", ".join([self.name, "but " + ", ".join(changes)] if changes else [self.name])
 
@@ -115,18 +189,17 @@ def find_preset(name: str) -> Preset:
         raise UsageError(f"no preset '{name}': {hint or 'see vid3d presets, or give the path of a .toml'}")
     try:
         preset: Preset = parse(Preset, {**read_toml(path), "name": name}, path.name)
+        known = [f.name for f in dataclasses.fields(Options) if f.name != "preset"]
+        for option in preset.options:
+            check_known(option, known, f"unknown option '{option}'")
+        check_known(preset.values, VALUES, f"unknown values '{preset.values}'")
+        Options(**preset.options)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"{path}: not a preset: {error}") from None
-    try:
-        known = [f.name for f in dataclasses.fields(Options) if f.name != "preset"]
-        for option in preset.options:
-            check_known(option, known, f"unknown option '{option}'")
-        check_known(preset.values, VALUES, f"unknown values '{preset.values}'")
-        Options(**preset.options)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     return preset
@@ -138,5 +211,5 @@ def with_preset(given: Mapping[str, Any]) -> Options:
     Raises:
         UsageError: there is no such preset, or an option does not fit.
     """
-    name = given.get("preset")
+    name = check("preset", given.get("preset"), str | None)
     return Options(**{**(find_preset(name).options if name else {}), **given})

@@ -69,6 +69,10 @@ class Recipe:
     """"fp32", "bf16" or "fp16"; None before "auto" is resolved."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of vid3d and the packages it ran with; empty before the networks are loaded."""
+    centred: bool | None = None
+    """Whether clips were centred on frames; None if not."""
+    spread: str | None = None
+    """Frames of a window that ran, see `clips.windows.Spread`; None for all."""
     dense: str | None = None
     """How windows were pooled from one pass over the video; None if each ran by itself."""
     pixels: str | None = None

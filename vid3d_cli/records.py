@@ -72,11 +72,11 @@ class ClipSpan:
     index: int
     """Position among the clips of the video, from 0."""
     start_frame: int
-    """Index of its first frame in the frames read: resampled frames, counted from `--start`."""
+    """Index of its first real frame in the frames read: resampled frames, counted from `--start`."""
     num_valid_frames: int
-    """How many of its frames are real; the rest repeat real ones (see `clips.sliding_clips`)."""
+    """How many frames of its window are real; the rest repeat real ones (see `clips.sliding_clips`)."""
     start_seconds: float
-    """When its first frame appears."""
+    """When its first real frame appears."""
     end_seconds: float
     """When its last real frame ends, at most the end of the video."""
 

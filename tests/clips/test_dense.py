@@ -145,8 +145,8 @@ def test_the_examples_in_the_docstrings_are_right():
 # Networks
 # ---------------------------------------------------------------------------------------------------------------------
 
-DEEP = {"p3d131", "p3d199", "r2plus1d_34", "mc3_18", "r2plus1d_18", "p3d63"}
-"""Siblings of smaller networks: only in the exhaustive tests."""
+DEEP = {"p3d131", "p3d199", "r2plus1d_34", "mc3_18", "r2plus1d_18", "p3d63", "i3d_r50"}
+"""Deep networks, most of them siblings of smaller ones: only in the exhaustive tests."""
 STEPWISE = [
     pytest.param(name, marks=[pytest.mark.exhaustive] * (name in DEEP))
     for name, backbone in BACKBONES.items()
@@ -351,7 +351,7 @@ def test_stretches_of_a_huge_video_are_counted_at_once():
     [
         (
             ["--model", "c3d", "--streams", "rgb"],
-            "c3d looks at each clip as a whole and cannot run --dense; these can: i3d, s3d, ",
+            "c3d looks at each clip as a whole and cannot run --dense; these can: i3d, ",
         ),
         (["--model", "s3d_g", "--streams", "rgb"], "s3d_g looks at each clip as a whole"),
         (["--window", "20"], "such as 16 or 24, got 20"),

@@ -20,7 +20,7 @@ from vid3d_cli.records import VideoFailure
 from vid3d_cli.video.fingerprint import Fingerprint
 from vid3d_cli.video.sources import Source
 
-TREES = ("feats", "feats+video_features")
+TREES = ("feats", "feats+video_features", "feats+streams", "feats+npz")
 every_tree = pytest.mark.parametrize("name", TREES)
 
 
@@ -82,9 +82,9 @@ def test_another_worker_that_starts_between_the_files_and_the_line_works(tmp_pat
 @every_tree
 def test_a_damaged_file_costs_one_video(tmp_path, name):
     write(make_store(tmp_path, name), form=make_form(name))
-    path = tmp_path / ("feats/c.npz" if name == "feats" else "feats/c_rgb.npy")
+    path = tmp_path / "feats" / {"feats+streams": "RGB/c.npy", "feats+video_features": "c_rgb.npy"}.get(name, "c.npz")
     data = bytearray(path.read_bytes())
-    data[220 if name == "feats" else -1] ^= 1  # in the rows
+    data[220 if path.suffix == ".npz" else -1] ^= 1  # in the rows
     path.write_bytes(data)
     stems, notes = resume(tmp_path, name)
     assert stems == ["a", "sub/deep/b"]
@@ -127,7 +127,7 @@ def test_resuming_opens_few_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize("harm", ["recipe", "line", "no lines"])
 def test_no_row_comes_back_after_overwrite(tmp_path, name, harm):
     write(make_store(tmp_path, name), form=make_form(name))
-    recipe, journal = tmp_path / "feats/recipe.json", tmp_path / "feats/videos.jsonl"
+    recipe, journal = make_store(tmp_path, name).own_paths()[::-1]
     if harm == "recipe":
         recipe.write_bytes(recipe.read_bytes()[:40])
     elif harm == "line":

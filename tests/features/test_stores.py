@@ -7,12 +7,14 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from disks import _fast_disk, file_size_limit  # noqa: F401
-from formats import FORMATS, skip_without_package, split
+from formats import FILES as FILES_OF
+from formats import FORMATS, concat_of, skip_without_package, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +81,9 @@ RESULTS = {
 
 
 FILE = Fingerprint(123, 456, "ab" * 32)
-every_format = pytest.mark.parametrize("name", FORMATS)
+STORES = (*FORMATS, *FILES_OF)
+TREES = STORES[4:]
+every_format = pytest.mark.parametrize("name", STORES)
 concat_or_not = pytest.mark.parametrize("concat", [True, False], ids=["concat", "apart"])
 
 
@@ -95,7 +99,8 @@ def make_store(directory, name="feats.npy"):
 
 
 def make_form(name="feats.npy", dtype="float32", concat=True):
-    return FeatureFormat(dtype, concat, "video_features" if name.endswith("video_features") else "vid3d")
+    files = FILES_OF.get(name)
+    return FeatureFormat(dtype, concat_of(name, concat), split(name)[1], files)
 
 
 def features_of(result, stem, form):
@@ -205,19 +210,39 @@ def read_video_features(out, names):
     return {n: np.concatenate(p) for n, p in parts.items()}, columns
 
 
+def read_files(name, out, names):
+    files, out = FILES_OF[name], out.with_name("feats")
+    parts, columns = {n: [] for n in names}, {c: [] for c in ("video", *SPAN_COLUMNS)}
+    for stem in RESULTS:
+        for n in names:
+            if name == "feats+npz":
+                stored = load(out / f"{stem}.npz")
+                assert list(stored) == ["i3d"]
+                parts[n].append(stored["i3d"].T)
+                assert stored["i3d"].flags.c_contiguous
+            else:
+                parts[n].append(load(out / files.streams[n] / f"{stem}.npy"))
+        with (out / ".vid3d" / "videos" / f"{stem}.jsonl").open() as lines:
+            assert json.loads(next(lines))["entry"]["stem"] == str(stem)
+            for line in map(json.loads, lines):
+                for c in columns:
+                    columns[c].append(line[c])
+    return {n: np.concatenate(p) for n, p in parts.items()}, columns
+
+
 READERS = dict(
     zip(FORMATS, [read_npy, read_npz, read_h5, read_parquet, read_directory, read_video_features], strict=True)
-)
+) | {name: partial(read_files, name) for name in FILES_OF}
 
 
 def read_plainly(directory, name, concat=True):
-    concat = concat and not name.endswith("video_features")
+    concat = concat_of(name, concat)
     return READERS[name](directory / name, ["features"] if concat else ["rgb", "flow"])
 
 
 def assert_holds(directory, name, results=RESULTS, concat=True, dtype="float32"):
     """By the format's own library, and by ours."""
-    concat = concat and not name.endswith("video_features")
+    concat = concat_of(name, concat)
     matrices, columns = read_plainly(directory, name, concat)
     rows = {n: [] for n in matrices}
     for result in results.values():
@@ -276,6 +301,17 @@ FILES = {
             for what in ("rgb.npy", "flow.npy", "fps.npy", "timestamps_ms.npy", "index.jsonl", "recipe.json")
         ]
     ),
+    **{
+        name: sorted(
+            ["feats/.vid3d/recipe.json", "feats/.vid3d/videos.jsonl"]
+            + [f"feats/.vid3d/videos/{stem}.jsonl" for stem in RESULTS]
+            + [f"feats/{form.format(stem)}" for stem in RESULTS for form in forms]
+        )
+        for name, forms in {
+            "feats+streams": ["RGB/{}.npy", "Flow/{}.npy"],
+            "feats+npz": ["{}.npz"],
+        }.items()
+    },
 }
 
 
@@ -298,8 +334,9 @@ def test_one_stream_is_written_alone(tmp_path, name):
     with open_store(str(tmp_path / name.split("+")[0])) as store:
         (entry,) = store.entries()
         found = store.read(entry).matrices
-        assert list(found) == ["flow"]
-        np.testing.assert_array_equal(found["flow"], matrix_of(result, "flow"))
+        (matrix,) = found if form.concat else ["flow"]
+        assert list(found) == [matrix]
+        np.testing.assert_array_equal(found[matrix], matrix_of(result, "flow"))
 
 
 @pytest.mark.parametrize("name", FORMATS[:5])
@@ -393,7 +430,7 @@ def test_a_video_that_is_extracted_again_keeps_its_place(tmp_path, name):
     with make_store(tmp_path, name) as store:  # before the job has ended, too
         assert {e.stem: e.num_rows for e in store.entries()} == {"a": 5, "sub/deep/b": 1, "c": 3}
     write(make_store(tmp_path, name), {}, form)
-    assert_store_holds(tmp_path / name.split("+")[0], newer, not name.endswith("video_features"))
+    assert_store_holds(tmp_path / name.split("+")[0], newer, concat_of(name))
     if name.startswith("feats."):
         assert_holds(tmp_path, name, newer)
 
@@ -491,7 +528,7 @@ def test_a_damaged_line_before_the_last_is_an_error_and_nothing_is_cut(tmp_path)
     assert contents_below(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", FORMATS[4:])
+@pytest.mark.parametrize("name", TREES)
 def test_if_two_workers_did_a_video_the_entry_of_the_files_there_counts(tmp_path, name):
     """Whatever their names: here the older one's comes first and last in their order."""
     form = make_form(name)
@@ -509,7 +546,7 @@ def test_if_two_workers_did_a_video_the_entry_of_the_files_there_counts(tmp_path
 
 
 @pytest.mark.parametrize("stem", ["videos", "failures", "videos.x", "recipe", ".workers", "x.videos", "failures.y"])
-@pytest.mark.parametrize("name", FORMATS[4:])
+@pytest.mark.parametrize("name", TREES)
 def test_no_name_of_a_video_is_taken_for_a_journal(tmp_path, name, stem):
     form = make_form(name)
     results = {PurePosixPath(stem): make_result(f"in/{stem}.mp4")}
@@ -698,7 +735,7 @@ def test_a_full_disk_is_one_error_and_committed_videos_stay(tmp_path, name, limi
     assert kept == (["a"] if limit_bytes == 9000 else [])
     left = {stem: result for stem, result in LONG_RESULTS.items() if str(stem) not in kept}
     write(make_store(tmp_path, name), left, form)
-    assert_store_holds(tmp_path / name.split("+")[0], LONG_RESULTS, not name.endswith("video_features"))
+    assert_store_holds(tmp_path / name.split("+")[0], LONG_RESULTS, concat_of(name))
 
 
 @pytest.mark.parametrize("name", ["feats.npy", "feats.npz"])
@@ -895,7 +932,7 @@ def test_videos_of_any_name(tmp_path, name, stem):
         for i, folder in enumerate(("", "sub"))
     }
     write(make_store(tmp_path, name), results, make_form(name))
-    assert_store_holds(tmp_path / name.split("+")[0], results, not name.endswith("video_features"))
+    assert_store_holds(tmp_path / name.split("+")[0], results, concat_of(name))
 
 
 @pytest.mark.parametrize("stem", ODD_NAMES)

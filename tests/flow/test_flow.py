@@ -18,7 +18,7 @@ from moving import DATA, REFERENCE, mean_end_point_error, shifted_pair, texture
 from videos import write_video
 
 from vid3d_cli import make_plan
-from vid3d_cli.clips.preprocess import place_crops, resize
+from vid3d_cli.clips.preprocess import CENTRE, place_crops, resize
 from vid3d_cli.errors import ShapeError, UsageError
 from vid3d_cli.flow.colour import flow_to_rgb
 from vid3d_cli.flow.fields import dequantise_flow, quantise_flow, resize_flow, to_grey
@@ -182,7 +182,7 @@ def test_the_pipeline_computes_flow_in_runs_on_its_device(monkeypatch, tmp_path,
         (clip,) = reader
     assert (asked, runs) == ([asked_for], [4, 4, 2])
     expected = optical_flow(greys_of(video, made.resize_px), "tvl1")
-    (centre,) = place_crops(1, *expected.shape[1:3], made.crop_px)
+    (centre,) = place_crops(CENTRE, *expected.shape[1:3], made.crop_px)
     np.testing.assert_array_equal(clip.streams["flow"], centre.cut(expected)[[*range(10), 9]])
 
 
@@ -415,6 +415,7 @@ def test_resizing_scales_each_component():
     resized = resize_flow(flow, height=10, width=120)
     assert (resized.shape, resized.dtype) == ((10, 120, 2), np.float32)
     np.testing.assert_allclose(resized, np.broadcast_to(np.float32([12, -1]), (10, 120, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(resize_flow(flow, 10, 120, rescale=False), flow[:1, :1].repeat(10, 0).repeat(120, 1))
 
 
 def test_resizing_to_the_same_size_changes_nothing():

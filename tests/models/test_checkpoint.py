@@ -1,5 +1,6 @@
 """Checkpoint files: every kind that is read, those that do not fit, and those that must be refused."""
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -67,7 +68,8 @@ def test_every_kind_of_file_gives_the_same_numbers(tmp_path, file_name, save):
 @pytest.mark.parametrize("key", ["state_dict", "model_state", "model_state_dict", "model"])
 def test_the_state_dict_is_found_in_what_training_scripts_save(tmp_path, key):
     saved = create_model("s3d_mini").state_dict()
-    torch.save({"epoch": 3, key: saved}, tmp_path / "a.pyth")
+    options = argparse.Namespace(lr=0.1, device=torch.device("cpu"))
+    torch.save({"epoch": 3, "args": options, key: saved}, tmp_path / "a.pyth")
     loaded = create_model("s3d_mini", weights=tmp_path / "a.pyth").state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in saved.items())
 

@@ -2,7 +2,8 @@
 
 Stage by stage, since the networks as wholes differ where no inflation reaches: I3D's and torchvision's pools and stem
 pad unlike (their grids lie a pixel apart), P3D strides in a block's first convolution and torchvision's ResNet in its
-second, and R3D has no pool after its stem. Every stage is given what the 2-D network's own stage is given.
+second, R3D has no pool after its stem, and i3d_r50's has no padding. Every stage is given what the 2-D network's own
+stage is given.
 """
 
 import functools
@@ -122,7 +123,8 @@ def test_the_classifier_is_googlenets(name):
 
 RESNET_BLOCKS = [
     (name, network, f"layer{layer}.{block}")
-    for name, network in [("r3d_18", "resnet18"), ("mc3_18", "resnet18"), ("p3d63", "resnet50")]
+    for name, network in ABLE
+    if network in ("resnet18", "resnet50")
     for layer, depth in zip((1, 2, 3, 4), {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}[network], strict=True)
     for block in range(depth)
     if name != "p3d63" or block > 0 or layer == 1  # P3D strides elsewhere
@@ -158,7 +160,8 @@ def test_every_kind_of_p3d_block_starts_still(variant):
 
 
 def test_the_stems_of_the_resnets_are_inflated_too():
-    for name, network, stem in [("r3d_18", "resnet18", "stem"), ("p3d63", "resnet50", "conv1_custom")]:
+    stems = [("r3d_18", "resnet18", "stem"), ("p3d63", "resnet50", "conv1_custom"), ("i3d_r50", "resnet50", "conv1")]
+    for name, network, stem in stems:
         given, expected = seen_by(network)["conv1"]
         stage = inflated(name, network).net.get_submodule(stem)
         check(stage[0] if name == "r3d_18" else stage, given, expected)
@@ -177,7 +180,7 @@ def test_all_tensors_of_the_2d_network_are_used(name, network):
     assert renamed.keys() <= net.state_dict().keys()
     assert backbone.classifier in renamed
     temporal = [m for m in net.modules() if isinstance(m, TemporalPart)]
-    assert bool(temporal) == (name not in ("i3d", "r3d_18", "mc3_18"))
+    assert bool(temporal) == (name not in ("i3d", "i3d_r50", "r3d_18", "mc3_18"))
 
 
 def test_flow_starts_from_the_mean_over_the_colours():

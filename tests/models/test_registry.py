@@ -343,6 +343,8 @@ SIZES = {
     ("i3d", "rgb", 400): (12_697_264, 111_150_686_208),  # + 6 steps whose logits the original averages: 111.153 G
     ("i3d", "flow", 400): (12_675_312, 102_338_977_792),
     ("i3d", "rgb", 157): (12_448_189, 111_150_437_376),  # Charades
+    ("i3d_r50", "rgb", 400): (28_043_472, 32_829_964_288),  # counted from the tensors of the reference case
+    ("i3d_r50", "flow", 400): (28_043_472 - 64 * 245, 32_829_964_288 - 64 * 245 * 16 * 112**2),
     ("s3d", "rgb", 400): (8_320_048, 71_913_857_024),  # torchvision
     ("s3d", "flow", 400): (8_320_048 - 64 * 49, 71_913_857_024 - 64 * 49 * 64 * 112**2),
     ("s3d", "rgb", 101): (8_320_048 - 299 * 1025, 71_913_857_024 - 299 * 1024),
@@ -395,6 +397,7 @@ def test_sizes_are_those_of_the_public_implementations(name, stream, num_classes
 
 SMALLEST = {
     "i3d": (9, 193, 193),
+    "i3d_r50": (7, 5, 5),
     **dict.fromkeys(("s3d", "s3d_mini"), (5, 17, 17)),
     "s3d_g": (2, 2, 2),
     **dict.fromkeys(("p3d63", "p3d131", "p3d199"), (1, 3, 3)),
@@ -429,6 +432,7 @@ LARGE = (
     "c3d",
     "fstcn",
     "i3d",
+    "i3d_r50",
     "two_stream",
     "slowfast_r50",
     "r2plus1d_18",

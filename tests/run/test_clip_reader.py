@@ -1,16 +1,21 @@
 """Reading clips from a video: aligned streams, correct seconds, ready-made flow."""
 
+import itertools
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from videos import read_index, write_video
 
 from vid3d_cli import make_plan
-from vid3d_cli.clips.preprocess import place_crops, resize
+from vid3d_cli.clips.preprocess import CENTRE, place_crops, resize
 from vid3d_cli.errors import FlowFilesError
-from vid3d_cli.flow.fields import quantise_flow, to_grey
+from vid3d_cli.flow.fields import quantise_flow, resize_flow, to_grey
+from vid3d_cli.flow.files import open_flow_files
 from vid3d_cli.flow.methods import optical_flow
+from vid3d_cli.flow.opencv import FARNEBACK
 from vid3d_cli.run.reader import ClipReader
 from vid3d_cli.video.reader import VideoReader
 
@@ -45,12 +50,44 @@ def test_streams_are_aligned_and_flow_is_computed_before_clips_are_cut(tmp_path)
     with VideoReader(str(video)) as reader:
         resized = [resize(frame.rgb, 256) for frame in reader]
     motion = optical_flow(np.stack([to_grey(rgb) for rgb in resized]))
-    (centre,) = place_crops(1, *resized[0].shape[:2], 224)
+    (centre,) = place_crops(CENTRE, *resized[0].shape[:2], 224)
     motion = centre.cut(np.stack([*motion, motion[-1]]))
     rgb = centre.cut(np.stack(resized))
     for clip, frames in zip(clips, [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 6]], strict=True):
         np.testing.assert_array_equal(clip.streams["rgb"], rgb[frames])
         np.testing.assert_array_equal(clip.streams["flow"], motion[frames])
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 134), (340, 180)])
+def test_flow_of_the_source_is_resized_as_it_is(tmp_path, width, height):
+    """As Utils.cpp of ahsaniqbal/Kinetics-FeatureExtractor at 9a517cc: TV-L1, then resize, crop and truncate."""
+    video = write_video(tmp_path / "a.mp4", num_frames=4, width=width, height=height)
+    with VideoReader(str(video)) as reader:
+        stored = [frame.rgb[..., ::-1] for frame in reader]  # BGR, as OpenCV reads it
+    greys = [cv2.cvtColor(np.ascontiguousarray(bgr), cv2.COLOR_BGR2GRAY) for bgr in stored]
+    scale = 256 / min(width, height)
+    size = (int(width * scale), int(height * scale))
+    left, top = size[0] // 2 - 112, size[1] // 2 - 112
+    of_frame = []
+    for one, other in itertools.pairwise(greys):
+        field = cv2.calcOpticalFlowFarneback(one, other, None, **FARNEBACK, flags=0)
+        of_frame.append(cv2.resize(field, size)[top : top + 224, left : left + 224])
+    options = {"flow": "farneback", "flow_size": "source", "streams": "flow", "window": 4}
+    (exact,), _ = read_clips(video, **options)
+    np.testing.assert_array_equal(exact.streams["flow"], [*of_frame, of_frame[-1]])
+    (coarse,), _ = read_clips(video, **options, quantise_flow=True)
+    np.testing.assert_array_equal(coarse.streams["flow"], quantise_flow(exact.streams["flow"], 20.0))
+    (resized,), _ = read_clips(video, **{**options, "flow_size": "resized"})
+    assert np.abs(resized.streams["flow"] - exact.streams["flow"]).mean() > 0.1
+
+
+def test_frames_of_a_given_size_and_interpolation(tmp_path):
+    video = write_video(tmp_path / "a.mp4", num_frames=3, width=90, height=134)
+    options = {"streams": "rgb", "window": 3, "resize": "340x256", "interpolation": "lanczos", "resize_only": True}
+    (clip,), _ = read_clips(video, **options)
+    with VideoReader(str(video)) as reader:
+        expected = [np.asarray(Image.fromarray(frame.rgb).resize((340, 256), Image.LANCZOS)) for frame in reader]
+    np.testing.assert_array_equal(clip.streams["rgb"], expected)
 
 
 def test_frames_are_read_at_the_rate_of_the_weights(tmp_path):
@@ -86,6 +123,11 @@ def test_ready_made_flow_equals_computed_flow(tmp_path, vid3d, form):
     error = np.abs(read.streams["flow"].clip(-20, 20) - clamped).mean()
     assert error < (0.01 if form == "flow.npz" else 0.3)  # half precision; 8 bits in a JPEG
     assert np.abs(clamped).mean() > 0.5
+    (long,), _ = read_clips(video, streams="flow", window=6, flow_files=tmp_path / form, flow_size="source")
+    with open_flow_files(tmp_path / form, str(video)) as files:  # computed at 341 × 256 px
+        shrunk = resize_flow(files[2], 48, 64)
+    expected = cv2.resize(shrunk, (341, 256))[16:240, 58:282]
+    np.testing.assert_array_equal(long.streams["flow"][2], expected)
 
 
 def test_ready_made_flow_of_another_rate_is_refused(tmp_path, vid3d):

@@ -68,6 +68,8 @@ PLANS = {
     "gaps": {"window": 8, "stride": 11, "streams": "rgb"},
     "three crops": {"crops": 3},
     "ten crops": {"crops": 10, "streams": "flow"},
+    "a list of crops": {"crops": "brm,tl", "interpolation": "lanczos"},
+    "flow of the source": {"flow_size": "source", "interpolation": "bilinear"},
     "whole frames": {"resize_only": True},
     "loop": {"tail": "loop", "window": 9},
     "drop": {"tail": "drop", "window": 9},

@@ -40,6 +40,9 @@ def test_ten_crops_may_be_averaged_or_kept(vid3d, tiny_model, wide, tmp_path):
     mean, recipe = features(vid3d, tmp_path, "--crops", "10", wide)
     assert recipe["crops"] == "10 of 224 px, averaged"
     np.testing.assert_allclose(mean, kept.mean(1), atol=1e-6)
+    named, recipe = features(vid3d, tmp_path, "--crops", "cm,blm,brm,tlm,trm,c,br,bl,tr,tl", "--keep-crops", wide)
+    assert recipe["crops"] == "cm, blm, brm, tlm, trm, c, br, bl, tr, tl of 224 px, kept"
+    np.testing.assert_array_equal(named, kept[:, ::-1])
     three, _ = features(vid3d, tmp_path, "--crops", "3", "--keep-crops", wide)
     np.testing.assert_allclose(three[:, 1], one, atol=1e-6)
     assert np.abs(three[:, 0] - three[:, 2]).max() > 1e-3
@@ -102,9 +105,17 @@ def test_maps_of_several_sizes_do_not_go_into_one_matrix(vid3d, tiny_model, vide
         (["--layer", "Mixed_9z"], "i3d has no layer 'Mixed_9z': choose one of Conv3d_1a_7x7"),
         (["--layer", "Mixed_4f", "--pool", "sum"], "--pool sum: choose one of avg, max, none, spatial"),
         (["--pool", "max"], "name one with --layer"),
-        (["--crops", "5"], "--crops 5: choose one of 1, 3, 10"),
+        (["--crops", "5"], "--crops 5: give 1, 3, 10, or a list of tl, tr, c, bl, br, start, end, mirrored with an m"),
+        (["--crops", "tl,tml"], "--crops tl,tml: give 1, 3, 10, or a list"),
+        (["--crops", "tl", "--keep-crops"], "--keep-crops needs several crops"),
+        (["--crops", "tl", "--resize-only"], "leave out --resize-only or --crops"),
+        (["--resize", "340x"], "--resize 340x: give the pixels of the short side (256), or width x height (340x256)"),
+        (["--resize", "9999"], "--resize 9999: frames would be too large, give at most 4096 or 4096x4096"),
+        (["--resize", "340x200"], "--resize 340x200 is smaller than the crop: give at least 224 pixels"),
+        (["--interpolation", "cubic"], "--interpolation cubic: choose one of antialiased, bilinear, lanczos"),
+        (["--flow-size", "stored"], "--flow-size stored: did you mean 'source'?"),
         (["--crops", "3", "--resize-only"], "leave out --resize-only or --crops"),
-        (["--keep-crops"], "--keep-crops needs --crops 3 or 10"),
+        (["--keep-crops"], "--keep-crops needs several crops: add --crops 3, 10, or a list"),
         (["--variant", "fast"], "i3d has no variant 'fast': choose one of default"),
         (["--model", "c3d", "--resize-only", "--weights", "rgb=w.pt"], "takes only clips of 16 frames of 112 × 112 px"),
         (

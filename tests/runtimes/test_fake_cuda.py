@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vid3d_cli.clips.preprocess import Views
+from vid3d_cli.clips.preprocess import CROPS, Views
 from vid3d_cli.models.clip_model import ClipModel, Normalise
 from vid3d_cli.models.registry import BACKBONES
 from vid3d_cli.runtimes.torch import DTYPES, TorchRuntime
@@ -89,7 +89,7 @@ def run(monkeypatch, name, variant, stream, precision, views=None):
 
     with FakeTensorMode():
         model = build("cpu")
-        chosen = Views(views, side_px) if views else None
+        chosen = Views(CROPS[str(views)], side_px) if views else None
         runtime = TorchRuntime({stream: model}, device="cuda", precision=precision, views=chosen)
         runtime.start_stream(stream, [clip] * 2)
         with Kernels() as kernels:

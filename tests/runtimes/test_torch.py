@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import K, Tiny, check_outputs, facts, make_clips, make_models, make_runtime, shake, tiny_model, wide_clips
 
-from vid3d_cli.clips.preprocess import Views
+from vid3d_cli.clips.preprocess import CROPS, Views
 from vid3d_cli.errors import UsageError, Vid3dError
 from vid3d_cli.models.clip_model import ClipModel, LayerTap, Normalise
 from vid3d_cli.models.registry import BACKBONES
@@ -154,7 +154,7 @@ def test_the_transfer_decides_how_many_batches_are_in_flight(late):
     assert Runtime.num_in_flight == Transfer.num_in_flight == 1
 
 
-@pytest.mark.parametrize("views", [None, Views(3, 8)])
+@pytest.mark.parametrize("views", [None, Views(CROPS["3"], 8)])
 def test_start_does_not_wait(late, views):
     clips = make_clips(6) if views is None else wide_clips("rgb", 6)
     models = make_models() if views is None else {"rgb": tiny_model("rgb")}

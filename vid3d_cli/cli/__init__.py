@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_TERMINATED, EXIT_USAGE, Vid3dError
-from . import bench, classify, demo, doctor, evaluate, extract, features, flow, models, probe, weights
+from . import bench, classify, demo, doctor, evaluate, extract, features, flow, models, presets, probe, verify, weights
 from .command import App, Group, ParserError, describe_parser_error
 from .console import log, set_verbosity
 from .help import HELP_ALL
@@ -119,12 +119,14 @@ app.command("demo")(demo.demo)
 app.command("classify", epilog=_CODES)(classify.classify)
 app.command("extract", epilog=_CODES)(extract.extract)
 app.command("eval", epilog=_CODES)(evaluate.evaluate)
+app.command("verify", epilog=_CODES)(verify.verify)
 app.command("flow")(flow.flow)
 app.command("probe")(probe.probe)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")
+app.add_typer(presets.app, name="presets")
 app.add_typer(weights.app, name="weights")
 
 

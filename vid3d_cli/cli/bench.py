@@ -149,7 +149,7 @@ def _measure_reading(plan: Plan, videos: Sequence[str], num_workers: int) -> tup
     info = probe(videos[0], decode=False, allow_playlists=plan.allow_playlists)
     without_flow = replace(plan, networks={"rgb": next(iter(plan.networks.values()))})
     size, crop_px = (info.height, info.width), min(plan.crop_px, info.height, info.width)
-    only_decoded = replace(without_flow, resize_px=size, crop_px=crop_px, crops=1, resize_only=False, dense=False)
+    only_decoded = replace(without_flow, resize_px=size, crop_px=crop_px, crops="1", resize_only=False, dense=False)
     decode, _ = _read(only_decoded, videos, num_workers)
     resize, clips = _read(without_flow, videos, num_workers)
     reading, clips = _read(plan, videos, num_workers) if "flow" in plan.networks else (resize, clips)
@@ -222,7 +222,7 @@ def _network_gflops(plan: Plan, clip_seconds: float) -> float | None:
     from ..models.manifest import find_model
 
     entry = find_model(plan.model)
-    if plan.window != entry.clip_length or plan.crops > 1 or plan.resize_only or plan.dense:
+    if plan.num_clip_frames != entry.clip_length or len(plan.crop_names) > 1 or plan.resize_only or plan.dense:
         return None
     return sum(2 * entry.streams[stream].multiply_adds for stream in plan.networks) / clip_seconds / 1e9
 

@@ -103,6 +103,7 @@ def _values(metavar: str, ctx: Any) -> Iterable[str]:
     from ..models.manifest import model_entries
     from ..models.registry import BACKBONES
     from ..predictions.formats import FORMATS
+    from ..presets import preset_names
 
     if "|" in metavar:
         return [re.sub(r"\[.*", "", word) for word in metavar.split("|") if word.islower()]
@@ -113,6 +114,7 @@ def _values(metavar: str, ctx: Any) -> Iterable[str]:
         "LAYER": getattr(backbone, "layers", ()),
         "VARIANT": getattr(backbone, "variants", ()),
         "METHOD": METHODS,
+        "PRESET": preset_names(),
         "FORMAT": ("table", *FORMATS),
     }
     return names.get(metavar.strip("[]…"), ())

@@ -28,7 +28,11 @@ app = App(help="Inspect, check, merge, convert and compare features.")
 File = Annotated[str, typer.Argument(metavar="FILE", help="Output of vid3d extract.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete an existing output and start over.")]
 Layout = Annotated[
-    str, typer.Option(metavar="vid3d|video_features", help="File names and arrays, if the output is a directory.")
+    str,
+    typer.Option(
+        metavar="vid3d|video_features|files",
+        help="File names and arrays, if the output is a directory; files: those of the input, written with a preset.",
+    ),
 ]
 Concat = Annotated[
     bool | None,
@@ -105,9 +109,15 @@ def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         end = "the end" if recipe["end_seconds"] is None else f"{recipe['end_seconds']:g} s"
         yield "span", f"from {recipe['start_seconds']:g} s to {end}"
     dense = f"; dense: {recipe['dense']}" if recipe["dense"] else ""
-    yield "clips", f"{recipe['window']} frames every {recipe['stride']}, tail {recipe['tail']}{dense}"
+    edges = "centred" if recipe.get("centred") else f"tail {recipe['tail']}"
+    spread = f"; spread {recipe['spread']}" if recipe.get("spread") else ""
+    yield "clips", f"{recipe['window']} frames every {recipe['stride']}, {edges}{spread}{dense}"
     if recipe["flow"]:
         yield "flow method", recipe["flow"]
+    if files := recipe.get("files"):
+        yield "files", f"{files['names']}, axes {files['axes']}"
+    if recipe.get("preset"):
+        yield "preset", recipe["preset"]
     yield "computed", f"{recipe['runtime']}, {recipe['precision']}"
     yield "versions", ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
 
@@ -272,15 +282,13 @@ def convert(
 
 
 def _merge(files: list[str], out: str, layout: str, concat: bool | None, overwrite: bool) -> int:
-    from ..features.format import FeatureFormat
     from ..features.merging import merge
     from ..features.stores import create_store, open_store
 
     if out == "-":
         raise UsageError("features cannot go to standard output: name a file (x.npy, x.h5) or a directory")
-    form = FeatureFormat(layout=layout)
     parts = [open_store(file) for file in files]
-    target = create_store(out, layout=form.layout)
+    target = create_store(out, layout=layout)
     for part in parts:
         if unfinished := part.describe_unfinished():
             log.warning("%s: %s", part.path, unfinished)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from ..models.manifest import ModelEntry, StreamEntry, WeightsFile
 
 
-class _Models(Group):
+class ListGroup(Group):
+    """Commands `list` and `show`, of which "list" may be left out."""
+
     default = "list"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -28,7 +31,7 @@ class _Models(Group):
 
 
 app = App(
-    cls=_Models,
+    cls=ListGroup,
     help="List the models, or show everything about one; 'list' may be left out.\n\nExample: vid3d models s3d",
 )
 
@@ -169,7 +172,7 @@ def model_details(entry: ModelEntry) -> dict[str, Any]:
         "notes": entry.notes,
         "labels": entry.labels_file,
         "variant": entry.variant,
-        "resize": describe_resize(entry.resize_px, antialias=entry.antialias),
+        "resize": describe_resize(entry.resize_px, entry.interpolation),
         "files": {name: _stream_details(stream) for name, stream in entry.streams.items()},
         "stated": about.stated,
         "layers": list(net.layers),
@@ -204,12 +207,16 @@ def _file_details(file: WeightsFile) -> dict[str, Any]:
 
 
 def _print_details(row: Record) -> None:
+    print_details(f"{row['model']}: {row['summary']}", _detail_lines(row))
+
+
+def print_details(title: str, lines: Sequence[tuple[str, str]]) -> None:
+    """Print a title and (label, text) pairs, with the texts in a column of their own."""
     from .tables import make_console
 
     console = make_console()
     width = console.width if stdout_is_terminal() else sys.maxsize
-    console.print(f"{row['model']}: {row['summary']}", style="bold", soft_wrap=True)
-    lines = _detail_lines(row)
+    console.print(title, style="bold", soft_wrap=True)
     indent = max(len(label) for label, _ in lines) + 2
     for label, text in lines:
         # Addresses, digests and commands must stay copyable: the terminal wraps what is longer than a line.

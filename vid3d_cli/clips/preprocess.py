@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,9 +17,27 @@ from .resampling import resample
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
-NUM_CROPS = (1, 3, 10)
-"""Numbers of crops: 1 is the centre; 3 are both ends and the middle of the long side; 10 are the four corners and the
-centre, and the same mirrored."""
+INTERPOLATIONS = {"antialiased": "antialiased bilinear", "bilinear": "bilinear", "lanczos": "Lanczos"}
+"""Interpolations of `resize`, as options name them and as recipes do."""
+
+MAX_RESIZED_PIXELS = 2**24
+"""Largest resized frame: at 256 px, a frame 250 times as long as wide still fits."""
+
+
+def parse_resize(size: int | str) -> int | tuple[int, int]:
+    """Return "256", the short side, or "340x256", width × height, in the form of `resized_size`: 256 or (256, 340).
+
+    Raises:
+        UsageError: it is neither, or larger than `MAX_RESIZED_PIXELS`.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(size), re.ASCII)
+    if found is None:
+        raise UsageError(f"--resize {size}: give the pixels of the short side (256), or width x height (340x256)")
+    width, height = int(found[1]), int(found[2] or found[1])
+    if width * height > MAX_RESIZED_PIXELS:
+        limit = math.isqrt(MAX_RESIZED_PIXELS)
+        raise UsageError(f"--resize {size}: frames would be too large, give at most {limit} or {limit}x{limit}")
+    return (height, width) if found[2] else height
 
 
 def resized_size(height: int, width: int, size_px: int | tuple[int, int]) -> tuple[int, int]:
@@ -36,29 +56,28 @@ def resized_size(height: int, width: int, size_px: int | tuple[int, int]) -> tup
     return int(size_px * height / width), size_px
 
 
-MAX_RESIZED_PIXELS = 2**24
-"""Largest resized frame: at 256 px, a frame 250 times as long as wide still fits."""
-
-
 def check_resized_size(video: str, height: int, width: int, size_px: int | tuple[int, int]) -> None:
     """Raise TooLarge if a resize would make frames larger than `MAX_RESIZED_PIXELS`; see `resized_size`."""
     resized_height, resized_width = resized_size(height, width, size_px)
     if resized_height * resized_width > MAX_RESIZED_PIXELS:
         raise TooLarge(
             video,
-            f"frames of {width}×{height} px would be resized to {resized_width}×{resized_height}: crop the video first",
+            f"frames of {width}×{height} px would be resized to {resized_width}×{resized_height}: "
+            "crop the video first, or give width and height, as in --resize 340x256",
         )
 
 
-def resize(rgb: NDArray[np.uint8], size_px: int | tuple[int, int], *, antialias: bool = True) -> NDArray[np.uint8]:
-    """Return a frame resized by bilinear interpolation.
+def resize(
+    rgb: NDArray[np.uint8], size_px: int | tuple[int, int], interpolation: str = "antialiased"
+) -> NDArray[np.uint8]:
+    """Return a frame resized.
 
     Args:
         rgb: (H, W, 3) uint8.
         size_px: see `resized_size`; a frame that already has this size is returned as it is.
-        antialias: widen the filter when shrinking, as PIL and the original extractors do, with the bytes of torchvision
-            (see `resampling`). False interpolates between the four nearest pixels, as OpenCV does, and torchvision and
-            pytorchvideo in training.
+        interpolation: "antialiased": a bilinear filter that widens when it shrinks, with the bytes of torchvision (see
+            `resampling`). "bilinear": between the four nearest pixels, as OpenCV does, and torchvision and
+            pytorchvideo in training. "lanczos": Pillow's, once named `Image.ANTIALIAS`.
 
     Returns:
         (H', W', 3) uint8.
@@ -66,16 +85,22 @@ def resize(rgb: NDArray[np.uint8], size_px: int | tuple[int, int], *, antialias:
     height, width = resized_size(rgb.shape[0], rgb.shape[1], size_px)
     if (height, width) == rgb.shape[:2]:
         return rgb
-    if antialias:
+    if interpolation == "antialiased":
         return resample(rgb, height, width)
-    resized: Any = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
+    resized: Any
+    if interpolation == "lanczos":
+        from PIL import Image
+
+        resized = Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS)
+    else:
+        resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized, np.uint8)
 
 
-def describe_resize(size_px: int | tuple[int, int], *, antialias: bool = True) -> str:
+def describe_resize(size_px: int | tuple[int, int], interpolation: str = "antialiased") -> str:
     """Return a resize in words, for the recipe: "short side 256 px, antialiased bilinear"."""
     what = f"short side {size_px} px" if isinstance(size_px, int) else f"{size_px[0]} × {size_px[1]} px (h × w)"
-    return f"{what}, {'antialiased ' if antialias else ''}bilinear"
+    return f"{what}, {INTERPOLATIONS[interpolation]}"
 
 
 @dataclass(frozen=True)
@@ -100,51 +125,70 @@ class Crop:
         return square
 
 
-def check_num_crops(num_crops: int) -> None:
-    """Raise UsageError unless a number of crops is one of `NUM_CROPS`."""
-    if num_crops not in NUM_CROPS:
-        raise UsageError(f"cannot cut {num_crops} crops: choose one of {', '.join(map(str, NUM_CROPS))}")
+_PLACES = {"tl": (0, 0), "tr": (0, 2), "c": (1, 1), "bl": (2, 0), "br": (2, 2), "start": (1, 0), "end": (1, 2)}
+"""Names of crops: halves of the margin above, and to the left. "start" and "end" are those of a wide frame."""
+
+CENTRE = ("c",)
+
+CROPS = {
+    "1": CENTRE,
+    "3": ("start", "c", "end"),
+    "10": ("tl", "tr", "bl", "br", "c", "trm", "tlm", "brm", "blm", "cm"),
+}
+"""The crops that a number stands for, see `place_crops`. 10 are those of torchvision's `ten_crop`, in its order."""
 
 
-def place_crops(num_crops: int, height: int, width: int, size_px: int) -> list[Crop]:
+def parse_crops(crops: int | str) -> tuple[str, ...]:
+    """Return the names of crops that a number of `CROPS` or a list, "tl,tr,c", stands for; see `place_crops`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    text = str(crops)
+    names = CROPS.get(text) or tuple(name.strip() for name in text.split(","))
+    if not all(name.removesuffix("m") in _PLACES for name in names):
+        places = ", ".join(_PLACES)
+        raise UsageError(f"--crops {text}: give {', '.join(CROPS)}, or a list of {places}, mirrored with an m: tl,tlm")
+    return names
+
+
+def describe_crops(names: tuple[str, ...]) -> str:
+    """Return crops as in a recipe: "10", or in full, "tl, tr, c"."""
+    return next((number for number, known in CROPS.items() if known == names), ", ".join(names))
+
+
+def place_crops(names: Sequence[str], height: int, width: int, size_px: int) -> list[Crop]:
     """Return the crops of a frame.
 
     Args:
-        num_crops: one of `NUM_CROPS`.
+        names: "tl", "tr", "bl" and "br", the corners, "c", the centre, "start" and "end" of the long side. With an m,
+            as in "tlm", the same square is mirrored.
         height: height of the resized frame, at least `size_px`.
         width: width of the resized frame, at least `size_px`.
-        size_px: side of a square; an odd margin leaves the extra pixel on the right and at the bottom.
+        size_px: side of a square. An odd margin leaves the extra pixel on the right and at the bottom; on the left of
+            a mirrored square, which is cut from the mirrored frame.
 
     Returns:
-        1: the centre. 3: start, middle and end of the long side, centred on the short side. 10: top left, top right,
-        bottom left, bottom right and centre, then the mirrored top right, top left, bottom right, bottom left and
-        centre. The mirrored ones are in the order of torchvision's `ten_crop`.
-
-    Raises:
-        UsageError: the number of crops is not one of `NUM_CROPS`.
+        A crop for each name.
     """
-    check_num_crops(num_crops)
     bottom, right = height - size_px, width - size_px
-    top, left = bottom // 2, right // 2
-    centre = Crop(top, left, size_px)
-    if num_crops == 1:
-        return [centre]
-    if num_crops == 3:
-        ends = (Crop(0, left, size_px), Crop(bottom, left, size_px))
-        if width >= height:
-            ends = (Crop(top, 0, size_px), Crop(top, right, size_px))
-        return [ends[0], centre, ends[1]]
-    corners = [Crop(y, x, size_px) for y in (0, bottom) for x in (0, right)]
-    mirrored = [Crop(y, x, size_px, mirrored=True) for y in (0, bottom) for x in (right, 0)]
-    return [*corners, centre, *mirrored, Crop(top, right - left, size_px, mirrored=True)]
+    crops = []
+    for name in names:
+        place, mirrored = name.removesuffix("m"), name.endswith("m")
+        y, x = _PLACES[place]
+        if place in ("start", "end") and height > width:
+            y, x = x, y
+        left = right - right * (2 - x) // 2 if mirrored else right * x // 2
+        crops.append(Crop(bottom * y // 2, left, size_px, mirrored))
+    return crops
 
 
 @dataclass(frozen=True)
 class Views:
     """Several crops of each clip, which run one by one. Their scores are averaged."""
 
-    num_crops: int
-    """One of `NUM_CROPS`."""
+    names: tuple[str, ...]
+    """See `place_crops`."""
     size_px: int
     """Side of a square."""
     are_kept: bool = False
@@ -152,5 +196,5 @@ class Views:
 
     def cut(self, clips: Sequence[NDArray[Any]], *, is_flow: bool = False) -> Iterator[list[NDArray[Any]]]:
         """Yield the clips (T, H, W, C), all of one size, cut to one crop after the other; see `place_crops`."""
-        for crop in place_crops(self.num_crops, clips[0].shape[1], clips[0].shape[2], self.size_px):
+        for crop in place_crops(self.names, clips[0].shape[1], clips[0].shape[2], self.size_px):
             yield [crop.cut(frames, is_flow=is_flow) for frames in clips]

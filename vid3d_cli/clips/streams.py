@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..flow.fields import quantise_flow, to_grey
+from ..flow.fields import quantise_flow, resize_flow, to_grey
 from ..records import Frame
 from ..workers import Workers
-from .preprocess import place_crops, resize
+from .preprocess import CENTRE, place_crops, resize, resized_size
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -42,7 +42,7 @@ class _Prepared(NamedTuple):
     rgb: NDArray[np.uint8]
     """Resized and cropped."""
     grey: NDArray[np.uint8]
-    """Resized but not cropped, for flow; empty if flow is not computed."""
+    """For flow: resized but not cropped, or as stored; empty if flow is not computed."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,10 @@ def align_streams(
     rgb: bool,
     flow: FlowOfRun | None,
     pairs_per_call: int = 1,
-    antialias: bool = True,
+    interpolation: str = "antialiased",
+    flow_of_stored: bool = False,
     bound_px: float | None = None,
+    is_still_at_end: bool = False,
     workers: Workers | None = None,
 ) -> Iterator[StreamFrame]:
     """Yield the entries of all streams for every frame: resized, paired with its flow, and cropped.
@@ -78,20 +80,24 @@ def align_streams(
 
     Args:
         frames: in time order.
-        size_px: see `preprocess.resized_size`; flow is computed at this size.
+        size_px: see `preprocess.resized_size`.
         crop_px: side of the centre crop in pixels; None keeps the whole frame.
         rgb: whether to yield the rgb stream.
         flow: computes the flow of a run, in any thread; None leaves the flow stream out.
         pairs_per_call: largest number of pairs per call of `flow`.
-        antialias: see `preprocess.resize`.
+        interpolation: see `preprocess.resize`.
+        flow_of_stored: compute flow on the frames before the resize, and resize the field; its vectors keep their
+            length. False computes it on the resized frames.
         bound_px: quantise flow to 8 bits at this bound, see `quantise_flow`; None keeps it exact.
+        is_still_at_end: give the last frame zero flow instead.
         workers: threads that resize and compute flow; None uses this thread.
     """
     workers = Workers() if workers is None else workers
 
     def prepare(stored: NDArray[np.uint8]) -> _Prepared:
-        resized = resize(stored, size_px, antialias=antialias)
-        return _Prepared(_crop_centre(resized, crop_px), to_grey(resized) if flow else np.empty((0, 0), np.uint8))
+        resized = resize(stored, size_px, interpolation)
+        grey = to_grey(stored if flow_of_stored else resized) if flow else np.empty((0, 0), np.uint8)
+        return _Prepared(_crop_centre(resized, crop_px), grey)
 
     def finish(frame: _PendingFrame, motion: NDArray[Any] | None) -> StreamFrame:
         streams: dict[str, NDArray[Any]] = {"rgb": frame.wait().rgb} if rgb else {}
@@ -106,6 +112,9 @@ def align_streams(
         return
 
     def finish_field(field: NDArray[np.float32]) -> NDArray[Any]:
+        if flow_of_stored:
+            height, width = resized_size(field.shape[0], field.shape[1], size_px)
+            field = resize_flow(field, height, width, rescale=False)
         cropped = _crop_centre(field, crop_px)
         return cropped if bound_px is None else quantise_flow(cropped, bound_px)
 
@@ -125,7 +134,7 @@ def align_streams(
         del run, wait_for_flow  # free them before the next run fills
     if last is not None:
         still = np.zeros((*last.wait().grey.shape, 2), np.float32)
-        yield finish(last, finish_field(still) if motion is None else motion)
+        yield finish(last, finish_field(still) if motion is None or is_still_at_end else motion)
 
 
 def _prepare_each(
@@ -155,5 +164,5 @@ def _cut_runs(frames: Iterable[_PendingFrame], pairs_per_call: int) -> Iterator[
 def _crop_centre(image: NDArray[_Scalar], crop_px: int | None) -> NDArray[_Scalar]:
     if crop_px is None:
         return image
-    (centre,) = place_crops(1, image.shape[0], image.shape[1], crop_px)
+    (centre,) = place_crops(CENTRE, image.shape[0], image.shape[1], crop_px)
     return centre.cut(image)  # a copy, so that the whole frame can be freed

@@ -134,7 +134,7 @@ def diagnose(
     plan = Plan.make(options)
     if plan.dense:
         raise UsageError("published features are compared clip by clip: leave --dense out")
-    if plan.layer is None and plan.crops == 1:
+    if plan.layer is None and len(plan.crop_names) == 1:
         from ..models.registry import BACKBONES
 
         readings(

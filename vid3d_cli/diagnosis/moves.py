@@ -192,7 +192,7 @@ def _strides_by_rows(num_frames: Iterable[int | None], window: int, num_rows: in
 
 
 def _pixels(plan: Plan, info: VideoInfo) -> Iterator[Move]:
-    yours = describe_resize(plan.resize_px)
+    yours = describe_resize(plan.resize_px, plan.interpolation)
     side = plan.resize_px if isinstance(plan.resize_px, int) else plan.resize_px[0]
     crop = plan.crop_px
     wide = (256, 340) if side == 256 else (side, round(side * 4 / 3))
@@ -208,15 +208,17 @@ def _pixels(plan: Plan, info: VideoInfo) -> Iterator[Move]:
             theirs = f"without aspect {size[1]}x{size[0]}"
             what = f"frames are resized to {size[1]}x{size[0]} px, whatever their aspect"
         yield Move(Change("resize", yours, theirs, what), _planned(resize_px=size))
-    if not plan.resize_only and plan.crops == 1 and not BACKBONES[plan.backbone].is_fixed_size:
+    if not plan.resize_only and len(plan.crop_names) == 1 and not BACKBONES[plan.backbone].is_fixed_size:
         change = Change("crop", f"centre {crop} px", "none", "whole frames run, without a crop: --resize-only")
         yield Move(change, _planned(resize_only=True))
-    if plan.antialias:
+    if plan.interpolation == "antialiased":
         what = "frames are resized between the 4 nearest pixels, as OpenCV does"
-        yield Move(Change("interpolation", "antialiased", "bilinear", what), _planned(antialias=False))
+        yield Move(Change("interpolation", "antialiased", "bilinear", what), _planned(interpolation="bilinear"))
     else:
         what = "frames are resized with an antialiased filter, as Pillow does"
-        yield Move(Change("interpolation", "bilinear", "antialiased", what), _planned(antialias=True))
+        yield Move(
+            Change("interpolation", plan.interpolation, "antialiased", what), _planned(interpolation="antialiased")
+        )
 
 
 def _normalisation(plan: Plan, stream: str) -> Iterator[Move]:

@@ -213,7 +213,8 @@ class RowMaker:
             entries = np.ascontiguousarray(entries[..., [first, second]])
             if sign < 0:
                 entries = 255 - entries if entries.dtype == np.uint8 else -entries
-        network = f"{stream} {settings.eps} {plan.crops} {plan.keep_crops} {plan.crop_px if plan.crops != 1 else 0}"
+        crop_px = plan.crop_px if len(plan.crop_names) > 1 else 0
+        network = f"{stream} {settings.eps} {plan.crop_names} {plan.keep_crops} {crop_px}"
         normalisation = plan.networks[stream].normalisation
         digest = hashlib.blake2b(f"{network} {normalisation} {entries.shape} {entries.dtype}".encode())
         digest.update(np.ascontiguousarray(entries).data)
@@ -239,7 +240,7 @@ class RowMaker:
             for module in model.modules() if settings.eps is not None else ():
                 if hasattr(module, "running_var") and hasattr(module, "eps"):
                     module.eps = settings.eps  # type: ignore[assignment]
-            views = None if plan.crops == 1 else Views(plan.crops, plan.crop_px, plan.keep_crops)
+            views = None if len(plan.crop_names) == 1 else Views(plan.crop_names, plan.crop_px, plan.keep_crops)
             runtime = create_runtime(
                 {stream: model},
                 name="torch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,8 +144,8 @@ class Comparison:
 
     def _pairs_of_video(self, a: Store, in_a: VideoEntry, b: Store, in_b: VideoEntry) -> Iterator[RowPair]:
         of_a, of_b = read_verified(a, in_a), read_verified(b, in_b)
-        rows_b = {_milliseconds(span): row for row, span in enumerate(of_b.spans)}
-        shared = [(i, rows_b[ms]) for i, ms in enumerate(map(_milliseconds, of_a.spans)) if ms in rows_b]
+        rows_b = {start: row for row, start in enumerate(_starts(of_b.spans))}
+        shared = [(i, rows_b[start]) for i, start in enumerate(_starts(of_a.spans)) if start in rows_b]
         self.num_rows_only["a"] += in_a.num_rows - len(shared)
         self.num_rows_only["b"] += in_b.num_rows - len(shared)
         if shared:
@@ -160,8 +161,13 @@ class Comparison:
                 yield RowPair(in_a.video, of_a.spans[row].index, of_a.spans[row].start_seconds, *values)
 
 
-def _milliseconds(span: ClipSpan) -> int:
-    return round(span.start_seconds * 1000)
+def _starts(spans: Sequence[ClipSpan]) -> Iterator[tuple[int, int]]:
+    """Yield the start of each clip in milliseconds, and how many before it have the same: centred clips may."""
+    seen: Counter[int] = Counter()
+    for span in spans:
+        start = round(span.start_seconds * 1000)
+        yield start, seen[start]
+        seen[start] += 1
 
 
 def _apart(matrices: Matrices, recipe: Recipe) -> Matrices:

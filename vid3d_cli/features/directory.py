@@ -60,8 +60,12 @@ class TreeStore(Store):
     """
 
     has_files_per_video = True
+    home = ""
+    """Folder of the recipe and the lists, below the directory."""
     marker: str
     """Ending of the file that holds the entry of its video, and is written last."""
+    markers = ""
+    """Folder of these files, below the directory."""
 
     def __init__(self, path: Path, worker: str | None = None) -> None:
         super().__init__(path)
@@ -83,20 +87,21 @@ class TreeStore(Store):
         return self._own("videos.jsonl")
 
     def _own(self, name: str) -> Path:
-        return self.path / WORKERS / f"{self._worker}.{name}" if self._worker else self.path / name
+        home = self.path / self.home
+        return home / WORKERS / f"{self._worker}.{name}" if self._worker else home / name
 
     @property
     def recipe_path(self) -> Path:
-        return self.path / "recipe.json"
+        return self.path / self.home / "recipe.json"
 
     def own_paths(self) -> list[Path]:
         return [self._journal_path, self.recipe_path]
 
     def journal_paths(self) -> list[Path]:
-        return paths_of_all(self.path, "videos.jsonl")
+        return paths_of_all(self.path / self.home, "videos.jsonl")
 
     def _failures_paths(self) -> Iterable[Path]:
-        return paths_of_all(self.path, "failures.jsonl")
+        return paths_of_all(self.path / self.home, "failures.jsonl")
 
     def recipe(self) -> dict[str, Any] | None:
         self._recipe = self._recipe or read_recipe(self.recipe_path)
@@ -145,6 +150,10 @@ class TreeStore(Store):
         path = PurePosixPath(stem)
         return self.path / path.with_name(path.name + ending)
 
+    def marker_path(self, stem: str) -> Path:
+        """Return the path of the file of a video that is written last."""
+        return self.beside(str(PurePosixPath(self.markers, stem)), self.marker)
+
     # Writing ---------------------------------------------------------------------------------------------------------
 
     def conflicting_files(self, stems: Collection[str], recipe: Recipe | None = None) -> list[Path]:
@@ -174,7 +183,7 @@ class TreeStore(Store):
         for entry, error in self._damaged(journalled):
             if not self.is_whole(entry):
                 continue
-            path = self.beside(entry.stem, self.marker)
+            path = self.marker_path(entry.stem)
             recipe, stored = self._stored(path) or (self.recipe(), entry)
             if recipe != self.recipe():  # of the other videos too
                 raise OutputError(
@@ -210,8 +219,9 @@ class TreeStore(Store):
 
     def _unlisted(self, listed: Collection[str]) -> Iterator[VideoEntry]:
         """Yield the entries that files at their own places hold, without those of some stems."""
-        for path in sorted(self.path.rglob(f"*{self.marker}")):
-            stem = path.relative_to(self.path).as_posix().removesuffix(self.marker)
+        folder = self.path / self.markers
+        for path in sorted(folder.rglob(f"*{self.marker}")):
+            stem = path.relative_to(folder).as_posix().removesuffix(self.marker)
             if stem not in listed and (stored := self._stored(path)) is not None and stored[1].stem == stem:
                 yield stored[1]
 
@@ -258,7 +268,7 @@ class TreeStore(Store):
                 remove_files([self.recipe_path])
         self._release()
         with suppress(OSError):
-            (self.path / WORKERS).rmdir()
+            (self.path / self.home / WORKERS).rmdir()
 
     def clear(self) -> None:
         """Delete the files of the videos that the journals or the files themselves name, and no other file."""
@@ -272,8 +282,9 @@ class TreeStore(Store):
         self._journal.cut(0)
         remove_files(path for path in self.journal_paths() if path != self._journal_path)
         remove_files(self._failures_paths())
-        for tree in TREES.values():
-            if recipe is None or recipe["layout"] == tree.layout:
+        trees: set[type[TreeStore]] = {DirectoryStore, VideoFeaturesStore, type(self)}
+        for tree in trees:
+            if tree.home == self.home and (recipe is None or recipe["layout"] == tree.layout):
                 tree(self.path).remove(stems, recipe)
         remove_files([self.recipe_path])
         self._recipe = None
@@ -281,8 +292,9 @@ class TreeStore(Store):
     def remove(self, stems: Collection[str], recipe: Recipe | None) -> None:
         """Delete the files of these videos, and of those that no journal lists; without a recipe, only marked ones."""
         for stem in (*stems, *[entry.stem for entry in self._unlisted(stems)]):
-            if recipe is not None or self.beside(stem, self.marker).exists():
-                remove_files(self.files(stem, recipe or _ANY_RECIPE))
+            if recipe is not None or self.marker_path(stem).exists():
+                stored = self._stored(self.marker_path(stem))
+                remove_files(self.files(stem, recipe or (stored[0] if stored else _ANY_RECIPE)))
 
 
 _ANY_RECIPE = {"streams": STREAMS}
@@ -376,7 +388,3 @@ _MAX_RECIPE_BYTES = 1 << 20
 
 def _end_ms(spans: Sequence[ClipSpan]) -> NDArray[np.float64]:
     return np.array([span.end_seconds * 1000 for span in spans])
-
-
-TREES: dict[str, type[TreeStore]] = {tree.layout: tree for tree in (DirectoryStore, VideoFeaturesStore)}
-"""By `FeatureFormat.layout`."""

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutputError
+from ..presets import DTYPES
 from ..records import ClipSpan, HoldsArrays, VideoFailure, to_json
 from ..results import VideoResult
 from ..video.fingerprint import Fingerprint
 from ..video.sources import is_url, without_password
-from .format import DTYPES, FeatureFormat
+from .format import FeatureFormat
 
 SPAN_COLUMNS = {
     "clip": np.int64,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NoFeatures, UsageError
-from ..presets import Files, find_preset
+from ..presets import DTYPES, Files, find_preset
 from ..recipe import Recipe
 from ..results import VideoResult
 from ..suggest import check_known
@@ -18,7 +18,6 @@ from ..suggest import check_known
 FEATURES = "features"
 """Name of the matrix that holds all streams side by side, rgb first."""
 
-DTYPES = ("float32", "float16")
 LAYOUTS = ("vid3d", "video_features", "files")
 """Ours, that of v-iashin/video_features, and that of a preset's `Files`."""
 
@@ -47,6 +46,8 @@ class FeatureFormat:
             object.__setattr__(self, "concat", False)  # its file names contain the stream
         if (self.layout == "files") != (self.files is not None):
             raise UsageError("--layout files writes the files of a preset: choose one with --preset")
+        if self.files is not None:
+            object.__setattr__(self, "files", replace(self.files, dtype=self.dtype, concat=self.concat))
 
     @classmethod
     def of(cls, preset: str | None, given: Mapping[str, Any]) -> FeatureFormat:
@@ -82,6 +83,6 @@ class FeatureFormat:
     def describe(self, recipe: Recipe) -> dict[str, Any]:
         """Return the recipe and this format, as stored with the features and compared before a job resumes."""
         fields = asdict(self)
-        if self.files is None:
-            del fields["files"]
-        return {**asdict(recipe), **fields}
+        files = fields.pop("files") or {}
+        described = {"files": {name: files[name] for name in files if name not in fields}} if files else {}
+        return {**asdict(recipe), **fields, **described}

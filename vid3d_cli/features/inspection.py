@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -76,7 +77,7 @@ def _describe_damaged_files(store: Store) -> str | None:
     except OutputError as error:
         return str(error)
     if store.has_files_per_video and not store.journal_paths() and store.describe_unfinished():
-        return f"{store.path / 'videos.jsonl'}: missing; restore it, or {RESUME}"
+        return f"{store.recipe_path.parent / 'videos.jsonl'}: missing; restore it, or {RESUME}"
     return None
 
 
@@ -197,7 +198,7 @@ def _video_problems(
     except OutputError as error:
         yield Problem(f"{error}; {replace}")
         return
-    if not _are_in_order(features.spans):
+    if not _are_in_order(features.spans, is_centred=bool(recipe.get("centred"))):
         yield Problem(f"{entry.video}: its clips are not in time order; {replace}")
     for name, rows in features.matrices.items():
         # Maps of whole frames, without a crop, have as many shapes as there are frame sizes.
@@ -214,9 +215,13 @@ def _video_problems(
         yield Problem(f"{entry.video}: the video changed after its rows were made; {REPAIR}", is_damage=False)
 
 
-def _are_in_order(spans: Sequence[ClipSpan]) -> bool:
+def _are_in_order(spans: Sequence[ClipSpan], *, is_centred: bool) -> bool:
+    before = operator.le if is_centred else operator.lt  # several centred clips may start at the first frame
     return (
         [span.index for span in spans] == list(range(len(spans)))
-        and all(a.start_frame < b.start_frame and a.start_seconds < b.start_seconds for a, b in pairwise(spans))
+        and all(
+            before(a.start_frame, b.start_frame) and before(a.start_seconds, b.start_seconds)
+            for a, b in pairwise(spans)
+        )
         and all(span.start_seconds <= span.end_seconds and span.num_valid_frames > 0 for span in spans)
     )

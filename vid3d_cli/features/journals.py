@@ -23,7 +23,7 @@ class JournalTail:
     """Tracks which videos the workers of a directory settle (finish or fail) from now on.
 
     Args:
-        directory: of the output.
+        directory: that of the journals.
     """
 
     def __init__(self, directory: Path) -> None:

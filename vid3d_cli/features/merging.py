@@ -103,7 +103,12 @@ def _common_recipe(
 ) -> tuple[Recipe, dict[str, tuple[Any, Any]]]:
     recipes = [part.recipe() or {} for part in parts]
     concat = recipes[0]["concat"] if concat is None else concat
-    form = {"layout": target.layout, "concat": concat and target.layout == "vid3d"}
+    form: dict[str, Any] = {"layout": target.layout, "concat": concat and target.layout == "vid3d"}
+    if target.layout == "files":
+        if "files" not in recipes[0]:
+            raise UsageError(f"{parts[0].path}: has no files of a preset; extract them with --preset")
+        form |= {"files": recipes[0]["files"], "concat": recipes[0]["concat"]}
+    recipes = [{name: value for name, value in recipe.items() if name != "files"} for recipe in recipes]
     first = {**recipes[0], **form}
     provenance: dict[str, tuple[Any, Any]] = {}
     for part, recipe in zip(parts, recipes, strict=True):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..durable import AppendedFile, output_errors, read_records, remove_abandoned, remove_files, sync_directory
 from ..errors import OutputError, OutputExists, Vid3dError
+from ..presets import DTYPES
 from .entries import (
     Recipe,
     VideoEntry,
@@ -32,7 +33,7 @@ from .entries import (
     readable,
     span_arrays,
 )
-from .format import DTYPES, FEATURES
+from .format import FEATURES
 from .growing import GrowingNpy, NpyHeader
 from .recipes import RESTORE, read_recipe, write_recipe
 from .store import Store, refuse_damaged_journal, refuse_without

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from ..durable import write_once
-from ..errors import OutputError, RecipeDiffers
+from ..errors import OutputError, RecipeDiffers, UsageError
+from ..presets import DTYPES, Files
 from ..recipe import deciding_differences, describe_value
 from ..records import STREAMS
+from ..toml_files import parse
 from .entries import Recipe
-from .format import DTYPES, LAYOUTS
+from .format import LAYOUTS
 
 RESTORE = "restore the file, or start over with --overwrite"
 
 
 def parse_recipe(text: str | bytes) -> dict[str, Any] | None:
     """Return a recipe of vid3d extract; None for anything else."""
-    with suppress(ValueError, TypeError, KeyError):
+    with suppress(ValueError, TypeError, KeyError, UsageError):
         recipe = json.loads(text)
         has = {"model": str, "streams": dict, "concat": bool, "keeps_crops": bool, "features": str, "crops": str}
         is_whole = all(isinstance(recipe[name], kind) for name, kind in has.items())
@@ -29,9 +31,20 @@ def parse_recipe(text: str | bytes) -> dict[str, Any] | None:
             and {*recipe["streams"]} <= {*STREAMS}
             and recipe["layout"] in LAYOUTS
             and recipe["dtype"] in DTYPES
+            and (recipe["layout"] != "files" or files_of(recipe))
         ):
             return dict(recipe)
     return None
+
+
+def files_of(recipe: Recipe) -> Files:
+    """Return the files of a recipe of the layout "files", checked: names lie below the directory.
+
+    Raises:
+        UsageError, ValueError, KeyError: they are no files.
+    """
+    files: Files = parse(Files, {**recipe["files"], "dtype": recipe["dtype"], "concat": recipe["concat"]}, "files")
+    return files
 
 
 def read_recipe(path: Path) -> dict[str, Any] | None:

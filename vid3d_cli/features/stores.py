@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 from ..arguments import checked
-from ..errors import OutputError, UsageError
+from ..errors import OutputError, OutputExists, UsageError
 from ..suggest import did_you_mean
 from . import hdf5, npz, parquet
-from .directory import TREES
+from .directory import DirectoryStore, TreeStore, VideoFeaturesStore
 from .export import ExportStore
+from .files import FilesStore
 from .format import LAYOUTS
 from .inspection import describe_damage
 from .npy import NpyStore
@@ -26,6 +27,9 @@ EXPORTS: dict[str, ExportFormat] = {
     ".parquet": parquet,
 }
 """The formats of one file; to add one, write a module like these and add a line here."""
+
+TREES: dict[str, type[TreeStore]] = {tree.layout: tree for tree in (DirectoryStore, VideoFeaturesStore, FilesStore)}
+"""The layouts of a directory, by `FeatureFormat.layout`."""
 
 
 def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = None) -> Store:
@@ -47,7 +51,15 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
         raise UsageError(f"features need a file or a directory, not stdout: give {forms}")
     path, suffix = Path(out), Path(out).suffix.lower()
     if is_directory(out):
-        return TREES[layout](path, worker)
+        tree = TREES[layout]
+        for other in TREES.values():  # two outputs in one directory could not be told apart
+            if other.home != tree.home and (path / other.home / "recipe.json").exists():
+                raise OutputExists(f"{path}: has features in the layout {other.layout}: choose another directory")
+        return tree(path, worker)
+    if layout == "files":
+        raise UsageError(
+            f"a preset writes files for each video: give a directory instead of {out}, or --layout vid3d for one file"
+        )
     if layout != LAYOUTS[0]:
         raise UsageError(f"--layout {layout} writes several files for each video: the output {out} must be a directory")
     if worker:
@@ -89,7 +101,8 @@ def open_unchecked(path: str | os.PathLike[str]) -> Store:
     path = _without_stream(os.fspath(path))
     if not is_directory(path) and Path(path).suffix.lower() not in (suffixes := (".npy", *EXPORTS)):
         raise UsageError(f"{path}: not features: give an output of vid3d extract, {', '.join(suffixes)} or a directory")
-    recipe = read_recipe(Path(path) / "recipe.json") if Path(path).is_dir() else None
+    homes = {tree.home for tree in TREES.values()} if Path(path).is_dir() else ()
+    recipe = next(filter(None, (read_recipe(Path(path) / home / "recipe.json") for home in homes)), None)
     store = create_store(path, layout=recipe["layout"] if recipe else LAYOUTS[0])
     if store.recipe() is None:
         store.refuse_incomplete()

@@ -106,16 +106,17 @@ def dequantise_flow(image: NDArray[np.uint8], bound_px: float = DEFAULT_BOUND_PX
     return np.asarray(image * (2 * bound_px / 255) - bound_px, dtype=np.float32)
 
 
-def resize_flow(flow: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+def resize_flow(flow: NDArray[np.float32], height: int, width: int, *, rescale: bool = True) -> NDArray[np.float32]:
     """Return a field resized bilinearly, with its vectors rescaled: half the width, half the motion in x.
 
     Args:
         flow: (H, W, 2), in pixels of the old size.
         height: new height in pixels.
         width: new width in pixels.
+        rescale: False leaves vectors as long as they are.
 
     Returns:
-        (height, width, 2), in pixels of the new size.
+        (height, width, 2), in pixels of the new size; without `rescale`, of the old one.
 
     Raises:
         ShapeError: the array is not a field, or a new side is below 1 px.
@@ -124,5 +125,7 @@ def resize_flow(flow: NDArray[np.float32], height: int, width: int) -> NDArray[n
     if height < 1 or width < 1:
         raise ShapeError(f"cannot resize flow to {height}×{width} px")
     old_height, old_width = flow.shape[:2]
-    resized = cv2.resize(np.ascontiguousarray(flow, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(resized * np.array([width / old_width, height / old_height]), dtype=np.float32)
+    resized: Any = cv2.resize(np.ascontiguousarray(flow, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    if rescale:
+        resized = resized * np.array([width / old_width, height / old_height])
+    return np.asarray(resized, dtype=np.float32)

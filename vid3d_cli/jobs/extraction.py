@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import OutputError, UsageError, VideoChanged
 from ..features.committer import Committer, Item
 from ..features.entries import FailedVideo, VideoFeatures, video_key
+from ..features.files import refuse_misfit
 from ..features.format import FeatureFormat
 from ..features.journals import JournalTail
 from ..features.recipes import refuse_other_recipe
@@ -194,6 +195,8 @@ def open_part(
         on_event(ShardSelected(part.name, len(selected), len(sources)))
         worker = part.name
     store = create_store(out, layout=form.layout, worker=worker)
+    if form.files is not None:
+        refuse_misfit(form.files, plan, {str(source.output_stem): source.video for source in sources})
     refuse_same_file(failures, store.failures_path, *store.own_paths())
     return store, selected
 
@@ -229,7 +232,7 @@ class Extraction:
         self._files: dict[str, Fingerprint | None] = {}
         self._claimed: dict[str, Source] = {}
         # Opened before the store is read: a row that another worker writes meanwhile may be seen twice, but not missed.
-        self._journals = None if claims is None else JournalTail(store.path)
+        self._journals = None if claims is None else JournalTail(store.recipe_path.parent)
         self._recipe: Recipe | None = None
         self._provenance: dict[str, Any] = {}
         self._committer: Committer | None = None

@@ -171,7 +171,9 @@ def _plan_video(plan: Plan, header: _Header, form: FeatureFormat, sizes: _Sizes)
     if header.num_frames is None or header.num_clips is None:
         return VideoPlan(header.video, header.seconds, None, None, None, None, None)
     size = sizes.of_clip(header.size)
-    num_rows = count_clips(header.num_frames, length=plan.window, stride=plan.stride, tail=plan.tail)
+    num_rows = count_clips(
+        header.num_frames, length=plan.window, stride=plan.stride, tail=plan.tail, centred=plan.centred
+    )
     return VideoPlan(
         video=header.video,
         seconds=header.seconds,
@@ -206,12 +208,12 @@ class _Sizes:
 
     def _count(self, size: tuple[int, int]) -> _Size:
         plan = self._plan
-        num_kept = plan.crops if plan.keep_crops else 1
+        num_kept = len(plan.crop_names) if plan.keep_crops else 1
         if plan.layer is None and not self._count_operations:
             return _Size(num_kept * len(plan.networks) * BACKBONES[plan.backbone].feature_dim, None)
         from ..runtimes.estimate import clip_cost  # a layer's map is measured by torch, on its meta device
 
-        num_frames = plan.window if (dense := plan.dense_plan) is None else dense.length
+        num_frames = plan.num_clip_frames if (dense := plan.dense_plan) is None else dense.length
         costs = [
             clip_cost(
                 plan.backbone,
@@ -227,7 +229,7 @@ class _Sizes:
         ]
         return _Size(
             num_kept * sum(math.prod(cost.feature_shape) for cost in costs),
-            plan.crops * sum(cost.multiply_adds for cost in costs) if self._count_operations else None,
+            len(plan.crop_names) * sum(cost.multiply_adds for cost in costs) if self._count_operations else None,
         )
 
 

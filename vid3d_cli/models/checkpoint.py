@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import pickle
 import re
@@ -74,7 +75,8 @@ def _read(path: Path) -> StateDict:
     if path.suffix == ".safetensors":
         return unwrap(safetensors.torch.load_file(path), path)
     _refuse_bomb(path)
-    return unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # options of a training script: values alone
+        return unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
 
 
 def _refuse_bomb(path: Path) -> None:

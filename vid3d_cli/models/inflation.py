@@ -1,6 +1,7 @@
 """Inflates 2-D ImageNet networks to 3-D: an initialisation for training, not a trained action model.
 
-    googlenet → i3d, s3d      resnet18 → r3d_18, mc3_18      resnet50, 101, 152 → p3d63, p3d131, p3d199
+    googlenet → i3d, s3d      resnet18 → r3d_18, mc3_18      resnet50 → i3d_r50, p3d63      resnet101 → p3d131
+    resnet152 → p3d199
 
 A k×k kernel becomes t×k×k, repeated in time and divided by t. So a clip of one repeated frame gives what the image
 gives (Carreira & Zisserman 2017, section 2.1). Convolutions in time only, which a 2-D network does not have, start so

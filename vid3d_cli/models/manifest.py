@@ -262,6 +262,11 @@ class ModelEntry:
     """Published accuracies."""
 
     @property
+    def interpolation(self) -> str:
+        """How its frames are resized, one of `clips.preprocess.INTERPOLATIONS`."""
+        return "antialiased" if self.antialias else "bilinear"
+
+    @property
     def published_streams(self) -> tuple[str, ...]:
         """The streams that have weights."""
         return tuple(name for name, stream in self.streams.items() if stream.weights is not None)

@@ -165,7 +165,9 @@ _RESNET = [  # torchvision's 2-D names
 ]
 
 
-def _resnet3d(form: str, num_frames: int, publisher: str, steps: TimeSteps, **others: Any) -> Backbone:
+def _resnet3d(
+    form: str, num_frames: int, key_layouts: Mapping[str, KeyRules], steps: TimeSteps, **others: Any
+) -> Backbone:
     return Backbone(
         "resnet3d.ResNet3D",
         clip=(num_frames, 112),
@@ -174,7 +176,7 @@ def _resnet3d(form: str, num_frames: int, publisher: str, steps: TimeSteps, **ot
         layers=_own_names("stem layer1 layer2 layer3 layer4"),
         steps=steps,
         options={"form": form},
-        key_layouts={publisher: []},
+        key_layouts=key_layouts,
         **others,
     )
 
@@ -236,6 +238,17 @@ BACKBONES: dict[str, Backbone] = {
                 (r"^fc\.", "logits.conv3d."),
             ]
         },
+    ),
+    "i3d_r50": Backbone(
+        "i3d_r50.I3DResNet50",
+        clip=(32, 224),
+        feature_dim=2048,
+        classifier="fc.weight",
+        layers={"conv1": "relu", **_own_names("pool1 layer1 pool2 layer2 layer3 layer4")},
+        min_frames=7,
+        steps=TimeSteps(stride=8, margin=64),
+        key_layouts={"tushar": []},
+        image_networks={"resnet50": []},
     ),
     "s3d": Backbone(
         "s3d.S3D",
@@ -313,10 +326,22 @@ BACKBONES: dict[str, Backbone] = {
     "p3d63": _p3d((3, 4, 6, 3), 64, "resnet50"),
     "p3d131": _p3d((3, 4, 23, 3), 112, "resnet101"),
     "p3d199": _p3d((3, 8, 36, 3), 128, "resnet152", key_layouts={"qijiezhao": []}),
-    "r3d_18": _resnet3d("r3d_18", 16, "torchvision", TimeSteps(8, 56), image_networks={"resnet18": _RESNET}),
-    "mc3_18": _resnet3d("mc3_18", 16, "torchvision", TimeSteps(1, 5), image_networks={"resnet18": _RESNET}),
-    "r2plus1d_18": _resnet3d("r2plus1d_18", 16, "torchvision", TimeSteps(8, 56)),
-    "r2plus1d_34": _resnet3d("r2plus1d_34", 32, "moabitcoin", TimeSteps(8, 96)),
+    "r3d_18": _resnet3d("r3d_18", 16, {"torchvision": []}, TimeSteps(8, 56), image_networks={"resnet18": _RESNET}),
+    "mc3_18": _resnet3d("mc3_18", 16, {"torchvision": []}, TimeSteps(1, 5), image_networks={"resnet18": _RESNET}),
+    "r2plus1d_18": _resnet3d("r2plus1d_18", 16, {"torchvision": []}, TimeSteps(8, 56)),
+    "r2plus1d_34": _resnet3d(
+        "r2plus1d_34",
+        32,
+        {
+            "moabitcoin": [],
+            "tsp": [  # fc1 scores actions; fc2 tells action from background, with the help of the whole video
+                (r"^features\.", ""),
+                (r"^fc1\.", "fc."),
+                (r"^fc2\..*", ""),
+            ],
+        },
+        TimeSteps(8, 96),
+    ),
     "c3d": Backbone(
         "c3d.C3D",
         clip=(16, 112),

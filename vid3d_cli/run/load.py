@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..clips.preprocess import Views
+from ..clips.preprocess import CENTRE, Views
 from ..errors import NoScores, UsageError
 from ..fusion import fuse_clips, pool_video
 from ..models.manifest import find_model, read_labels
@@ -132,7 +132,7 @@ def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
         compile=plan.compile,
         num_threads=plan.threads,
         batch_size=1 if plan.dense else plan.batch_size,
-        views=None if plan.crops == 1 else Views(plan.crops, plan.crop_px, plan.keep_crops),
+        views=None if plan.crop_names == CENTRE else Views(plan.crop_names, plan.crop_px, plan.keep_crops),
         identities={stream: _identity(plan, stream) for stream in models},
         forms=_forms(plan),
     )
@@ -246,7 +246,7 @@ def _forms(plan: Plan) -> dict[str, Form]:
     flow = "|u1" if plan.quantise_flow else "<f4"
     forms = {"rgb": (3, "|u1"), "flow": (2, flow)}
     return {
-        stream: ((plan.window, plan.crop_px, plan.crop_px, forms[stream][0]), forms[stream][1])
+        stream: ((plan.num_clip_frames, plan.crop_px, plan.crop_px, forms[stream][0]), forms[stream][1])
         for stream in plan.networks
     }
 

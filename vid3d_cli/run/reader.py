@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..clips.preprocess import check_resized_size
+from ..clips.preprocess import CENTRE, check_resized_size
 from ..clips.streams import FlowOfRun, StreamFrame, align_streams
 from ..clips.windows import Window, count_clips, sliding_clips
 from ..errors import FlowFilesError, TooLarge
-from ..flow.fields import resize_flow
+from ..flow.fields import quantise_flow, resize_flow
 from ..flow.files import FlowFiles, open_flow_files
 from ..flow.methods import create_flow, find_flow_method
 from ..plan import Plan
@@ -158,7 +159,9 @@ class ClipReader:
         num_frames, plan = self.frames.num_expected_frames, self._plan
         if num_frames and (dense := plan.dense_plan) is not None:
             return dense.count_stretches(num_frames)
-        return num_frames and count_clips(num_frames, length=plan.window, stride=plan.stride, tail=plan.tail)
+        return num_frames and count_clips(
+            num_frames, length=plan.window, stride=plan.stride, tail=plan.tail, centred=plan.centred
+        )
 
     def __iter__(self) -> Iterator[Clip]:
         plan, dense = self._plan, self._plan.dense_plan
@@ -166,13 +169,15 @@ class ClipReader:
         frames = align_streams(
             self._count(self.frames),
             size_px=plan.resize_px,
-            # Several crops are cut later, from the whole frame: all at once would take many times the memory.
-            crop_px=plan.crop_px if plan.crops == 1 and not plan.resize_only else None,
-            antialias=plan.antialias,
+            # Other crops are cut later, from the whole frame: all at once would take many times the memory.
+            crop_px=plan.crop_px if plan.crop_names == CENTRE and not plan.resize_only else None,
+            interpolation=plan.interpolation,
+            flow_of_stored=plan.flow_size == "source",
             rgb="rgb" in plan.networks,
             flow=flow,
             pairs_per_call=pairs_per_call,
             bound_px=plan.trained_bound_px if plan.quantise_flow else None,
+            is_still_at_end=plan.centred,
             workers=self._workers,
         )
         windows = self._cut(frames) if dense is None else dense.stretches(frames)
@@ -193,7 +198,8 @@ class ClipReader:
         )
 
     def _cut(self, frames: Iterable[_Timed]) -> Iterator[Window[_Timed]]:
-        return sliding_clips(frames, length=self._plan.window, stride=self._plan.stride, tail=self._plan.tail)
+        plan = self._plan
+        return sliding_clips(frames, length=plan.window, stride=plan.stride, tail=plan.tail, centred=plan.centred)
 
     def _count(self, frames: VideoReader | DecodedVideo) -> Iterator[Frame]:
         for frame in self._workers.spent.each("decode", frames):
@@ -234,11 +240,25 @@ class ClipReader:
         )
 
     def _stack(self, index: int, window: Window[StreamFrame]) -> Clip:
-        first, length = window.frames[0].streams, len(window.frames)
-        arrays = self._allocate({s: ((length, *entry.shape), entry.dtype.str) for s, entry in first.items()})
+        plan = self._plan
+        picked: Sequence[int] = range(len(window.frames))
+        if (spread := plan.spread_plan) is not None:
+            file_fps = self.frames.info.fps
+            picked = spread.indices(window, file_fps, plan.fps or Fraction(file_fps))
+        first = window.frames[0].streams
+        arrays = self._allocate({s: ((len(picked), *entry.shape), entry.dtype.str) for s, entry in first.items()})
         for stream, array in arrays.items():
-            np.stack([frame.streams[stream] for frame in window.frames], out=array)
+            np.stack([window.frames[i].streams[stream] for i in picked], out=array)
+        if plan.centred and "flow" in arrays:  # before the first frame nothing moves, as MS-TCN's extractor has it
+            num_before = plan.window // 2 - index * plan.stride
+            arrays["flow"][[i < num_before for i in picked]] = self._still
         return Clip(_span(index, window), arrays)
+
+    @property
+    def _still(self) -> NDArray[Any]:
+        """The flow of a pixel that does not move."""
+        still, bound_px = np.zeros(2, np.float32), self._plan.trained_bound_px
+        return quantise_flow(still, bound_px) if self._plan.quantise_flow and bound_px else still
 
 
 def flow_device(method: str, device: str) -> str:
@@ -259,8 +279,8 @@ def flow_device(method: str, device: str) -> str:
 
 
 def _span(index: int, window: Window[StreamFrame] | Window[_Shown]) -> ClipSpan:
-    first, last = window.frames[0], window.frames[window.num_valid - 1]
-    return ClipSpan(index, window.start, window.num_valid, first.seconds, last.end_seconds)
+    end_seconds = max(frame.end_seconds for frame in window.frames)
+    return ClipSpan(index, window.start, window.num_valid, window.frames[0].seconds, end_seconds)
 
 
 # From a decoder process ----------------------------------------------------------------------------------------------

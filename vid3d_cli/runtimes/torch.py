@@ -126,7 +126,7 @@ class TorchRuntime(DeviceRuntime):
     def _start_part(self, stream: str, clips: Tensor) -> Callable[[], list[Answer]]:
         crops: Sequence[Crop | None] = [None]
         if self.views is not None:
-            crops = place_crops(self.views.num_crops, clips.shape[2], clips.shape[3], self.views.size_px)
+            crops = place_crops(self.views.names, clips.shape[2], clips.shape[3], self.views.size_px)
         num_clips, is_flow = len(clips), stream == "flow"
         if stream not in self._ready:
             self._ready[stream] = self._prepare(stream, _cut(clips[:1].to("meta"), crops[0], is_flow))

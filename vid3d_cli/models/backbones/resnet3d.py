@@ -17,7 +17,8 @@ Source: Tran et al. 2018, arXiv:1711.11248; torchvision `models/video/resnet.py`
 r2plus1d_34 is the network of the IG-65M weights: moabitcoin/ig65m-pytorch `models.py`, after facebookresearch/VMZ
 `video_model.py`. It differs in two numbers: the batch-norm eps is 1e-3, and every convolution has its own M, while in
 torchvision a block's second convolution has the M of its first. Caffe2's momentum of 0.9 is PyTorch's default of 0.1;
-moabitcoin sets PyTorch's to 0.9, which matters in training only.
+moabitcoin sets PyTorch's to 0.9, which matters in training only. TSP fine-tunes the same network
+(HumamAlwassel/TSP `models/backbone.py`).
 """
 
 from __future__ import annotations

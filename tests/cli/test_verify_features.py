@@ -1,0 +1,122 @@
+"""The command line of `vid3d verify VIDEO --against FILE`; what it finds is tested with `vid3d_cli.diagnosis`."""
+
+import dataclasses
+import json
+import re
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+
+from vid3d_cli.errors import EXIT_OK, EXIT_USAGE
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """As `vid3d_cli.diagnosis` returns it."""
+
+    verdict: str
+    yours: float = 0.91
+    cosine: float = 0.998
+    error: float = 0.01
+    rows: int = 4
+    tried: int = 12
+    closest: tuple = ()
+
+    def describe(self):
+        return f"{self.verdict}: yours {self.yours}"
+
+
+@pytest.fixture
+def diagnose(monkeypatch, tiny_model):
+    """Replace the search; return the verdict to give, and the arguments of its calls."""
+    calls = types.SimpleNamespace(verdict="same", seen=[])
+
+    def diagnose(options, video, published, *, on_progress):
+        on_progress(4, 240)
+        calls.seen.append((options, video, published))
+        return Diagnosis(calls.verdict)
+
+    monkeypatch.setitem(sys.modules, "vid3d_cli.diagnosis", types.SimpleNamespace(diagnose=diagnose))
+    return calls
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("same", EXIT_OK), ("explained", 1), ("unexplained", 1)])
+def test_the_verdict_is_printed_and_decides_the_code(vid3d, diagnose, verdict, code):
+    np.save("theirs.npy", np.ones((4, 8), np.float32))
+    diagnose.verdict = verdict
+    result = vid3d("verify", "v.mp4", "--against", "theirs.npy", "--format", "table")
+    assert (result.exit_code, result.stdout) == (code, f"{verdict}: yours 0.91\n")
+    result = vid3d("verify", "v.mp4", "--against", "theirs.npy")
+    assert (result.exit_code, json.loads(result.stdout)["verdict"]) == (code, verdict)
+
+
+def test_options_and_presets_of_extract_are_passed_on(vid3d, diagnose):
+    np.save("theirs.npy", np.ones((4, 8), np.float32))
+    words = ["--preset", "actionformer-thumos", "--stride", "2", "--layer", "Mixed_4f", "--pool", "max"]
+    result = vid3d("verify", "v.mp4", "--against", "theirs.npy", *words)
+    assert result.exit_code == EXIT_OK, result.stderr
+    options, video, published = diagnose.seen[0]
+    assert (options.window, options.stride, options.tail) == (16, 2, "drop")
+    assert (options.layer, options.pool, video, published.shape) == ("Mixed_4f", "max", "v.mp4", (4, 8))
+
+
+def test_an_archive_of_one_array_needs_no_key(vid3d, diagnose):
+    rows = np.arange(32, dtype=np.float16).reshape(4, 8)
+    np.savez_compressed("one.npz", features=rows)
+    np.savez("two.npz", features=rows, fps=np.array(25.0))
+    for words in (["one.npz"], ["one.npz", "--key", "features"], ["two.npz", "--key", "features"]):
+        result = vid3d("verify", "v.mp4", "--against", *words)
+        assert result.exit_code == EXIT_OK, result.stderr
+        np.testing.assert_array_equal(diagnose.seen[-1][2], rows)
+
+
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory):
+    """A directory with files that hold no array, or several."""
+    directory = tmp_path_factory.mktemp("bad")
+    rows = np.ones((4, 8), np.float32)
+    np.save(directory / "good.npy", rows)
+    np.savez(directory / "two.npz", rgb=rows, flow=rows)
+    np.savez(directory / "pickled.npz", features=np.array([print], object))
+    np.save(directory / "pickled.npy", np.array([print], object))
+    (directory / "empty.npy").write_bytes(b"")
+    (directory / "text.npy").write_text("no array")
+    (directory / "text.npz").write_text("no archive")
+    (directory / "cut.npy").write_bytes((directory / "good.npy").read_bytes()[:-40])
+    (directory / "cut.npz").write_bytes((directory / "two.npz").read_bytes()[:-40])
+    (directory / "folder.npy").mkdir()
+    with zipfile.ZipFile(directory / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as f:
+        np.lib.format.write_array(f, np.zeros((40_000, 256), np.float32))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--against", "good.npy"], "name the video"),
+        (["v.mp4", "--against", "good.npy", "--sample", "x.npy"], "--sample belongs to a model"),
+        (["v.mp4", "--against", "nowhere.npy"], "nowhere.npy: no such file"),
+        (["v.mp4", "--against", "two.npz"], "2 arrays; name one with --key: rgb, flow"),
+        (["v.mp4", "--against", "two.npz", "--key", "rbg"], "no array 'rbg': did you mean 'rgb'"),
+        (["v.mp4", "--against", "good.npy", "--key", "x"], "only an .npz has named arrays"),
+        *(
+            (
+                ["v.mp4", "--against", name, *(["--key", "features"] if "pickled.npz" in name else [])],
+                f"{name}: no array",
+            )
+            for name in (
+                *("pickled.npy", "pickled.npz", "empty.npy", "text.npy", "text.npz", "cut.npy", "cut.npz"),
+                *("folder.npy", "bomb.npz"),
+            )
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(vid3d, diagnose, bad_files, monkeypatch, words, message):
+    monkeypatch.chdir(bad_files)
+    result = vid3d("verify", *words)
+    assert result.exit_code == EXIT_USAGE, result.stderr
+    assert re.search(message, result.stderr) and result.stderr.count("\n") == 1
+    assert diagnose.seen == []

@@ -1,0 +1,244 @@
+"""`vid3d presets …`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from ..suggest import did_you_mean
+from .command import App
+from .console import log, plural
+from .formats import ListFormat, ObjectFormat, Record, print_record, print_records
+from .models import ListGroup, print_details
+from .options import out_option
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..presets import Preset
+
+app = App(
+    cls=ListGroup,
+    help="List the programs that vid3d writes features for, or show everything about one preset; 'list' may be left "
+    "out.\n\nExample: vid3d presets show ms-tcn",
+)
+
+_VIDEO = "video"
+"""Stem of the video in an example."""
+
+
+@app.command("list")
+def list_(
+    part: Annotated[
+        str, typer.Argument(metavar="[PART]", help="Only presets with this in their name or programs.")
+    ] = "",
+    form: ListFormat = None,
+) -> None:
+    """List the presets: programs, network, window and stride, files, what is known of the values.
+
+    Example: vid3d presets
+    """
+    from ..presets import find_preset, preset_names
+
+    presets = map(find_preset, preset_names())
+    rows = [preset_row(preset) for preset in presets if part.lower() in f"{preset.name} {preset.summary}".lower()]
+    if not rows:
+        hint = did_you_mean(part, ["show", "list", *preset_names()])
+        raise UsageError(f"no preset has '{part}' in its name: {hint or 'see vid3d presets'}")
+    print_records(rows, form, _print_table)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="PRESET", help="A preset, or your own file: NAME.toml.")],
+    form: ObjectFormat = None,
+) -> None:
+    """Show everything about a preset: options, files, the centre of a row, what is unknown, sources.
+
+    Example: vid3d presets show actionformer-thumos
+    """
+    from ..presets import find_preset
+
+    print_record(preset_details(find_preset(name)), form, _print_details)
+
+
+def _plan(preset: Preset) -> Plan:
+    from ..options import Options
+    from ..plan import Plan
+
+    return Plan.make(Options(**preset.options))
+
+
+def preset_row(preset: Preset) -> dict[str, Any]:
+    """Return the facts of a preset that `vid3d presets` and docs/presets.md show."""
+    plan = _plan(preset)
+    return {
+        "preset": preset.name,
+        "programs": preset.summary,
+        "model": plan.model,
+        "streams": list(plan.networks),
+        "window": plan.window,
+        "stride": plan.stride,
+        "fps": plan.recipe.fps,
+        "file": preset.files.names,
+        "values": preset.values,
+    }
+
+
+def describe_windows(row: Record) -> str:
+    """Return window, stride and frame rate: "16/4 @ native"."""
+    return f"{row['window']}/{row['stride']} @ {row['fps']}"
+
+
+def _print_table(rows: list[Record]) -> None:
+    from .tables import make_console, make_table
+
+    table = make_table("preset", "programs", "network", "clips", "file", "values")
+    for column in ("preset", "clips", "values"):
+        next(c for c in table.columns if c.header == column).no_wrap = True
+    for row in rows:
+        network = f"{row['model']} {' '.join(row['streams'])}"
+        table.add_row(row["preset"], row["programs"], network, describe_windows(row), row["file"], row["values"])
+    make_console().print(table)
+    typer.echo(
+        "\nclips: window/stride in frames @ frames per second   values: what is known of the numbers\n"
+        "All about one: vid3d presets show PRESET"
+    )
+
+
+def preset_details(preset: Preset) -> dict[str, Any]:
+    """Return everything about a preset."""
+    plan, files = _plan(preset), preset.files
+    recipe = plan.recipe
+    facts = ("tail", "resize", "crops", "flow", "features", "dense", "pixels")
+    return {
+        **preset_row(preset),
+        "meaning": _meaning(preset),
+        "unknown": preset.unknown,
+        "options": dict(preset.options),
+        **{name: getattr(recipe, name) for name in facts},
+        "axes": files.axes,
+        "dtype": files.dtype,
+        "key": None if files.suffix == ".npy" else files.key,
+        "example": file_examples(preset),
+        "shape": file_shape(preset),
+        "row_centre": str(preset.centre),
+        "sources": list(preset.sources),
+    }
+
+
+def _meaning(preset: Preset) -> str:
+    from ..presets import VALUES
+
+    return VALUES[preset.values]
+
+
+def file_examples(preset: Preset) -> list[str]:
+    """Return the files of video.mp4."""
+    files, plan = preset.files, _plan(preset)
+    streams = [""] if files.concat else list(plan.networks)
+    crops = range(_num_crops(plan) if files.has_file_per_crop else 1)
+    return [str(files.path(_VIDEO, stream, crop)) for stream in streams for crop in crops]
+
+
+def file_shape(preset: Preset) -> list[str | int]:
+    """Return the shape of a file; "T" is the number of rows."""
+    files, plan = preset.files, _plan(preset)
+    width = _width(plan) * (len(plan.networks) if files.concat else 1)
+    sizes: dict[str, str | int] = {"T": "T", "C": _num_crops(plan), "D": width}
+    return [sizes[axis] for axis in files.axes]
+
+
+def _num_crops(plan: Plan) -> int:
+    return len(plan.crop_names)
+
+
+def _width(plan: Plan) -> int:
+    """Return the numbers that a stream has in a row."""
+    from ..models.registry import BACKBONES
+
+    if plan.layer is None:
+        return BACKBONES[plan.backbone].feature_dim
+    from ..runtimes.estimate import clip_cost  # a layer's map is measured by torch, on its meta device
+
+    stream, network = next(iter(plan.networks.items()))
+    cost = clip_cost(
+        plan.backbone,
+        stream,
+        network.normalisation,
+        (plan.window, plan.crop_px, plan.crop_px),
+        variant=plan.variant,
+        layer=plan.layer,
+        pool=plan.pool,
+    )
+    return cost.feature_shape[0]
+
+
+def _print_details(row: Record) -> None:
+    gap = ("", "")
+    key = f", the array '{row['key']}'" if row["key"] else ""
+    files = row["example"] if len(row["example"]) < 3 else [row["example"][0], "…", row["example"][-1]]
+    lines = [
+        ("values", f"{row['values']}: {row['meaning']}"),
+        *([("unknown", row["unknown"])] if row["unknown"] else []),
+        gap,
+        ("network", f"{row['model']}, {' + '.join(row['streams'])}; features: {row['features']}"),
+        ("clips", f"{row['window']} frames every {row['stride']}, tail {row['tail']}; frames per second: {row['fps']}"),
+        ("frames", "; ".join(filter(None, [row["resize"], f"crop {row['crops']}", row["pixels"]]))),
+        *[(name, row[name]) for name in ("flow", "dense") if row[name]],
+        ("options", " ".join(option_words(row["options"]))),
+        gap,
+        ("files", f"{row['file']}: of {_VIDEO}.mp4, {' '.join(files)}"),
+        ("each", f"({', '.join(map(str, row['shape']))}) {row['dtype']}{key}; T rows"),
+        ("row i", f"its middle is at {row['row_centre']} seconds; .vid3d/videos/{_VIDEO}.jsonl has the times"),
+        gap,
+        *[("sources" if i == 0 else "", source) for i, source in enumerate(row["sources"])],
+        gap,
+        ("example", f"vid3d extract --preset {row['preset']} --out feats/ videos/"),
+    ]
+    print_details(f"{row['preset']}: {row['programs']}", lines)
+
+
+def option_words(options: Record) -> list[str]:
+    """Return options as a command line has them: {"window": 16} → ["--window 16"]."""
+    from ..options import Options
+
+    facts = {field.name: field.metadata for field in dataclasses.fields(Options)}
+    words = []
+    for name, value in options.items():
+        flag = facts[name].get("flags", (f"--{name.replace('_', '-')}",))[0]
+        if isinstance(value, dict):
+            words += [f"{flag} {key}={item}" for key, item in value.items()]
+        elif value is not False:
+            words.append(flag if value is True else f"{flag} {value}")
+    return words
+
+
+@app.command("annotations")
+def annotations_(
+    features: Annotated[str, typer.Argument(metavar="FEATS", help="Output of vid3d extract --preset.")],
+    out: Annotated[Path, out_option("Directory to write to.")],
+    subset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Part of the data set that the videos are.", show_default="training"),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your class names, one per line.", show_default=False)
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing files, and the labels in them.")
+    ] = False,
+) -> None:
+    """Write the files with labels that a preset's program opens, for you to fill in: videos, rates, durations.
+
+    Example: vid3d presets annotations feats/ --out annotations/
+    """
+    from ..features.annotations import write_annotations
+    from ..plan import read_class_names
+
+    names = read_class_names(classes) if classes else ()
+    paths = write_annotations(features, out, subset=subset, classes=names, overwrite=overwrite)
+    log.info("wrote %s to %s", plural(len(paths), "file"), out)

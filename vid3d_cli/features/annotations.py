@@ -1,0 +1,168 @@
+"""Annotations to fill in: the files with labels that a program opens beside the features, for the videos of an output.
+
+    feats/ (made with --preset ms-tcn)  →  groundTruth/a.txt, mapping.txt, splits/train.split1.bundle
+
+A preset's `annotations` names one of `WRITERS`. To add one, write a function that takes an `Outline` and returns
+{path below the output: text}, cite the loader that opens the files, and add a line to `WRITERS`. It holds what is known
+of the videos; labels and the subset are the user's. tests/presets reads the files as the loader does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..durable import AtomicFile, refuse_existing
+from ..errors import UsageError
+from ..presets import Preset, find_preset
+from ..suggest import check_known
+from .entries import FailedVideo, VideoEntry
+from .stores import open_store
+
+PLACEHOLDER = "background"
+"""The class of every frame, until the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What annotations are made from."""
+
+    preset: Preset
+    directory: Path
+    """The output that has the features."""
+    entries: Sequence[VideoEntry]
+    """The videos that have rows, by stem."""
+    failures: Sequence[FailedVideo]
+    """The videos that have none."""
+    subset: str | None
+    """Name of the part of the data set that the videos are; None for the name of the training part."""
+    classes: Sequence[str]
+    """The user's class names; may be empty."""
+
+    def key(self, stem: str) -> str:
+        """Return the name that a loader makes the file's name from: what {stem} or {id} stands for in the names.
+
+        Raises:
+            UsageError: the video lies in a folder, and the names begin with text, which the loader puts before it.
+        """
+        names, path = self.preset.files.names, PurePosixPath(stem)
+        if len(path.parts) > 1 and not names.startswith("{"):
+            raise UsageError(f"{stem}: its program reads files {names} of one folder: extract from one folder")
+        return path.name.removeprefix("v_") if "{id}" in names else stem
+
+
+Writer = Callable[[Outline], Mapping[str, str]]
+"""Returns texts by their path below the output."""
+
+
+def write_annotations(
+    features: str, out: Path, *, subset: str | None = None, classes: Sequence[str] = (), overwrite: bool = False
+) -> list[Path]:
+    """Write the annotations to fill in for the videos of an output, and return their paths.
+
+    Args:
+        features: an output of vid3d extract that was made with a preset.
+        out: the directory to write to.
+        subset: see `Outline`.
+        classes: see `Outline`.
+        overwrite: replace existing files, and the labels in them.
+
+    Raises:
+        UsageError: the output has no preset, its program opens no annotations or cannot read a name, or a file exists.
+        OutputError: a file cannot be read or written.
+    """
+    with open_store(features) as store:
+        recipe, entries, failures = store.recipe() or {}, store.entries(), store.failures()
+    if not recipe.get("preset"):
+        raise UsageError(f"{features}: made without a preset, so that the program it is for is not known")
+    preset = find_preset(recipe["preset"].split(", but ")[0])
+    if not preset.annotations:
+        raise UsageError(f"preset {preset.name}: its programs open no annotations that vid3d can prepare")
+    check_known(preset.annotations, WRITERS, f"preset {preset.name}: unknown annotations '{preset.annotations}'")
+    entries = sorted(entries, key=lambda entry: entry.stem)
+    texts = WRITERS[preset.annotations](Outline(preset, Path(features), entries, failures, subset, classes))
+    files = {out / name: text for name, text in texts.items()}
+    refuse_existing(files, overwrite)
+    for path, text in files.items():
+        with AtomicFile(path) as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+    return list(files)
+
+
+def _seconds(entry: VideoEntry) -> float:
+    return round(entry.num_frames / entry.fps, 6)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def activitynet(outline: Outline) -> Mapping[str, str]:
+    """Return the JSON of ActionFormer, TriDet and OpenTAD, and OpenTAD's lists of classes and of videos without rows.
+
+    "fps" and "frame" are those of the frames read, on which the rows lie. category_idx.txt is left out without classes:
+    OpenTAD then writes it from the labels in the JSON.
+
+    Source: actionformer_release, libs/datasets/thumos14.py, _load_json_db; CUSTOM_DATASET.md, step 4. OpenTAD,
+    opentad/datasets/base/padding_dataset.py, get_dataset; opentad/datasets/thumos.py, get_gt.
+    """
+    database = {
+        outline.key(entry.stem): {
+            "subset": outline.subset or "training",
+            "duration": _seconds(entry),
+            "fps": entry.fps,
+            "frame": entry.num_frames,
+            "annotations": [],
+        }
+        for entry in outline.entries
+    }
+    missing = sorted(outline.key(PurePosixPath(failed.video).stem) for failed in outline.failures)
+    texts = {"annotations.json": _json({"version": "", "database": database}), "missing_files.txt": _lines(missing)}
+    return {**texts, "category_idx.txt": _lines(outline.classes)} if outline.classes else texts
+
+
+def ms_tcn(outline: Outline) -> Mapping[str, str]:
+    """Return a class for every frame, the numbers of the classes, and the list of videos of MS-TCN, ASFormer, DiffAct.
+
+    Source: ms-tcn, batch_gen.py, read_data and next_batch; main.py. DiffAct, main.py and dataset.py, get_data_dict.
+
+    Raises:
+        UsageError: a video or a class has a name that these programs cannot read.
+    """
+    for entry in outline.entries:
+        if "." in entry.stem:
+            raise UsageError(f"{entry.stem}: MS-TCN reads the name of a video up to its first dot: rename the video")
+    classes = [*dict.fromkeys([PLACEHOLDER, *outline.classes])]
+    if other := [name for name in classes if len(name.split()) != 1]:
+        raise UsageError(f"class '{other[0]}': MS-TCN ends a name at the first space: write _ instead")
+    return {
+        **{f"groundTruth/{e.stem}.txt": _lines([PLACEHOLDER] * e.num_rows) for e in outline.entries},
+        "mapping.txt": _lines([f"{number} {name}" for number, name in enumerate(classes)]),
+        f"splits/{outline.subset or 'train'}.split1.bundle": _lines([f"{e.stem}.txt" for e in outline.entries]),
+    }
+
+
+def dense_captions(outline: Outline) -> Mapping[str, str]:
+    """Return a caption of each whole video to replace: BMT's table (separated by tabs), and the JSON of BMT and PDVC.
+
+    Source: BMT, datasets/captioning_dataset.py, caption_iterator; main.py, train_json_path. PDVC,
+    data/video_dataset.py, PropSeqDataset.__getitem__.
+    """
+    subset, caption = outline.subset or "train", "caption"
+    table = [("video_id", "caption", "start", "end", "duration", "phase", "idx")]
+    captions = {}
+    for number, entry in enumerate(outline.entries):
+        key, seconds = outline.key(entry.stem), _seconds(entry)
+        table.append((key, caption, "0.0", str(seconds), str(seconds), subset, str(number)))
+        captions[key] = {"duration": seconds, "timestamps": [[0.0, seconds]], "sentences": [caption]}
+    return {f"{subset}.csv": _lines(["\t".join(row) for row in table]), f"{subset}.json": _json(captions)}
+
+
+WRITERS: dict[str, Writer] = {"activitynet": activitynet, "ms-tcn": ms_tcn, "dense-captions": dense_captions}
+"""By the name that a preset's `annotations` has."""
