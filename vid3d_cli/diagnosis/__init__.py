@@ -4,8 +4,8 @@
                         ↓ no
     every single change ─→ the best 3 ─→ with each further change ─→ the best 2 ─→ …
 
-Rows are compared by direction, so their scale hides no mistake. A search runs at most `MAX_RUNS` clips through each
-network: 5 to 10 minutes of I3D on 2 cores.
+Rows are compared by direction, so that their scale hides no mistake, and by length where directions agree. A search
+runs at most `MAX_RUNS` clips through each network: 5 to 10 minutes of I3D on 2 cores.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ class _Search:
 
     def __init__(self, plan: Plan, maker: RowMaker, info: VideoInfo, array: NDArray[Any]) -> None:
         self._start, self._maker, self._info = Settings(plan), maker, info
-        self._distances: dict[tuple[str, frozenset[int]], Distance] = {}
+        self._distances: dict[tuple[str, bool, frozenset[int]], Distance] = {}
+        self._with_length = False
         self._tried = 1
         self._reading = self._read(array)
         self._num_rows = self._reading.num_rows
@@ -237,7 +238,7 @@ class _Search:
 
     def _far(self, stream: str, path: Sequence[Move], num_rows: int = SEARCHED_ROWS) -> Distance:
         """Return the distance of the first rows of a recipe."""
-        key = stream, frozenset(map(id, path))
+        key = stream, self._with_length, frozenset(map(id, path))
         if num_rows == SEARCHED_ROWS and key in self._distances:
             return self._distances[key]
         settings, theirs = _apply(path, self._start), self._reading.rows[stream]
@@ -246,9 +247,11 @@ class _Search:
             ours = self._make(settings, stream, num_rows + skipped)[skipped:]
         except ShapeError:  # the network takes no such clips
             ours = np.empty((0, 0))
+        if ours.shape[1] != theirs.shape[1]:  # no rows, or a layer's map of another size
+            ours = np.empty((0, theirs.shape[1]))
         pair = _paired(ours, theirs[max(0, settings.shift) :])
         num_missing = 0 if self._maker.is_cut and len(pair[0]) else min(num_rows, len(theirs)) - len(pair[0])
-        far = distance(*pair, num_missing)
+        far = distance(*pair, num_missing, with_length=self._with_length)
         if num_rows == SEARCHED_ROWS:
             self._distances[key] = far
             self._tried += 1
@@ -258,8 +261,11 @@ class _Search:
 
     def _climb(self, stream: str, start: list[Move], moves: list[Move]) -> list[Move]:
         """Return the changes that bring the rows of a stream closest, after those of `start`."""
+        self._with_length = False
         if self._far(stream, start, NUM_ROWS).is_same:
-            return start
+            if self._is_equal(stream, start):
+                return start
+            self._with_length = True  # the directions agree already
         limit = self._maker.num_runs + MAX_RUNS
 
         def far(path: list[Move]) -> Distance:
@@ -291,6 +297,13 @@ class _Search:
                 break
             best = level[0]
         return self._prune(stream, start, best)
+
+    def _is_equal(self, stream: str, path: list[Move]) -> bool:
+        """Return whether the numbers of a stream agree too, or would if they were scaled."""
+        settings = _apply(path, self._start)
+        theirs = {stream: self._theirs(settings.shift)[stream]}
+        ours, wanted = self._compared(settings, theirs)
+        return error(rescale(ours, wanted)[0], wanted[stream]) <= SAME_ERROR
 
     def _order(self, path: list[Move], moves: list[Move]) -> list[Move]:
         """Return the moves, those first that explain the number of rows."""

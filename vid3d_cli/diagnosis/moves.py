@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from ..clips.preprocess import describe_resize
+from ..clips.preprocess import CENTRE, INTERPOLATIONS
 from ..clips.windows import count_clips
 from ..flow.methods import FLOW_METHODS
 from ..models.manifest import Normalisation, model_entries
@@ -60,7 +60,8 @@ def fits(info: VideoInfo, plan: Plan, num_rows: int) -> bool:
     """Return whether a plan gives this number of rows, with any tail; a frame more or less is the header's."""
     num_frames = count_frames(info, plan)
     return num_frames is not None and any(
-        count_clips(num_frames + more, length=plan.window, stride=plan.stride, tail=tail) == num_rows
+        count_clips(num_frames + more, length=plan.window, stride=plan.stride, tail=tail, centred=plan.centred)
+        == num_rows
         for tail in ("pad", "drop")
         for more in (-1, 0, 1)
     )
@@ -74,7 +75,10 @@ def explain_rows(info: VideoInfo, plan: Plan, num_rows: int) -> str:
     num_frames = count_frames(info, plan)
     if num_frames is None:
         return f"{rows}; the video's header does not say how many fit {recipe}"
-    counts = {t: count_clips(num_frames, length=plan.window, stride=plan.stride, tail=t) for t in ("pad", "drop")}
+    counts = {
+        t: count_clips(num_frames, length=plan.window, stride=plan.stride, tail=t, centred=plan.centred)
+        for t in ("pad", "drop")
+    }
     if num_rows == counts["drop"] != counts["pad"] and plan.tail != "drop":
         return f"{rows} fit {recipe} without the tail: --tail drop"
     if num_rows in counts.values() or fits(info, plan, num_rows):
@@ -95,7 +99,7 @@ def find_moves(settings: Settings, info: VideoInfo, num_rows: int) -> list[Move]
     plan = settings.plan
     time = list(_time(plan, info, num_rows))
     likely = [move for move in time if _is_likely(move, settings, info, num_rows)]
-    moves = [*likely, *_pixels(plan, info)]
+    moves = [*likely, *_pixels(plan)]
     for stream in plan.networks:
         moves += _normalisation(plan, stream)
     moves += [
@@ -106,7 +110,7 @@ def find_moves(settings: Settings, info: VideoInfo, num_rows: int) -> list[Move]
         for eps in EPS
     ]
     rest = [move for move in time if move not in likely]
-    return [*moves, *rest, *(_flow(plan) if "flow" in plan.networks else ())]
+    return [*moves, *rest, *_crops(plan), *(_flow(plan) if "flow" in plan.networks else ())]
 
 
 def _is_likely(move: Move, settings: Settings, info: VideoInfo, num_rows: int) -> bool:
@@ -114,7 +118,7 @@ def _is_likely(move: Move, settings: Settings, info: VideoInfo, num_rows: int) -
     name, theirs = move.change.name, move.change.theirs
     if name in ("fps", "stride", "window") and fits(info, move.apply(settings).plan, num_rows):
         return True
-    return (name, theirs) in LIKELY or name in ("rounding", "rows")
+    return (name, theirs) in LIKELY or name in ("rounding", "rows", "clips")
 
 
 def _planned(**changes: object) -> Callable[[Settings], Settings]:
@@ -156,6 +160,14 @@ def _time(plan: Plan, info: VideoInfo, num_rows: int) -> Iterator[Move]:
         is_whole = window % backbone.frame_multiple == 0 and window >= backbone.min_frames
         if window != plan.window and is_whole and not backbone.is_fixed_size:
             yield _option("window", plan.window, window, f"clips have {window} frames", window=window)
+    if not plan.centred:
+        sentence = f"clips are centred on every frame of {plan.stride}, and repeat the first and the last: --centred"
+        yield Move(Change("clips", "from a frame on", "centred", sentence), _planned(centred=True, tail="pad"))
+    if plan.spread is None:
+        number, window = plan.window, 2 * plan.window
+        sentence = f"clips are {number} frames spread over {window}: --window {window} --spread {number}"
+        change = Change("spread", "none", f"{number} of {window} frames", sentence)
+        yield Move(change, _planned(window=window, spread=number))
     halves = (-(plan.window // 2), plan.window // 2)
     for offset in dict.fromkeys((*OFFSETS, *halves)):
         frames = f"{abs(offset)} frame{'s' * (abs(offset) > 1)}"
@@ -191,8 +203,8 @@ def _strides_by_rows(num_frames: Iterable[int | None], window: int, num_rows: in
                     yield stride
 
 
-def _pixels(plan: Plan, info: VideoInfo) -> Iterator[Move]:
-    yours = describe_resize(plan.resize_px, plan.interpolation)
+def _pixels(plan: Plan) -> Iterator[Move]:
+    yours = _name_size(plan.resize_px)
     side = plan.resize_px if isinstance(plan.resize_px, int) else plan.resize_px[0]
     crop = plan.crop_px
     wide = (256, 340) if side == 256 else (side, round(side * 4 / 3))
@@ -202,23 +214,28 @@ def _pixels(plan: Plan, info: VideoInfo) -> Iterator[Move]:
     for size in dict.fromkeys((*sizes, round(crop * 8 / 7), crop, *SIDES_PX)):
         if size == plan.resize_px or (size if isinstance(size, int) else min(size)) < crop:
             continue
-        if isinstance(size, int):
-            theirs, what = f"short side {size} px", f"the short side of frames is resized to {size} px"
-        else:
-            theirs = f"without aspect {size[1]}x{size[0]}"
-            what = f"frames are resized to {size[1]}x{size[0]} px, whatever their aspect"
-        yield Move(Change("resize", yours, theirs, what), _planned(resize_px=size))
-    if not plan.resize_only and len(plan.crop_names) == 1 and not BACKBONES[plan.backbone].is_fixed_size:
+        what = "whatever their aspect" if isinstance(size, tuple) else "on their short side"
+        theirs = f"{'without aspect ' * isinstance(size, tuple)}{_name_size(size)}"
+        sentence = f"frames are resized to {_name_size(size)} px {what}: --resize {_name_size(size)}"
+        yield Move(Change("resize", yours, theirs, sentence), _planned(resize_px=size))
+    if not plan.resize_only and plan.crop_names == CENTRE and not BACKBONES[plan.backbone].is_fixed_size:
         change = Change("crop", f"centre {crop} px", "none", "whole frames run, without a crop: --resize-only")
         yield Move(change, _planned(resize_only=True))
-    if plan.interpolation == "antialiased":
-        what = "frames are resized between the 4 nearest pixels, as OpenCV does"
-        yield Move(Change("interpolation", "antialiased", "bilinear", what), _planned(interpolation="bilinear"))
-    else:
-        what = "frames are resized with an antialiased filter, as Pillow does"
-        yield Move(
-            Change("interpolation", plan.interpolation, "antialiased", what), _planned(interpolation="antialiased")
-        )
+    for name, words in INTERPOLATIONS.items():
+        if name != plan.interpolation:
+            what = f"frames are resized by {words} interpolation"
+            yield _option("interpolation", plan.interpolation, name, what, interpolation=name)
+
+
+def _crops(plan: Plan) -> Iterator[Move]:
+    if plan.crop_names == CENTRE and not plan.resize_only:
+        for number in ("3", "10"):
+            yield _option("crops", "1", number, f"rows are the mean of {number} crops", crops=number)
+
+
+def _name_size(size: int | tuple[int, int]) -> str:
+    """Return a size as `--resize` takes it."""
+    return str(size) if isinstance(size, int) else f"{size[1]}x{size[0]}"
 
 
 def _normalisation(plan: Plan, stream: str) -> Iterator[Move]:
@@ -284,6 +301,10 @@ def _flow(plan: Plan) -> Iterator[Move]:
     what = "flow is not rounded: leave out" if plan.quantise_flow else "flow is rounded to 8 bits:"
     change = Change("flow rounding", yours, theirs, f"{what} --quantise-flow")
     yield Move(change, _planned(quantise_flow=not plan.quantise_flow), "flow")
+    if not plan.flow_files:
+        size = "resized" if plan.flow_size == "source" else "source"
+        what = "flow is computed before the resize" if size == "source" else "flow is computed on resized frames"
+        yield replace(_option("flow-size", plan.flow_size, size, what, flow_size=size), stream="flow")
     seen = [FLOW_METHODS[plan.flow].description]
     for method, facts in FLOW_METHODS.items():
         if facts.description not in seen and not plan.flow_files:

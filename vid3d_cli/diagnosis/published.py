@@ -163,15 +163,23 @@ class Distance(NamedTuple):
         return self.worst <= SAME_DISTANCE
 
 
-def distance(a: NDArray[np.float64], b: NDArray[np.float64], num_missing: int = 0) -> Distance:
+def distance(
+    a: NDArray[np.float64], b: NDArray[np.float64], num_missing: int = 0, *, with_length: bool = False
+) -> Distance:
     """Return the distance of (N, D) and (N, D): how far apart rows of length 1 are, from 0 to 2.
 
     Args:
         a: rows.
         b: rows.
         num_missing: rows that one of them lacks; they are as far away as can be.
+        with_length: compare the rows as they are, relative to the length of those of `b`.
     """
-    each = np.append(np.sqrt(2 - 2 * cosines(a, b)) if len(a) else [], [2.0] * num_missing)
+    if with_length:
+        norms = np.linalg.norm(b, axis=1)
+        each = np.minimum(2.0, np.linalg.norm(a - b, axis=1) / np.where(norms == 0, 1, norms))
+    else:
+        each = np.sqrt(2 - 2 * cosines(a, b))
+    each = np.append(each, [2.0] * num_missing)
     return Distance(float(np.exp(np.log(np.maximum(each, SAME_DISTANCE / 3)).mean())), float(each.max()))
 
 

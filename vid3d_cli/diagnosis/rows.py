@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..clips.preprocess import Views
+from ..clips.preprocess import CENTRE, Views
 from ..errors import NoFrames, TooLarge
 from ..plan import Plan
 from ..records import Clip, ClipSpan, Frame
@@ -226,7 +226,7 @@ class RowMaker:
             model.normalise = Normalise(normalisation).to(next(model.backbone.parameters()).device)
             (output,) = runtime.run([Clip(clip.span, {stream: entries})])
             self._rows[key] = output.features[stream].ravel()
-            self.num_runs += 1
+            self.num_runs += len(plan.crop_names)
             self._on_run(self.num_runs)
         return self._rows[key]
 
@@ -240,7 +240,7 @@ class RowMaker:
             for module in model.modules() if settings.eps is not None else ():
                 if hasattr(module, "running_var") and hasattr(module, "eps"):
                     module.eps = settings.eps  # type: ignore[assignment]
-            views = None if len(plan.crop_names) == 1 else Views(plan.crop_names, plan.crop_px, plan.keep_crops)
+            views = None if plan.crop_names == CENTRE else Views(plan.crop_names, plan.crop_px, plan.keep_crops)
             runtime = create_runtime(
                 {stream: model},
                 name="torch",
