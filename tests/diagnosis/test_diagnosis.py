@@ -97,6 +97,10 @@ MISTAKES = {
     "rate and stride": ({"fps": "25", "stride": 8}, ["fps 25", "stride 8"]),
     "range and channel order": ({"scale": (0, 1), "bgr": True}, ["channels BGR", "range [0, 1]"]),
     "rate and range": ({"fps": "15", "scale": (0, 1)}, ["fps 15", "range [0, 1]"]),
+    "all of these": (
+        {"fps": None, "stride": 8, "offset": 1, "size": (171, 128)},
+        ["fps native", "offset +1 frame", "resize without aspect 171x128", "stride 8"],
+    ),
     "crop and eps": ({"side": None, "eps": 1e-5}, ["crop none", "eps 1e-05"]),
 }
 

@@ -171,10 +171,8 @@ def _time(plan: Plan, info: VideoInfo, num_rows: int) -> Iterator[Move]:
     halves = (-(plan.window // 2), plan.window // 2)
     for offset in dict.fromkeys((*OFFSETS, *halves)):
         frames = f"{abs(offset)} frame{'s' * (abs(offset) > 1)}"
-        if offset > 0:
-            sentence = f"clips start {frames} later: --start {offset / float(plan.fps or native):.4g}"
-        else:
-            sentence = f"clips start {frames} earlier; the first frame repeats before the video"
+        first = "; the first frame repeats before the video" if offset < 0 else ""
+        sentence = f"clips start {frames} {'later' if offset > 0 else 'earlier'}{first}"
         yield Move(
             Change("offset", "0 frames", f"{'+' if offset > 0 else '-'}{frames}", sentence),
             lambda settings, offset=offset: replace(settings, offset=offset),  # type: ignore[misc]

@@ -196,9 +196,9 @@ def rescale(ours: Rows, theirs: Rows) -> tuple[NDArray[np.float64], tuple[Change
     if error(plain, wanted) <= SAME_ERROR:
         return plain, ()
     units = np.hstack([_unit(ours[stream]) for stream in theirs])
-    if _is_unit(wanted) and not _is_unit(plain):
+    if is_unit(wanted) and not is_unit(plain):
         return _unit(plain), (Change("rows", "as they are", "of length 1", "each row is divided by its length (L2)"),)
-    if len(theirs) > 1 and all(_is_unit(part) for part in theirs.values()) and not _is_unit(ours[next(iter(theirs))]):
+    if len(theirs) > 1 and all(is_unit(part) for part in theirs.values()) and not is_unit(ours[next(iter(theirs))]):
         sentence = "each stream of a row is divided by its length (L2)"
         return units, (Change("rows", "as they are", "of length 1 in each stream", sentence),)
     factor = float((plain * wanted).sum() / ((plain * plain).sum() or 1))
@@ -213,5 +213,6 @@ def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(rows / np.where(norms == 0, 1, norms))
 
 
-def _is_unit(rows: NDArray[np.float64]) -> bool:
+def is_unit(rows: NDArray[np.float64]) -> bool:
+    """Return whether rows were divided by their length."""
     return bool(len(rows) and abs(np.linalg.norm(rows, axis=1) - 1).max() < UNIT_TOLERANCE)
