@@ -47,9 +47,10 @@ def resize(frames, size, kernel="pillow"):
     height, width = frames.shape[1:3]
     if isinstance(size, int):
         size = (int(size * width / height), size) if width >= height else (size, int(size * height / width))
-    if kernel == "pillow":
-        return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BILINEAR)) for f in frames])
-    return np.stack([cv2.resize(f, size, interpolation=kernel) for f in frames])
+    if isinstance(kernel, str):
+        kind = {"pillow": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}[kernel]
+        return np.stack([np.asarray(Image.fromarray(frame).resize(size, kind)) for frame in frames])
+    return np.stack([cv2.resize(frame, size, interpolation=kernel) for frame in frames])
 
 
 def crop(frames, side):

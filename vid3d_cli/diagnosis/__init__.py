@@ -4,14 +4,14 @@
                         ↓ no
     every single change ─→ the best 3 ─→ with each further change ─→ the best 2 ─→ …
 
-Rows are compared by direction, so their scale hides no mistake. A search runs at most `MAX_RUNS` clips through each
-network: about 6 minutes of I3D on 2 cores.
+Rows are compared by direction, so that their scale hides no mistake, and by length where directions agree. A search
+runs at most `MAX_RUNS` clips through each network: at most 12 minutes of I3D on 2 cores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from .published import (
     cosines,
     distance,
     error,
+    is_unit,
     readings,
     rescale,
 )
@@ -44,17 +45,20 @@ from .rows import HeldFrames, RowMaker, Settings
 
 __all__ = ["MAX_RUNS", "Change", "Diagnosis", "OnProgress", "diagnose"]
 
-MAX_RUNS = 240
+MAX_RUNS = 500
 """Clips that a search runs through the network of a stream; the first and the last comparison add 4 each."""
 
 NUM_ROWS, SEARCHED_ROWS = 4, 2
 """Rows compared at the start and at the end, and while searching."""
 
-BEAM = ((3, 24), (2, 16))
-"""For the second change and the third: how many of the best are continued, each with how many further changes."""
+BEAM = ((45, 30, 30, 30), (45, 20), (45,))
+"""For the second change, the third and the fourth: how many further changes the best recipe gets, the second best …"""
+
+MAX_PAIRS = 12
+"""Pairs of a frame rate and a stride, that explain the number of rows, which are tried as one change."""
 
 NO_GAIN = 0.95
-"""The search ends if no single change brings the rows at least so much closer."""
+"""The search ends if no further change brings the rows at least so much closer."""
 
 CLEAR_GAIN = 1.5
 """A change is reported if the rows are so many times as far away without it."""
@@ -164,16 +168,19 @@ def diagnose(
 class _Search:
     """Searches the recipe of some rows."""
 
-    def __init__(self, plan: Plan, maker: RowMaker, info: VideoInfo, array: NDArray[np.float64]) -> None:
+    def __init__(self, plan: Plan, maker: RowMaker, info: VideoInfo, array: NDArray[Any]) -> None:
         self._start, self._maker, self._info = Settings(plan), maker, info
-        self._distances: dict[tuple[str, frozenset[int]], Distance] = {}
+        self._distances: dict[tuple[str, bool, frozenset[int]], Distance] = {}
+        self._with_length = False
         self._tried = 1
         self._reading = self._read(array)
-        self._num_rows = len(next(iter(self._reading.rows.values())))
+        self._num_rows = self._reading.num_rows
 
-    def _read(self, array: NDArray[np.float64]) -> Reading:
+    def _read(self, array: NDArray[Any]) -> Reading:
         """Return the reading of the array that is closest to your rows."""
         ours = {stream: self._make(self._start, stream, NUM_ROWS) for stream in self._start.plan.networks}
+        if not all(len(rows) for rows in ours.values()):
+            self._maker.refuse_empty(self._start.plan)
         widths = {stream: rows.shape[1] for stream, rows in ours.items()}
         found = readings(array, widths, self._start.plan.model)
 
@@ -200,7 +207,7 @@ class _Search:
         all_wanted = np.hstack(list(wanted.values()))
         cosine = float(cosines(scaled, all_wanted).mean())
         yours = float(cosines(plain, np.hstack(list(wanted_before.values()))).mean())
-        closest = (*reading.changes, *(move.change for move in path), *scale)
+        closest = (*reading.changes, *(self._with_start(move.change, settings) for move in path), *scale)
         far = max(distance(ours[stream], wanted[stream]).worst for stream in wanted)
         far_before = max(distance(before[stream], wanted_before[stream]).worst for stream in wanted)
         largest = error(scaled, all_wanted)
@@ -213,6 +220,13 @@ class _Search:
             verdict = "explained" if closest and (is_near or gained) else "unexplained"
         counted = explain_rows(self._info, settings.plan, self._num_rows)
         return Diagnosis(verdict, len(scaled), yours, cosine, largest, closest, self._tried, counted)
+
+    def _with_start(self, change: Change, settings: Settings) -> Change:
+        """Return a change; a later start says what to type at the frame rate that was found."""
+        if change.name != "offset" or settings.offset < 0:
+            return change
+        seconds = settings.plan.start_seconds + settings.offset / float(settings.plan.fps or self._info.fps)
+        return replace(change, sentence=f"{change.sentence}: --start {seconds:.4g}")
 
     # Rows ------------------------------------------------------------------------------------------------------------
 
@@ -235,7 +249,7 @@ class _Search:
 
     def _far(self, stream: str, path: Sequence[Move], num_rows: int = SEARCHED_ROWS) -> Distance:
         """Return the distance of the first rows of a recipe."""
-        key = stream, frozenset(map(id, path))
+        key = stream, self._with_length, frozenset(map(id, path))
         if num_rows == SEARCHED_ROWS and key in self._distances:
             return self._distances[key]
         settings, theirs = _apply(path, self._start), self._reading.rows[stream]
@@ -244,9 +258,11 @@ class _Search:
             ours = self._make(settings, stream, num_rows + skipped)[skipped:]
         except ShapeError:  # the network takes no such clips
             ours = np.empty((0, 0))
+        if ours.shape[1] != theirs.shape[1]:  # no rows, or a layer's map of another size
+            ours = np.empty((0, theirs.shape[1]))
         pair = _paired(ours, theirs[max(0, settings.shift) :])
         num_missing = 0 if self._maker.is_cut and len(pair[0]) else min(num_rows, len(theirs)) - len(pair[0])
-        far = distance(*pair, num_missing)
+        far = distance(*pair, num_missing, with_length=self._with_length)
         if num_rows == SEARCHED_ROWS:
             self._distances[key] = far
             self._tried += 1
@@ -256,8 +272,11 @@ class _Search:
 
     def _climb(self, stream: str, start: list[Move], moves: list[Move]) -> list[Move]:
         """Return the changes that bring the rows of a stream closest, after those of `start`."""
+        self._with_length = False
         if self._far(stream, start, NUM_ROWS).is_same:
-            return start
+            if self._is_equal(stream, start):
+                return start
+            self._with_length = True  # the directions agree already
         limit = self._maker.num_runs + MAX_RUNS
 
         def far(path: list[Move]) -> Distance:
@@ -275,20 +294,40 @@ class _Search:
             return longer
 
         level = sorted(extend(start, moves), key=far)
-        ranked = [path[-1] for path in level]
-        best = min([start, *level[:1]], key=far)
-        for num_kept, num_moves in BEAM:
-            if far(best).is_same or not level or far(level[0]).mean > NO_GAIN * far(start).mean:
+        if level and not far(level[0]).is_same:
+            # Rates and strides that explain the number of rows are continued even if other mistakes hide their merit.
+            pairs = self._pairs(start, moves)
+            level = [*sorted([*level, *pairs], key=far)[:2], *pairs]
+            level = [path for i, path in enumerate(level) if path not in level[:i]]
+        best = min([start, *level], key=far)
+        for numbers in BEAM:
+            if far(best).is_same or far(best).mean > NO_GAIN * far(start).mean:
                 break
             longer: list[list[Move]] = []
-            for path in level[:num_kept]:
+            for path, number in zip(level, numbers, strict=False):
                 if not (longer and far(longer[-1]).is_same):
-                    longer += extend(path, self._order(path, ranked)[: num_moves + len(path)])
+                    longer += extend(path, self._order(path, moves)[:number])
             level = sorted(longer, key=far)
-            if not level or far(level[0]).mean * CLEAR_GAIN > far(best).mean:
+            if not level or far(level[0]).mean > NO_GAIN * far(best).mean:
                 break
             best = level[0]
         return self._prune(stream, start, best)
+
+    def _pairs(self, start: list[Move], moves: Sequence[Move]) -> list[list[Move]]:
+        """Return pairs of a frame rate and a stride that explain the number of rows."""
+        rates, strides = ([move for move in moves if move.change.name == name] for name in ("fps", "stride"))
+        pairs = [[*start, rate, stride] for rate in rates for stride in strides]
+        fitting = [p for p in pairs if fits(self._info, _apply(p, self._start).plan, self._num_rows)]
+        return fitting[:MAX_PAIRS]
+
+    def _is_equal(self, stream: str, path: list[Move]) -> bool:
+        """Return whether the numbers of a stream agree too, or would if they were scaled."""
+        if is_unit(np.hstack(list(self._reading.rows.values()))):
+            return True
+        settings = _apply(path, self._start)
+        theirs = {stream: self._theirs(settings.shift)[stream]}
+        ours, wanted = self._compared(settings, theirs)
+        return error(rescale(ours, wanted)[0], wanted[stream]) <= SAME_ERROR
 
     def _order(self, path: list[Move], moves: list[Move]) -> list[Move]:
         """Return the moves, those first that explain the number of rows."""

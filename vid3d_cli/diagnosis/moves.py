@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from ..clips.preprocess import describe_resize
+from ..clips.preprocess import CENTRE, INTERPOLATIONS
 from ..clips.windows import count_clips
 from ..flow.methods import FLOW_METHODS
 from ..models.manifest import Normalisation, model_entries
@@ -22,6 +22,13 @@ RATES: tuple[int | Fraction, ...] = (25, 30, 15, Fraction(25, 2), 10, 24, 20, 8,
 WINDOWS = (16, 64, 32, 8, 10, 20, 21, 24, 48)
 STRIDES = (1, 2, 4, 5, 8, 10, 12, 16, 24, 32, 64)
 OFFSETS = (1, -1, 2, -2, 3, -3, 4, -4, 5, 8, -8, 10, 16)
+LIKELY = {
+    *(("fps", rate) for rate in ("native", "25", "30")),
+    *(("window", window) for window in ("16", "64")),
+    *(("offset", frames) for frames in ("+1 frame", "-1 frame")),
+}
+"""Changes of time that are tried before those of pixels."""
+
 SIDES_PX = (224, 256, 240, 112, 128)
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 BOUNDS_PX = (20.0, 8.0, 10.0, 15.0, 16.0, 32.0, 1000.0)
@@ -53,7 +60,8 @@ def fits(info: VideoInfo, plan: Plan, num_rows: int) -> bool:
     """Return whether a plan gives this number of rows, with any tail; a frame more or less is the header's."""
     num_frames = count_frames(info, plan)
     return num_frames is not None and any(
-        count_clips(num_frames + more, length=plan.window, stride=plan.stride, tail=tail) == num_rows
+        count_clips(num_frames + more, length=plan.window, stride=plan.stride, tail=tail, centred=plan.centred)
+        == num_rows
         for tail in ("pad", "drop")
         for more in (-1, 0, 1)
     )
@@ -67,7 +75,10 @@ def explain_rows(info: VideoInfo, plan: Plan, num_rows: int) -> str:
     num_frames = count_frames(info, plan)
     if num_frames is None:
         return f"{rows}; the video's header does not say how many fit {recipe}"
-    counts = {t: count_clips(num_frames, length=plan.window, stride=plan.stride, tail=t) for t in ("pad", "drop")}
+    counts = {
+        t: count_clips(num_frames, length=plan.window, stride=plan.stride, tail=t, centred=plan.centred)
+        for t in ("pad", "drop")
+    }
     if num_rows == counts["drop"] != counts["pad"] and plan.tail != "drop":
         return f"{rows} fit {recipe} without the tail: --tail drop"
     if num_rows in counts.values() or fits(info, plan, num_rows):
@@ -78,7 +89,7 @@ def explain_rows(info: VideoInfo, plan: Plan, num_rows: int) -> str:
 
 
 def find_moves(settings: Settings, info: VideoInfo, num_rows: int) -> list[Move]:
-    """Return the moves from a recipe: time first, then pixels, the network, and flow.
+    """Return the moves from a recipe: common mistakes of time, then pixels, the network, other times, and flow.
 
     Args:
         settings: yours.
@@ -86,7 +97,9 @@ def find_moves(settings: Settings, info: VideoInfo, num_rows: int) -> list[Move]
         num_rows: of the published array.
     """
     plan = settings.plan
-    moves = [*_time(plan, info, num_rows), *_pixels(plan, info)]
+    time = list(_time(plan, info, num_rows))
+    likely = [move for move in time if _is_likely(move, settings, info, num_rows)]
+    moves = [*likely, *_pixels(plan)]
     for stream in plan.networks:
         moves += _normalisation(plan, stream)
     moves += [
@@ -96,7 +109,16 @@ def find_moves(settings: Settings, info: VideoInfo, num_rows: int) -> list[Move]
         )
         for eps in EPS
     ]
-    return [*moves, *(_flow(plan) if "flow" in plan.networks else ())]
+    rest = [move for move in time if move not in likely]
+    return [*moves, *rest, *_crops(plan), *(_flow(plan) if "flow" in plan.networks else ())]
+
+
+def _is_likely(move: Move, settings: Settings, info: VideoInfo, num_rows: int) -> bool:
+    """Return whether a move of time is a common mistake, or explains the number of rows."""
+    name, theirs = move.change.name, move.change.theirs
+    if name in ("fps", "stride", "window") and fits(info, move.apply(settings).plan, num_rows):
+        return True
+    return (name, theirs) in LIKELY or name in ("rounding", "rows", "clips")
 
 
 def _planned(**changes: object) -> Callable[[Settings], Settings]:
@@ -138,13 +160,19 @@ def _time(plan: Plan, info: VideoInfo, num_rows: int) -> Iterator[Move]:
         is_whole = window % backbone.frame_multiple == 0 and window >= backbone.min_frames
         if window != plan.window and is_whole and not backbone.is_fixed_size:
             yield _option("window", plan.window, window, f"clips have {window} frames", window=window)
+    if not plan.centred:
+        sentence = f"clips are centred on every frame of {plan.stride}, and repeat the first and the last: --centred"
+        yield Move(Change("clips", "from a frame on", "centred", sentence), _planned(centred=True, tail="pad"))
+    if plan.spread is None:
+        number, window = plan.window, 2 * plan.window
+        sentence = f"clips are {number} frames spread over {window}: --window {window} --spread {number}"
+        change = Change("spread", "none", f"{number} of {window} frames", sentence)
+        yield Move(change, _planned(window=window, spread=number))
     halves = (-(plan.window // 2), plan.window // 2)
     for offset in dict.fromkeys((*OFFSETS, *halves)):
         frames = f"{abs(offset)} frame{'s' * (abs(offset) > 1)}"
-        if offset > 0:
-            sentence = f"clips start {frames} later: --start {offset / float(plan.fps or native):.4g}"
-        else:
-            sentence = f"clips start {frames} earlier; the first frame repeats before the video"
+        first = "; the first frame repeats before the video" if offset < 0 else ""
+        sentence = f"clips start {frames} {'later' if offset > 0 else 'earlier'}{first}"
         yield Move(
             Change("offset", "0 frames", f"{'+' if offset > 0 else '-'}{frames}", sentence),
             lambda settings, offset=offset: replace(settings, offset=offset),  # type: ignore[misc]
@@ -173,8 +201,8 @@ def _strides_by_rows(num_frames: Iterable[int | None], window: int, num_rows: in
                     yield stride
 
 
-def _pixels(plan: Plan, info: VideoInfo) -> Iterator[Move]:
-    yours = describe_resize(plan.resize_px, plan.interpolation)
+def _pixels(plan: Plan) -> Iterator[Move]:
+    yours = _name_size(plan.resize_px)
     side = plan.resize_px if isinstance(plan.resize_px, int) else plan.resize_px[0]
     crop = plan.crop_px
     wide = (256, 340) if side == 256 else (side, round(side * 4 / 3))
@@ -184,23 +212,28 @@ def _pixels(plan: Plan, info: VideoInfo) -> Iterator[Move]:
     for size in dict.fromkeys((*sizes, round(crop * 8 / 7), crop, *SIDES_PX)):
         if size == plan.resize_px or (size if isinstance(size, int) else min(size)) < crop:
             continue
-        if isinstance(size, int):
-            theirs, what = f"short side {size} px", f"the short side of frames is resized to {size} px"
-        else:
-            theirs = f"without aspect {size[1]}x{size[0]}"
-            what = f"frames are resized to {size[1]}x{size[0]} px, whatever their aspect"
-        yield Move(Change("resize", yours, theirs, what), _planned(resize_px=size))
-    if not plan.resize_only and len(plan.crop_names) == 1 and not BACKBONES[plan.backbone].is_fixed_size:
+        what = "whatever their aspect" if isinstance(size, tuple) else "on their short side"
+        theirs = f"{'without aspect ' * isinstance(size, tuple)}{_name_size(size)}"
+        sentence = f"frames are resized to {_name_size(size)} px {what}: --resize {_name_size(size)}"
+        yield Move(Change("resize", yours, theirs, sentence), _planned(resize_px=size))
+    if not plan.resize_only and plan.crop_names == CENTRE and not BACKBONES[plan.backbone].is_fixed_size:
         change = Change("crop", f"centre {crop} px", "none", "whole frames run, without a crop: --resize-only")
         yield Move(change, _planned(resize_only=True))
-    if plan.interpolation == "antialiased":
-        what = "frames are resized between the 4 nearest pixels, as OpenCV does"
-        yield Move(Change("interpolation", "antialiased", "bilinear", what), _planned(interpolation="bilinear"))
-    else:
-        what = "frames are resized with an antialiased filter, as Pillow does"
-        yield Move(
-            Change("interpolation", plan.interpolation, "antialiased", what), _planned(interpolation="antialiased")
-        )
+    for name, words in INTERPOLATIONS.items():
+        if name != plan.interpolation:
+            what = f"frames are resized by {words} interpolation"
+            yield _option("interpolation", plan.interpolation, name, what, interpolation=name)
+
+
+def _crops(plan: Plan) -> Iterator[Move]:
+    if plan.crop_names == CENTRE and not plan.resize_only:
+        for number in ("3", "10"):
+            yield _option("crops", "1", number, f"rows are the mean of {number} crops", crops=number)
+
+
+def _name_size(size: int | tuple[int, int]) -> str:
+    """Return a size as `--resize` takes it."""
+    return str(size) if isinstance(size, int) else f"{size[1]}x{size[0]}"
 
 
 def _normalisation(plan: Plan, stream: str) -> Iterator[Move]:
@@ -266,6 +299,10 @@ def _flow(plan: Plan) -> Iterator[Move]:
     what = "flow is not rounded: leave out" if plan.quantise_flow else "flow is rounded to 8 bits:"
     change = Change("flow rounding", yours, theirs, f"{what} --quantise-flow")
     yield Move(change, _planned(quantise_flow=not plan.quantise_flow), "flow")
+    if not plan.flow_files:
+        size = "resized" if plan.flow_size == "source" else "source"
+        what = "flow is computed before the resize" if size == "source" else "flow is computed on resized frames"
+        yield replace(_option("flow-size", plan.flow_size, size, what, flow_size=size), stream="flow")
     seen = [FLOW_METHODS[plan.flow].description]
     for method, facts in FLOW_METHODS.items():
         if facts.description not in seen and not plan.flow_files:

@@ -37,16 +37,25 @@ class Change:
         return f"{self.name} {self.theirs}"
 
 
+KEPT_ROWS = 8
+"""Rows of the array that are read; more than are ever compared."""
+
+_CHECKED_ROWS = 4096
+"""Rows that are checked at a time: an array may be a file larger than memory."""
+
+
 class Reading(NamedTuple):
     """One way to read the array."""
 
     rows: Rows
-    """All of them."""
+    """The first of them."""
+    num_rows: int
+    """How many the array has."""
     changes: tuple[Change, ...]
     """What differs from our form, (rows, features), rgb first."""
 
 
-def check_array(array: NDArray[Any]) -> NDArray[np.float64]:
+def check_array(array: NDArray[Any]) -> NDArray[Any]:
     """Return the array without axes of length 1, but with two axes at least.
 
     Raises:
@@ -56,9 +65,10 @@ def check_array(array: NDArray[Any]) -> NDArray[np.float64]:
         raise UsageError(f"the published array holds {array.dtype}: give features, as float16 or float32")
     if array.ndim < 2 or not array.size:
         raise UsageError(f"the published array is {array.shape}: give (rows, features), a row for each clip")
-    if not (finite := np.isfinite(array)).all():
+    blocks = (array[start : start + _CHECKED_ROWS] for start in range(0, len(array), _CHECKED_ROWS))
+    if number := sum(int(np.count_nonzero(~np.isfinite(block))) for block in blocks):
         raise UsageError(
-            f"the published array holds {finite.size - finite.sum():,} numbers that are NaN or infinite: "
+            f"the published array holds {number:,} numbers that are NaN or infinite: "
             "its file is damaged, or overflowed in float16"
         )
     kept = array
@@ -66,10 +76,10 @@ def check_array(array: NDArray[Any]) -> NDArray[np.float64]:
         kept = kept.squeeze(max(axis for axis in range(kept.ndim) if kept.shape[axis] == 1))
     if kept.ndim > 3:
         raise UsageError(f"the published array is {array.shape}: give (rows, features), or (rows, crops, features)")
-    return np.asarray(kept, np.float64)
+    return kept
 
 
-def readings(array: NDArray[np.float64], widths: Mapping[str, int], model: str) -> list[Reading]:
+def readings(array: NDArray[Any], widths: Mapping[str, int], model: str) -> list[Reading]:
     """Return the ways to read an array as rows of one or both streams.
 
     Args:
@@ -81,10 +91,10 @@ def readings(array: NDArray[np.float64], widths: Mapping[str, int], model: str) 
         UsageError: no axis is as long as a row.
     """
     found = [
-        Reading(rows, (*crop, *axes, *streams))
+        Reading(rows, len(turned), (*crop, *axes, *streams))
         for matrix, crop in _matrices(array)
         for turned, axes in _turned(matrix)
-        for rows, streams in _split(turned, widths)
+        for rows, streams in _split(np.asarray(turned[:KEPT_ROWS], np.float64), widths)
     ]
     if not found:
         each = " or ".join(f"{width} ({stream})" for stream, width in widths.items())
@@ -96,7 +106,7 @@ def readings(array: NDArray[np.float64], widths: Mapping[str, int], model: str) 
     return found
 
 
-def _matrices(array: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.float64], tuple[Change, ...]]]:
+def _matrices(array: NDArray[Any]) -> Iterator[tuple[NDArray[Any], tuple[Change, ...]]]:
     if array.ndim == 2:
         yield array, ()
         return
@@ -108,10 +118,10 @@ def _matrices(array: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.float64],
             yield crop, (Change("crop", "one", what, f"your crop is number {what} on axis {axis} of the array"),)
         mean = "mean of several"
         sentence = f"your rows are the mean over axis {axis} of the array, the crops"
-        yield crops.mean(0), (Change("crops", "one row", mean, sentence),)
+        yield crops.mean(0, dtype=np.float32), (Change("crops", "one row", mean, sentence),)
 
 
-def _turned(matrix: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.float64], tuple[Change, ...]]]:
+def _turned(matrix: NDArray[Any]) -> Iterator[tuple[NDArray[Any], tuple[Change, ...]]]:
     yield matrix, ()
     yield matrix.T, (Change("axes", "(T, D)", "(D, T)", "the array is (features, rows): transpose it"),)
 
@@ -153,15 +163,23 @@ class Distance(NamedTuple):
         return self.worst <= SAME_DISTANCE
 
 
-def distance(a: NDArray[np.float64], b: NDArray[np.float64], num_missing: int = 0) -> Distance:
+def distance(
+    a: NDArray[np.float64], b: NDArray[np.float64], num_missing: int = 0, *, with_length: bool = False
+) -> Distance:
     """Return the distance of (N, D) and (N, D): how far apart rows of length 1 are, from 0 to 2.
 
     Args:
         a: rows.
         b: rows.
         num_missing: rows that one of them lacks; they are as far away as can be.
+        with_length: compare the rows as they are, relative to the length of those of `b`.
     """
-    each = np.append(np.sqrt(2 - 2 * cosines(a, b)) if len(a) else [], [2.0] * num_missing)
+    if with_length:
+        norms = np.linalg.norm(b, axis=1)
+        each = np.minimum(2.0, np.linalg.norm(a - b, axis=1) / np.where(norms == 0, 1, norms))
+    else:
+        each = np.sqrt(2 - 2 * cosines(a, b))
+    each = np.append(each, [2.0] * num_missing)
     return Distance(float(np.exp(np.log(np.maximum(each, SAME_DISTANCE / 3)).mean())), float(each.max()))
 
 
@@ -178,9 +196,9 @@ def rescale(ours: Rows, theirs: Rows) -> tuple[NDArray[np.float64], tuple[Change
     if error(plain, wanted) <= SAME_ERROR:
         return plain, ()
     units = np.hstack([_unit(ours[stream]) for stream in theirs])
-    if _is_unit(wanted) and not _is_unit(plain):
+    if is_unit(wanted) and not is_unit(plain):
         return _unit(plain), (Change("rows", "as they are", "of length 1", "each row is divided by its length (L2)"),)
-    if len(theirs) > 1 and all(_is_unit(part) for part in theirs.values()) and not _is_unit(ours[next(iter(theirs))]):
+    if len(theirs) > 1 and all(is_unit(part) for part in theirs.values()) and not is_unit(ours[next(iter(theirs))]):
         sentence = "each stream of a row is divided by its length (L2)"
         return units, (Change("rows", "as they are", "of length 1 in each stream", sentence),)
     factor = float((plain * wanted).sum() / ((plain * plain).sum() or 1))
@@ -195,5 +213,6 @@ def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(rows / np.where(norms == 0, 1, norms))
 
 
-def _is_unit(rows: NDArray[np.float64]) -> bool:
+def is_unit(rows: NDArray[np.float64]) -> bool:
+    """Return whether rows were divided by their length."""
     return bool(len(rows) and abs(np.linalg.norm(rows, axis=1) - 1).max() < UNIT_TOLERANCE)

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..clips.preprocess import Views
+from ..clips.preprocess import CENTRE, Views
+from ..errors import NoFrames, TooLarge
 from ..plan import Plan
 from ..records import Clip, ClipSpan, Frame
 from ..run.load import build_model
@@ -170,6 +171,16 @@ class RowMaker:
         """Whether rows are missing whose frames memory cannot hold."""
         return self._held.is_cut
 
+    def refuse_empty(self, plan: Plan) -> NoReturn:
+        """Raise VideoError: there is no row to compare."""
+        if self.is_cut:
+            gigabytes = MAX_FRAMES_BYTES / 1e9
+            raise TooLarge(
+                self._video,
+                f"the frames of a clip take more than {gigabytes:.1f} GB: compare a smaller copy of the video",
+            )
+        raise NoFrames(self._video, f"no frame starts at {plan.start_seconds:g} s or later; give an earlier --start")
+
     def rows(self, settings: Settings, stream: str, num_rows: int) -> NDArray[np.float32]:
         """Return the first rows of a stream, (N, D): as many as there are, and whose frames are held.
 
@@ -215,7 +226,7 @@ class RowMaker:
             model.normalise = Normalise(normalisation).to(next(model.backbone.parameters()).device)
             (output,) = runtime.run([Clip(clip.span, {stream: entries})])
             self._rows[key] = output.features[stream].ravel()
-            self.num_runs += 1
+            self.num_runs += len(plan.crop_names)
             self._on_run(self.num_runs)
         return self._rows[key]
 
@@ -229,7 +240,7 @@ class RowMaker:
             for module in model.modules() if settings.eps is not None else ():
                 if hasattr(module, "running_var") and hasattr(module, "eps"):
                     module.eps = settings.eps  # type: ignore[assignment]
-            views = None if len(plan.crop_names) == 1 else Views(plan.crop_names, plan.crop_px, plan.keep_crops)
+            views = None if plan.crop_names == CENTRE else Views(plan.crop_names, plan.crop_px, plan.keep_crops)
             runtime = create_runtime(
                 {stream: model},
                 name="torch",
