@@ -106,6 +106,8 @@ class Plan(Options):
     interpolation: str
     crop_px: int
     """Side of a crop."""
+    crop_rounding: str
+    """See `clips.preprocess.ROUNDINGS`."""
     trained_bound_px: float | None
     """Displacement at which the flow network's input is truncated; None without a flow stream."""
     left_out: Mapping[str, str]
@@ -154,6 +156,7 @@ class Plan(Options):
             "resize_px": resize_px,
             "interpolation": entry.interpolation if options.interpolation is None else options.interpolation,
             "crop_px": crop_px,
+            "crop_rounding": entry.crop_rounding,
             "trained_bound_px": flow_normalisation and flow_normalisation.bound_px,
             "left_out": _left_out(options, entry, streams),
         }
@@ -227,7 +230,12 @@ class Plan(Options):
     @property
     def views(self) -> Views | None:
         """The crops to cut from clips; None if clips come as they run, cut to the centre or whole."""
-        return None if self.crop_names == CENTRE else Views(self.crop_names, self.crop_px, self.keep_crops)
+        return None if self.crop_names == CENTRE else self.squares
+
+    @property
+    def squares(self) -> Views:
+        """The crops of a frame."""
+        return Views(self.crop_names, self.crop_px, self.keep_crops, self.crop_rounding)
 
     @property
     def dense_plan(self) -> DensePlan | None:
@@ -364,8 +372,11 @@ class Plan(Options):
         if self.resize_only:
             return "none"
         if self.views is None:
-            return f"centre {self.crop_px} px"
-        return f"{describe_crops(self.crop_names)} of {self.crop_px} px, {'kept' if self.keep_crops else 'averaged'}"
+            words = f"centre {self.crop_px} px"
+        else:
+            kept = "kept" if self.keep_crops else "averaged"
+            words = f"{describe_crops(self.crop_names)} of {self.crop_px} px, {kept}"
+        return words + (", odd margins rounded half to even" if self.crop_rounding == "even" else "")
 
     # Videos ----------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vid3d_cli.clips import streams
+from vid3d_cli.clips.preprocess import Views
 from vid3d_cli.clips.streams import align_streams
 from vid3d_cli.flow.fields import quantise_flow
 from vid3d_cli.flow.methods import create_flow
@@ -17,6 +18,7 @@ from vid3d_cli.records import Frame
 from vid3d_cli.workers import Workers
 
 HEIGHT, WIDTH, CROP = 12, 17, 8
+CENTRE = Views(("c",), CROP)
 
 
 def frames_of(images):
@@ -51,8 +53,8 @@ class FakeFlow:
         return [(index + i, *pair) for index, *means in runs for i, pair in enumerate(itertools.pairwise(means))]
 
 
-def align(images, *, rgb=True, flow=None, short_side_px=HEIGHT, crop_px=CROP, **options):
-    options |= {"size_px": short_side_px, "crop_px": crop_px, "rgb": rgb, "flow": flow}
+def align(images, *, rgb=True, flow=None, short_side_px=HEIGHT, crop=CENTRE, **options):
+    options |= {"size_px": short_side_px, "crop": crop, "rgb": rgb, "flow": flow}
     return list(align_streams(frames_of(images), **options))
 
 
@@ -75,23 +77,23 @@ def test_flow_t_is_from_frame_t_to_the_next_and_the_last_repeats(short_side_px, 
 def test_flow_gets_the_index_of_the_frame():
     flow = FakeFlow()
     later = [Frame(i, i / 5, (i + 1) / 5, flat(i)) for i in range(7, 10)]
-    list(align_streams(later, size_px=HEIGHT, crop_px=CROP, rgb=False, flow=flow))
+    list(align_streams(later, size_px=HEIGHT, crop=CENTRE, rgb=False, flow=flow))
     assert flow.calls == [(7, 7, 8), (8, 8, 9)]
 
 
-@given(st.integers(1, 40), st.integers(1, 9), st.sampled_from([0, 1, 4]), st.sampled_from([CROP, None]))
+@given(st.integers(1, 40), st.integers(1, 9), st.sampled_from([0, 1, 4]), st.sampled_from([CENTRE, None]))
 @settings(deadline=None)
-def test_each_pair_is_computed_once_however_pairs_are_grouped(num_frames, pairs_per_call, num_threads, crop_px):
+def test_each_pair_is_computed_once_however_pairs_are_grouped(num_frames, pairs_per_call, num_threads, crop):
     images = [flat(5 * i) for i in range(num_frames)]
     flow = FakeFlow()
     with Workers(num_threads) as workers:
-        entries = align(images, flow=flow, crop_px=crop_px, pairs_per_call=pairs_per_call, workers=workers)
+        entries = align(images, flow=flow, crop=crop, pairs_per_call=pairs_per_call, workers=workers)
     assert [entry.seconds for entry in entries] == [i / 5 for i in range(num_frames)]
     pairs = [(i, 5 * i, 5 * (i + 1)) for i in range(num_frames - 1)]
     for i, entry in enumerate(entries):
         _, *means = pairs[min(i, len(pairs) - 1)] if pairs else (0, 0, 0)
         motion = entry.streams["flow"]
-        assert motion.shape == ((CROP, CROP, 2) if crop_px else (HEIGHT, WIDTH, 2))
+        assert motion.shape == ((CROP, CROP, 2) if crop else (HEIGHT, WIDTH, 2))
         assert (motion == np.float32(means)).all()
         assert entry.streams["rgb"][0, 0, 0] == images[i][0, 0, 0]
 
@@ -116,7 +118,7 @@ def test_flow_does_not_depend_on_how_pairs_are_grouped(method):
     compute = create_flow(method)
 
     def flows(**options):
-        entries = align(images, flow=lambda _, grey: compute(grey), short_side_px=40, crop_px=None, **options)
+        entries = align(images, flow=lambda _, grey: compute(grey), short_side_px=40, crop=None, **options)
         return np.stack([entry.streams["flow"] for entry in entries])
 
     expected = flows()
@@ -138,7 +140,7 @@ def test_nothing_is_read_further_ahead_than_needed(pairs_per_call, num_threads):
             num_read += 1
             yield frame
 
-    options = {"size_px": HEIGHT, "crop_px": CROP, "rgb": True, "flow": FakeFlow(), "pairs_per_call": pairs_per_call}
+    options = {"size_px": HEIGHT, "crop": CENTRE, "rgb": True, "flow": FakeFlow(), "pairs_per_call": pairs_per_call}
     with Workers(num_threads) as workers:
         for t, _ in enumerate(align_streams(frames(), workers=workers, **options)):
             num_runs = t // pairs_per_call + 1 + -(-num_threads // pairs_per_call)
@@ -163,7 +165,7 @@ def test_the_next_run_fills_while_one_is_computed():
         return np.zeros((len(grey) - 1, *grey.shape[1:], 2), np.float32)
 
     with Workers(2) as workers:
-        options = {"size_px": HEIGHT, "crop_px": CROP, "rgb": True, "flow": flow, "pairs_per_call": 4}
+        options = {"size_px": HEIGHT, "crop": CENTRE, "rgb": True, "flow": flow, "pairs_per_call": 4}
         assert len(list(align_streams(frames(), workers=workers, **options))) == 9
 
 
@@ -174,7 +176,7 @@ def test_a_flow_error_is_raised_at_its_frames():
         return np.zeros((len(grey) - 1, *grey.shape[1:], 2), np.float32)
 
     with Workers(2) as workers:
-        options = {"size_px": HEIGHT, "crop_px": CROP, "rgb": True, "flow": flow, "pairs_per_call": 3}
+        options = {"size_px": HEIGHT, "crop": CENTRE, "rgb": True, "flow": flow, "pairs_per_call": 3}
         entries = align_streams(frames_of([flat(i) for i in range(9)]), workers=workers, **options)
         assert len([next(entries) for _ in range(3)]) == 3
         with pytest.raises(RuntimeError, match="no flow"):
@@ -209,10 +211,10 @@ def test_flow_is_computed_on_resized_uncropped_frames():
 
 
 def test_without_a_crop_frames_and_flow_are_whole():
-    entries = align([noise(0, 24, 40), noise(1, 24, 40)], flow=FakeFlow(), short_side_px=12, crop_px=None)
+    entries = align([noise(0, 24, 40), noise(1, 24, 40)], flow=FakeFlow(), short_side_px=12, crop=None)
     shapes = {name: array.shape for name, array in entries[0].streams.items()}
     assert shapes == {"rgb": (12, 20, 3), "flow": (12, 20, 2)}
-    (single,) = align([noise(0, 24, 40)], flow=FakeFlow(), short_side_px=12, crop_px=None)
+    (single,) = align([noise(0, 24, 40)], flow=FakeFlow(), short_side_px=12, crop=None)
     assert single.streams["flow"].shape == (12, 20, 2)
 
 
@@ -251,7 +253,7 @@ def test_entries_do_not_hold_their_frames():
             yield Frame(i, i / 5, (i + 1) / 5, image)
             del image
 
-    entries = list(align_streams(frames(), size_px=HEIGHT, crop_px=CROP, rgb=True, flow=FakeFlow()))
+    entries = list(align_streams(frames(), size_px=HEIGHT, crop=CENTRE, rgb=True, flow=FakeFlow()))
     assert len(entries) == 6
     assert max(num_held) <= 2
     assert not any(reference() is not None for reference in alive)

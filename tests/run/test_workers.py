@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from vid3d_cli.clips.preprocess import Views
 from vid3d_cli.clips.streams import align_streams
 from vid3d_cli.flow.methods import create_flow
 from vid3d_cli.records import Frame
@@ -100,7 +101,11 @@ def test_streams_do_not_depend_on_the_number_of_threads(crop_px):
         return compute(grey)
 
     def align(workers=None):
-        return list(align_streams(frames, size_px=48, crop_px=crop_px, rgb=True, flow=flow, workers=workers))
+        return list(
+            align_streams(
+                frames, size_px=48, crop=crop_px and Views(("c",), crop_px), rgb=True, flow=flow, workers=workers
+            )
+        )
 
     expected = align()
     assert len(expected) == 24

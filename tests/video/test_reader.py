@@ -169,7 +169,7 @@ def test_later_sizes_are_scaled_to_the_first(way, tmp_path):
     assert indices(frames) == [*range(5), *range(5)]
     assert times(frames) == pytest.approx([i / 25 for i in range(10)])  # though the second part's clock starts again
     compute = create_flow("dis")
-    pairs = align_streams(frames, size_px=32, crop_px=None, rgb=True, flow=lambda _, grey: compute(grey))
+    pairs = align_streams(frames, size_px=32, crop=None, rgb=True, flow=lambda _, grey: compute(grey))
     assert {pair.streams["flow"].shape for pair in pairs} == {(32, 42, 2)}  # across the change, too
 
 

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vid3d_cli.clips.preprocess import CENTRE, Views
 from vid3d_cli.clips.streams import align_streams
 from vid3d_cli.clips.windows import sliding_clips
 from vid3d_cli.flow.methods import create_flow
@@ -68,7 +69,7 @@ def to_streams(frames: Frames, *, flow_method: str = "dis") -> dict[str, NDArray
     aligned = align_streams(
         records,
         size_px=SHORT_SIDE_PX,
-        crop_px=CROP_PX,
+        crop=Views(CENTRE, CROP_PX),
         rgb=True,
         flow=lambda _, grey: compute(grey),
         pairs_per_call=compute.pairs_per_call,

@@ -157,7 +157,11 @@ def describe_crops(names: tuple[str, ...]) -> str:
     return next((number for number, known in CROPS.items() if known == names), ", ".join(names))
 
 
-def place_crops(names: Sequence[str], height: int, width: int, size_px: int) -> list[Crop]:
+ROUNDINGS = ("down", "even")
+"""Where the centre of an odd margin lies: half a pixel up and left; or rounded half to even, as torchvision does."""
+
+
+def place_crops(names: Sequence[str], height: int, width: int, size_px: int, rounding: str = "down") -> list[Crop]:
     """Return the crops of a frame.
 
     Args:
@@ -165,21 +169,25 @@ def place_crops(names: Sequence[str], height: int, width: int, size_px: int) -> 
             as in "tlm", the same square is mirrored.
         height: height of the resized frame, at least `size_px`.
         width: width of the resized frame, at least `size_px`.
-        size_px: side of a square. An odd margin leaves the extra pixel on the right and at the bottom; on the left of
-            a mirrored square, which is cut from the mirrored frame.
+        size_px: side of a square.
+        rounding: one of `ROUNDINGS`; a mirrored square is cut from the mirrored frame.
 
     Returns:
         A crop for each name.
     """
     bottom, right = height - size_px, width - size_px
+
+    def at(margin: int, halves: int) -> int:
+        return round(margin * halves / 2) if rounding == "even" else margin * halves // 2
+
     crops = []
     for name in names:
         place, mirrored = name.removesuffix("m"), name.endswith("m")
         y, x = _PLACES[place]
         if place in ("start", "end") and height > width:
             y, x = x, y
-        left = right - right * (2 - x) // 2 if mirrored else right * x // 2
-        crops.append(Crop(bottom * y // 2, left, size_px, mirrored))
+        left = right - at(right, 2 - x) if mirrored else at(right, x)
+        crops.append(Crop(at(bottom, y), left, size_px, mirrored))
     return crops
 
 
@@ -193,8 +201,14 @@ class Views:
     """Side of a square."""
     are_kept: bool = False
     """Keep the features of each crop apart, rather than average them."""
+    rounding: str = "down"
+    """One of `ROUNDINGS`."""
+
+    def place(self, height: int, width: int) -> list[Crop]:
+        """Return the crops of a frame of this size."""
+        return place_crops(self.names, height, width, self.size_px, self.rounding)
 
     def cut(self, clips: Sequence[NDArray[Any]], *, is_flow: bool = False) -> Iterator[list[NDArray[Any]]]:
         """Yield the clips (T, H, W, C), all of one size, cut to one crop after the other; see `place_crops`."""
-        for crop in place_crops(self.names, clips[0].shape[1], clips[0].shape[2], self.size_px):
+        for crop in self.place(clips[0].shape[1], clips[0].shape[2]):
             yield [crop.cut(frames, is_flow=is_flow) for frames in clips]

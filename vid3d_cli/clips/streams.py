@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..flow.fields import quantise_flow, resize_flow, to_grey
 from ..records import Frame
 from ..workers import Workers
-from .preprocess import CENTRE, place_crops, resize, resized_size
+from .preprocess import Views, resize, resized_size
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -59,7 +59,7 @@ def align_streams(
     frames: Iterable[Frame],
     *,
     size_px: int | tuple[int, int],
-    crop_px: int | None,
+    crop: Views | None,
     rgb: bool,
     flow: FlowOfRun | None,
     pairs_per_call: int = 1,
@@ -81,7 +81,7 @@ def align_streams(
     Args:
         frames: in time order.
         size_px: see `preprocess.resized_size`.
-        crop_px: side of the centre crop in pixels; None keeps the whole frame.
+        crop: one crop of the frame; None keeps the whole frame.
         rgb: whether to yield the rgb stream.
         flow: computes the flow of a run, in any thread; None leaves the flow stream out.
         pairs_per_call: largest number of pairs per call of `flow`.
@@ -97,7 +97,7 @@ def align_streams(
     def prepare(stored: NDArray[np.uint8]) -> _Prepared:
         resized = resize(stored, size_px, interpolation)
         grey = to_grey(stored if flow_of_stored else resized) if flow else np.empty((0, 0), np.uint8)
-        return _Prepared(_crop_centre(resized, crop_px), grey)
+        return _Prepared(_cut(resized, crop), grey)
 
     def finish(frame: _PendingFrame, motion: NDArray[Any] | None) -> StreamFrame:
         streams: dict[str, NDArray[Any]] = {"rgb": frame.wait().rgb} if rgb else {}
@@ -115,7 +115,7 @@ def align_streams(
         if flow_of_stored:
             height, width = resized_size(field.shape[0], field.shape[1], size_px)
             field = resize_flow(field, height, width, rescale=False)
-        cropped = _crop_centre(field, crop_px)
+        cropped = _cut(field, crop)
         return cropped if bound_px is None else quantise_flow(cropped, bound_px)
 
     def compute_flow(run: list[_PendingFrame]) -> list[NDArray[Any]]:
@@ -161,8 +161,8 @@ def _cut_runs(frames: Iterable[_PendingFrame], pairs_per_call: int) -> Iterator[
         yield run
 
 
-def _crop_centre(image: NDArray[_Scalar], crop_px: int | None) -> NDArray[_Scalar]:
-    if crop_px is None:
+def _cut(image: NDArray[_Scalar], crop: Views | None) -> NDArray[_Scalar]:
+    if crop is None:
         return image
-    (centre,) = place_crops(CENTRE, image.shape[0], image.shape[1], crop_px)
-    return centre.cut(image)  # a copy, so that the whole frame can be freed
+    (square,) = crop.place(image.shape[0], image.shape[1])
+    return square.cut(image)  # a copy, so that the whole frame can be freed

@@ -254,6 +254,8 @@ class ModelEntry:
     """File of class names, one per line, relative to `data_path()`; None: classes are numbered."""
     antialias: bool = True
     """Whether the resize widens its filter when it shrinks, as the pipeline of the weights did."""
+    crop_rounding: str = "down"
+    """Where the centre of an odd margin lies, one of `clips.preprocess.ROUNDINGS`."""
     code: str = ""
     """Address of the repository that the weights, or the network, come from."""
     notes: str = ""

@@ -54,7 +54,7 @@ def write_flow(
         aligned = align_streams(
             frames,
             size_px=short_side_px,
-            crop_px=None,
+            crop=None,
             rgb=with_frames,
             flow=lambda _, grey: compute(grey),
             pairs_per_call=compute.pairs_per_call,
@@ -106,7 +106,7 @@ def sample_pairs(
             raise
         except VideoError:
             continue
-        aligned = align_streams(pair, size_px=short_side_px, crop_px=None, rgb=True, flow=lambda _, grey: compute(grey))
+        aligned = align_streams(pair, size_px=short_side_px, crop=None, rgb=True, flow=lambda _, grey: compute(grey))
         found.update({entry.seconds: entry for entry, _ in pairwise(aligned)})
     return [found[seconds] for seconds in sorted(found)]
 

@@ -170,7 +170,7 @@ class ClipReader:
             self._count(self.frames),
             size_px=plan.resize_px,
             # Other crops are cut later, from the whole frame: all at once would take many times the memory.
-            crop_px=plan.crop_px if plan.views is None and not plan.resize_only else None,
+            crop=None if plan.views or plan.resize_only else plan.squares,
             interpolation=plan.interpolation,
             flow_of_stored=plan.flow_size == "source",
             rgb="rgb" in plan.networks,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.backends import cudnn
 from torch.overrides import TorchFunctionMode
 
-from ..clips.preprocess import Crop, Views, place_crops
+from ..clips.preprocess import Crop, Views
 from ..device_memory import is_out_of_memory
 from ..errors import Vid3dError
 from ..models.backbones import BackboneOutput
@@ -126,7 +126,7 @@ class TorchRuntime(DeviceRuntime):
     def _start_part(self, stream: str, clips: Tensor) -> Callable[[], list[Answer]]:
         crops: Sequence[Crop | None] = [None]
         if self.views is not None:
-            crops = place_crops(self.views.names, clips.shape[2], clips.shape[3], self.views.size_px)
+            crops = self.views.place(clips.shape[2], clips.shape[3])
         num_clips, is_flow = len(clips), stream == "flow"
         if stream not in self._ready:
             self._ready[stream] = self._prepare(stream, _cut(clips[:1].to("meta"), crops[0], is_flow))
