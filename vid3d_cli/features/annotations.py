@@ -164,5 +164,53 @@ def dense_captions(outline: Outline) -> Mapping[str, str]:
     return {f"{subset}.csv": _lines(["\t".join(row) for row in table]), f"{subset}.json": _json(captions)}
 
 
-WRITERS: dict[str, Writer] = {"activitynet": activitynet, "ms-tcn": ms_tcn, "dense-captions": dense_captions}
+def anomaly_lists(outline: Outline) -> Mapping[str, str]:
+    """Return the lists of feature files of RTFM, UR-DMU and XDVioDet, and the frames that ground truth must have.
+
+    A list has a path for every crop, one after the other, of the videos with anomalies first: these programs take the
+    first 810 (RTFM), 8100 (UR-DMU) or 9525 (its XD-Violence) lines for such videos, so change these numbers. Normal
+    videos are those with "Normal" in their name, as in UCF-Crime, or "_label_A", as in XD-Violence. The scores of a row
+    are repeated 16 times, so ground truth has 16 values a row, whatever the video's length.
+
+    Source: RTFM, dataset.py, _parse_list, and test_10crop.py. UR-DMU, dataset_loader.py, get_data, and ucf_test.py.
+    XDVioDet, dataset.py, list/make_list.py, list/make_gt.py, and test.py.
+    """
+    files, options = outline.preset.files, outline.preset.options
+    streams = ("rgb", "flow") if "{stream}" in files.names else ("rgb",)
+    crops = range(len(str(options["crops"]).split(",")) if files.has_file_per_crop else 1)
+    entries = sorted(outline.entries, key=lambda e: "Normal" in Path(e.stem).name or "_label_A" in Path(e.stem).name)
+    folder = outline.directory.absolute()
+    lists = {
+        f"{stream}{'' if outline.subset is None else '_' + outline.subset}.list": _lines(
+            [str(folder / files.path(e.stem, stream, crop)) for e in entries for crop in crops]
+        )
+        for stream in streams
+    }
+    return {**lists, "frames.txt": _lines([f"{e.stem} {options['stride'] * e.num_rows}" for e in entries])}
+
+
+def moment_retrieval(outline: Outline) -> Mapping[str, str]:
+    """Return a line of JSON for each video of Moment-DETR, QD-DETR and Lighthouse, with a query to replace.
+
+    Its moment is the whole video: relevant_windows in seconds, a clip of 2 s for each row, a score of 3 annotators for
+    each clip. Text features are not made: the programs also load qid0.npz, qid1.npz and so on.
+
+    Source: moment_detr, data/README.md, and moment_detr/start_end_dataset.py, __getitem__.
+    """
+    lines = []
+    for number, entry in enumerate(outline.entries):
+        clips = list(range(entry.num_rows))
+        line = {"qid": number, "query": "query", "duration": _seconds(entry), "vid": outline.key(entry.stem)}
+        moment = {"relevant_windows": [[0, 2 * len(clips)]], "relevant_clip_ids": clips}
+        lines.append(json.dumps({**line, **moment, "saliency_scores": [[0, 0, 0] for _ in clips]}))
+    return {f"highlight_{outline.subset or 'train'}.jsonl": _lines(lines)}
+
+
+WRITERS: dict[str, Writer] = {
+    "activitynet": activitynet,
+    "anomaly-lists": anomaly_lists,
+    "dense-captions": dense_captions,
+    "moment-retrieval": moment_retrieval,
+    "ms-tcn": ms_tcn,
+}
 """By the name that a preset's `annotations` has."""
