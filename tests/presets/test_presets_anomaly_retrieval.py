@@ -12,6 +12,7 @@ from operator import itemgetter
 import av
 import numpy as np
 import pytest
+import torch
 from conftest import read_in_thread
 from PIL import Image
 from safetensors.numpy import save_file
@@ -250,7 +251,7 @@ SQUARES = {
 STEM = "Normal_a__#00-01_label_A"
 RATES = {"15": 15, "23.976": Fraction(24000, 1001), "25": 25, "29.97": Fraction(30000, 1001), "30": 30}
 QUICK = "29.97"
-NUM_FRAMES = {"ur-dmu": 35, "xd-violence": 35, "rtfm": 35, "moment-detr": 70, "mil-nce": 70}
+NUM_FRAMES = {"ur-dmu": 17, "xd-violence": 33, "rtfm": 33, "moment-detr": 70, "mil-nce": 70}
 
 
 def extract(name, video, folder, **options):
@@ -330,10 +331,10 @@ def test_videos_of_odd_sizes(name, width, height, tiny_model, tmp_path):
     check_rows(name, 40, 25, *extract(name, video, tmp_path))
 
 
-def write_lossless(path, frames):
+def write_lossless(path, frames, fps=25):
     """Write RGB frames so that a decoder gives back the same bytes."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=25)
+        stream = container.add_stream("ffv1", rate=fps)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "bgr0"
         for frame in frames:
@@ -365,6 +366,34 @@ def check_squares(name, px, folder, **options):
 def test_crops_are_in_the_order_of_the_extractor(name, monkeypatch, tmp_path):
     monkeypatch.setattr(vid3d_cli.run.feeds, "open_clips", read_in_thread)
     check_squares(name, 112, tmp_path, model="s3d_mini")
+
+
+def hero_clips(num_frames, fps, window):
+    """preprocessing.py and ffmpeg.filter('fps', fps=30): (T, 32) indices of the file's frames, at 15, 30 and 60 fps."""
+    read = [tick * fps // 30 for tick in range(num_frames * 30 // fps)]
+    read += [read[-1]] * (-len(read) % 30)  # _pad_frames
+    read += read[-30:] * (-(len(read) // 30) % {60: 2, 45: 3}[window])  # _pad_clips: clip_len 2, or 3/2
+    clips = np.reshape(read, (-1, window))[: math.ceil(num_frames / fps / (window / 30))]
+    picked = torch.clamp(torch.linspace(0, 32 * 2 * fps / 30 - 1, 32), 0, window - 1).long()
+    return clips[:, picked.numpy()]
+
+
+@pytest.mark.parametrize("fps", [15, *(pytest.param(rate, marks=pytest.mark.exhaustive) for rate in (30, 60))])
+@pytest.mark.parametrize("name", ["moment-detr", "mil-nce"])
+def test_clips_have_the_frames_that_hero_picks(name, fps, monkeypatch, tmp_path):
+    monkeypatch.setattr(vid3d_cli.run.feeds, "open_clips", read_in_thread)
+    num_frames = 5 * fps // 2 + 1
+    colours = np.random.default_rng(7).integers(0, 256, (num_frames, 4, 4, 3), np.uint8)
+    frames = [np.repeat(np.repeat(each, 16, axis=0), 16, axis=1) for each in colours]
+    video = write_lossless(tmp_path / f"{STEM}.mkv", frames, fps)
+    *_, (rows,) = extract(name, video, tmp_path, model="s3d_mini")
+    clips = hero_clips(num_frames, fps, find_preset(name).options["window"])
+    videos = [write_lossless(tmp_path / f"{i}.mkv", [frames[j] for j in clip], 30) for i, clip in enumerate(clips)]
+    plain = {"model": "s3d_mini", "streams": "rgb", "runtime": "torch", "resize": 224, "fps": "native", "jobs": 1}
+    expected = np.concatenate([r.features() for r in vid3d_cli.extract(videos, window=32, stride=32, **plain)])
+    assert len(expected) == len(rows) == ROWS_OF_ORIGINAL[name](num_frames, fps)
+    np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-3)  # float16
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
 
 
 def test_lists_have_the_videos_with_anomalies_first(tiny_model, tmp_path):
