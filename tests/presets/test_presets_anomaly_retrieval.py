@@ -186,9 +186,14 @@ LOADERS = {"ur-dmu": ur_dmu, "rtfm": rtfm, "xd-violence": xdviodet, "moment-detr
 # Extractors: rows, the seconds they are for, and squares --------------------------------------------------------------
 
 
+def ticks_of_ffmpeg(num_frames, fps):
+    """FFmpeg's libavfilter/vf_fps.c: the end of the last frame, rounded to ticks, halves upwards."""
+    return math.floor(num_frames / Fraction(fps) * 30 + Fraction(1, 2))
+
+
 def hero_rows(num_frames, fps, clip_seconds):
     """preprocessing.py: whole seconds (_pad_frames), whole clips (_pad_clips), cut to the file's duration."""
-    num_read = round(num_frames / Fraction(fps) * 30)  # FFmpeg's fps filter rounds
+    num_read = ticks_of_ffmpeg(num_frames, fps)
     num_filled = math.ceil(math.ceil(num_read / 30) / clip_seconds)
     if clip_seconds == Fraction(3, 2):  # filled to a multiple of 3 s
         num_filled = 2 * math.ceil(math.ceil(num_read / 30) / 3)
@@ -370,7 +375,7 @@ def test_crops_are_in_the_order_of_the_extractor(name, monkeypatch, tmp_path):
 
 def hero_clips(num_frames, fps, window):
     """preprocessing.py and ffmpeg.filter('fps', fps=30): (T, 32) indices of the file's frames, at 15, 30 and 60 fps."""
-    read = [tick * fps // 30 for tick in range(num_frames * 30 // fps)]
+    read = [tick * fps // 30 for tick in range(ticks_of_ffmpeg(num_frames, fps))]
     read += [read[-1]] * (-len(read) % 30)  # _pad_frames
     read += read[-30:] * (-(len(read) // 30) % {60: 2, 45: 3}[window])  # _pad_clips: clip_len 2, or 3/2
     clips = np.reshape(read, (-1, window))[: math.ceil(num_frames / fps / (window / 30))]
