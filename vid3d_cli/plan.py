@@ -105,7 +105,7 @@ class Plan(Options):
     """Short side of the resized frame, or (height, width)."""
     interpolation: str
     crop_px: int
-    """Side of a crop."""
+    """Side of a crop: the model's, or the short side of a smaller resized frame."""
     crop_rounding: str
     """See `clips.preprocess.ROUNDINGS`."""
     trained_bound_px: float | None
@@ -133,6 +133,7 @@ class Plan(Options):
         variant = entry.variant if options.variant is None else find_variant(entry.backbone, options.variant)
         window, resize_px, crop_px = _input_of_variant(entry, options.variant, variant)
         resize_px = resize_px if options.resize is None else parse_resize(options.resize)
+        crop_px = min(crop_px, *([resize_px] if isinstance(resize_px, int) else resize_px))
         window = window if options.window is None else options.window
         trained_stride = entry.clip_stride if window == entry.clip_length else window
         flow_normalisation = entry.streams["flow"].normalisation if "flow" in streams else None
@@ -187,7 +188,7 @@ class Plan(Options):
         name, backbone = self.backbone, BACKBONES[self.backbone]
         if backbone.is_fixed_size:
             fixed_frames, side_px = backbone.clip_of(self.variant)
-            if num_frames != fixed_frames or self.resize_only:
+            if num_frames != fixed_frames or self.crop_px != side_px or self.resize_only:
                 raise UsageError(f"{name} takes only clips of {fixed_frames} frames of {side_px} × {side_px} px")
         elif num_frames < backbone.min_frames:
             raise UsageError(f"{name} needs a {option} of at least {backbone.min_frames} frames, got {num_frames}")
@@ -204,9 +205,6 @@ class Plan(Options):
             raise UsageError("--resize-only runs whole frames, without a crop: leave out --resize-only or --crops")
         if self.keep_crops and len(self.crop_names) == 1:
             raise UsageError("--keep-crops needs several crops: add --crops 3, 10, or a list")
-        short_px = self.resize_px if isinstance(self.resize_px, int) else min(self.resize_px)
-        if short_px < self.crop_px and not self.resize_only:
-            raise UsageError(f"--resize {self.resize} is smaller than the crop: give at least {self.crop_px} pixels")
 
     @property
     def crop_names(self) -> tuple[str, ...]:

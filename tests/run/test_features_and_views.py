@@ -111,7 +111,10 @@ def test_maps_of_several_sizes_do_not_go_into_one_matrix(vid3d, tiny_model, vide
         (["--crops", "tl", "--resize-only"], "leave out --resize-only or --crops"),
         (["--resize", "340x"], "--resize 340x: give the pixels of the short side (256), or width x height (340x256)"),
         (["--resize", "9999"], "--resize 9999: frames would be too large, give at most 4096 or 4096x4096"),
-        (["--resize", "340x200"], "--resize 340x200 is smaller than the crop: give at least 224 pixels"),
+        (
+            ["--model", "c3d", "--resize", "100", "--weights", "rgb=w.pt"],
+            "takes only clips of 16 frames of 112 × 112 px",
+        ),
         (["--interpolation", "cubic"], "--interpolation cubic: choose one of antialiased, bilinear, lanczos"),
         (["--flow-size", "stored"], "--flow-size stored: did you mean 'source'?"),
         (["--crops", "3", "--resize-only"], "leave out --resize-only or --crops"),

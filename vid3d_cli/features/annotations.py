@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path, PurePosixPath
 
 from ..durable import AtomicFile, refuse_existing
 from ..errors import UsageError
 from ..presets import Preset, find_preset
+from ..records import STREAMS
 from ..suggest import check_known
 from .entries import FailedVideo, VideoEntry
 from .stores import open_store
@@ -164,5 +166,60 @@ def dense_captions(outline: Outline) -> Mapping[str, str]:
     return {f"{subset}.csv": _lines(["\t".join(row) for row in table]), f"{subset}.json": _json(captions)}
 
 
-WRITERS: dict[str, Writer] = {"activitynet": activitynet, "ms-tcn": ms_tcn, "dense-captions": dense_captions}
+def anomaly_lists(outline: Outline) -> Mapping[str, str]:
+    """Return the lists of feature files of RTFM, UR-DMU and XDVioDet, and the frames that ground truth must have.
+
+    A list has the file of every crop, one after the other, of the videos with anomalies first: RTFM takes the first 63
+    (ShanghaiTech) or 810 (UCF-Crime) lines for such videos, UR-DMU the first 8100 or 9525 (XD-Violence), so change
+    these numbers in their code. Normal videos are those with "Normal" in their name, as in UCF-Crime, or "_label_A", as
+    in XD-Violence. The score of a row is repeated 16 times, so ground truth has 16 values a row.
+
+    Source: RTFM, dataset.py, _parse_list, and test_10crop.py. UR-DMU, dataset_loader.py, and ucf_test.py. XDVioDet,
+    dataset.py, list/make_list.py, list/make_gt.py, and test.py.
+
+    Raises:
+        UsageError: there are no such files, or UR-DMU cannot read the name of one.
+    """
+    files, folder = outline.preset.files, outline.directory.absolute()
+    entries = sorted(outline.entries, key=lambda e: "Normal" in PurePosixPath(e.stem).name or "_label_A" in e.stem)
+    texts = {"frames.txt": _lines([f"{entry.stem} {16 * entry.num_rows}" for entry in entries])}
+    for stream in STREAMS if "{stream}" in files.names else STREAMS[:1]:
+        paths: list[str] = []
+        for entry in entries:
+            crops = count() if files.has_file_per_crop else range(1)
+            found = (folder / files.path(entry.stem, stream, crop) for crop in crops)
+            paths += map(str, takewhile(Path.is_file, found))
+        if paths:
+            texts[f"{stream}_{outline.subset}.list" if outline.subset else f"{stream}.list"] = _lines(paths)
+        if files.has_file_per_crop and (cut := [path for path in paths if len(path.split()) > 1]):
+            raise UsageError(f"{cut[0]}: UR-DMU ends a path at the first space: rename folders and videos")
+    if len(texts) == 1 and entries:
+        raise UsageError(f"{outline.directory}: has no files {files.names}: extract without --layout")
+    return texts
+
+
+def moment_retrieval(outline: Outline) -> Mapping[str, str]:
+    """Return a line of JSON for each video of Moment-DETR, QD-DETR and Lighthouse, with a query to replace.
+
+    Its moment is the whole video: relevant_windows in seconds, a clip of 2 s for each row, a score of 3 annotators for
+    each clip. Text features are not made: the programs also load qid0.npz, qid1.npz and so on.
+
+    Source: moment_detr, data/README.md, and moment_detr/start_end_dataset.py, __getitem__.
+    """
+    lines = []
+    for number, entry in enumerate(outline.entries):
+        clips = list(range(entry.num_rows))
+        line = {"qid": number, "query": "query", "duration": _seconds(entry), "vid": outline.key(entry.stem)}
+        moment = {"relevant_windows": [[0, 2 * len(clips)]], "relevant_clip_ids": clips}
+        lines.append(json.dumps({**line, **moment, "saliency_scores": [[0, 0, 0] for _ in clips]}))
+    return {f"highlight_{outline.subset or 'train'}.jsonl": _lines(lines)}
+
+
+WRITERS: dict[str, Writer] = {
+    "activitynet": activitynet,
+    "anomaly-lists": anomaly_lists,
+    "dense-captions": dense_captions,
+    "moment-retrieval": moment_retrieval,
+    "ms-tcn": ms_tcn,
+}
 """By the name that a preset's `annotations` has."""
