@@ -195,7 +195,9 @@ class _Search:
         reading, start = self._reading, self._start
         lead, *others = sorted(reading.rows, reverse=True)  # rgb before flow
         moves = find_moves(start, self._info, self._num_rows)
-        path = self._climb(lead, [], [move for move in moves if move.stream in (None, lead)])
+        of_lead = [move for move in moves if move.stream in (None, lead)]
+        # Flow differs more often in how it is computed than in how frames are cut.
+        path = self._climb(lead, [], sorted(of_lead, key=lambda move: lead == "flow" and move.stream is None))
         for stream in others:
             path = self._climb(stream, path, [move for move in moves if move.stream == stream])
         settings = _apply(path, start)
