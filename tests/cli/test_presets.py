@@ -79,7 +79,7 @@ def test_the_details_of_a_preset(vid3d, on_terminal, name):
     text = " ".join(on_terminal("show", name).split())
     for part in (preset.unknown, str(preset.centre), *preset.sources, VALUES[preset.values], row["shape"][-1]):
         assert str(part) in text
-    assert text.endswith(f"vid3d extract --preset {name} --out feats/ videos/")
+    assert f"vid3d extract --preset {name} --out feats/ videos/" in text
 
 
 def test_the_details_of_an_own_file(vid3d, on_terminal, own):

@@ -40,13 +40,13 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def built(monkeypatch):
     """The streams whose model was built, in order."""
-    streams, build_model = [], vid3d_cli.run.load._build_model
+    streams, build_model = [], vid3d_cli.run.load.build_model
 
     def build(plan, stream, checkpoint):
         streams.append(stream)
         return build_model(plan, stream, checkpoint)
 
-    monkeypatch.setattr(vid3d_cli.run.load, "_build_model", build)
+    monkeypatch.setattr(vid3d_cli.run.load, "build_model", build)
     return streams
 
 
