@@ -24,7 +24,7 @@ from .toml_files import parse, read_toml
 
 VALUES = {
     "verified": "the numbers were compared with published features, or with the original's code",
-    "recipe": "every setting is known from the original's code; the numbers were not compared",
+    "recipe": "every setting of a published extractor is known from its code; unknown says what differs; not compared",
     "layout": "names, shapes and times are the program's; some settings behind the numbers are not known",
 }
 """What is known of a preset's numbers."""
@@ -188,7 +188,7 @@ def find_preset(name: str) -> Preset:
         hint = did_you_mean(name, preset_names())
         raise UsageError(f"no preset '{name}': {hint or 'see vid3d presets, or give the path of a .toml'}")
     try:
-        preset: Preset = parse(Preset, {**read_toml(path), "name": name}, path.name)
+        preset: Preset = parse(Preset, {**read_toml(path), "name": name}, "")
         known = [f.name for f in dataclasses.fields(Options) if f.name != "preset"]
         for option in preset.options:
             check_known(option, known, f"unknown option '{option}'")

@@ -72,7 +72,7 @@ FACTS = [
     ("tsp", "interpolation", "bilinear", "TSP common/transforms.py: interpolate(mode='bilinear'), without antialias"),
     ("tsp", "names", "v_{id}.npy", f"{TSP_YAML}:7 file_prefix: v_; OpenTAD features_tsp_pad.py: prefix='v_'"),
     ("tsp", "axes", "TD", "PDVC data/video_dataset.py, get_feats: feats.shape[1] == 512"),
-    ("ms-tcn", "values", "recipe", f"{KINETICS_FE}; window and checkpoints: ms-tcn#3, #16"),
+    ("ms-tcn", "values", "layout", f"{KINETICS_FE}, of which no version is named; ms-tcn#3, #16"),
     ("ms-tcn", "model", "i3d.kinetics400", f"{KINETICS_FE} extractor_lazy.py: rgb_imagenet, flow_imagenet"),
     ("ms-tcn", "streams", "both", f"{KINETICS_FE} extractor_lazy.py: np.concatenate([rgb_features, flow_features])"),
     ("ms-tcn", "fps", "native", "ms-tcn#3: 'The datasets that I work with are either 15 or 30 fps'"),

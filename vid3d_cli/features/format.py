@@ -59,6 +59,9 @@ class FeatureFormat:
         if preset is None or given.get("layout", "files") != "files":
             return cls(**given)
         files = find_preset(preset).files
+        if given.get("concat", files.concat) != files.concat:
+            held = "both streams" if files.concat else "one stream each"
+            raise UsageError(f"{preset}: the files '{files.names}' hold {held}: add --layout vid3d")
         return cls(**{"dtype": files.dtype, "concat": files.concat, "layout": "files", "files": files, **given})
 
     def matrices(self, result: VideoResult) -> dict[str, NDArray[Any]]:
