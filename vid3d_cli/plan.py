@@ -465,9 +465,7 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
         other = "--no-centred" if options.centred else "--tail pad"
         raise UsageError(f"--spread {options.spread} fills clips as HERO's extractor does: give {other}")
     if options.dense and options.batch_size is not None:
-        raise UsageError(
-            "--dense runs a long stretch of frames at a time: give --no-dense, or leave out --batch-size"
-        )
+        raise UsageError("--dense runs a long stretch of frames at a time: give --no-dense, or leave out --batch-size")
     if options.batch_size is not None and options.batch_size < 1:
         raise UsageError(f"the batch size must be at least 1, got {options.batch_size}")
     check_known(options.pool, POOLS, f"unknown pooling '{options.pool}'")
