@@ -61,7 +61,7 @@ WRONG = [
     ({"names": "{stem}.npy", "dtype": "float64"}, "unknown dtype 'float64'"),
     ({"names": "{stem}__{crop}.npy", "axes": "TCD"}, "{crop}, and the axes TCD"),
     ({"names": "{stem}_{stream}.npy"}, "{stream} without concat = false"),
-    ({"names": "{stem}.npy", "concat": False}, "concat = false without {stream}"),
+    ({"names": "{stem}.npy", "concat": False}, "hold both streams: add --layout vid3d"),
     ({"names": "{stem}.mat", "dtype": "float16"}, "float16, which a .mat cannot hold"),
     ({"names": "{stem}.npz", "key": "../x"}, "the key '../x', which is no name"),
     ({"names": "{stem}.npz", "key": "file"}, "the key 'file'"),
@@ -296,9 +296,9 @@ CROPS = 'names = "{stem}__{crop}.npy"'
         (CROPS, "", ["--keep-crops", "--crops", ",".join(["tl"] * 15)], "at most 14 crops, not 15"),
         ('names = "{stem}.npy"', "", ["--keep-crops", "--crops", "3"], "no crops: leave out --keep-crops"),
         ('names = "{stem}.npy"', "", ["--layer", "Mixed_5c", "--pool", "none"], "--pool none gives maps"),
-        ('names = "{stem}.npy"', "", ["--no-concat"], "concat = false without {stream}"),
+        ('names = "{stem}.npy"', "", ["--no-concat"], "hold both streams: add --layout vid3d"),
         ('names = "../{stem}.npy"', "", [], r"my\.toml: files '\.\./\{stem\}\.npy' cannot have a folder"),
-        ('names = "{stem}.npy"\naxis = 1', "", [], r"my\.toml: not a preset: my\.toml\.files has unknown keys: axis"),
+        ('names = "{stem}.npy"\naxis = 1', "", [], r"my\.toml: not a preset: files has unknown keys: axis"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry"])
