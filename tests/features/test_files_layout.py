@@ -61,7 +61,7 @@ WRONG = [
     ({"names": "{stem}.npy", "dtype": "float64"}, "unknown dtype 'float64'"),
     ({"names": "{stem}__{crop}.npy", "axes": "TCD"}, "{crop}, and the axes TCD"),
     ({"names": "{stem}_{stream}.npy"}, "{stream} without concat = false"),
-    ({"names": "{stem}.npy", "concat": False}, "hold both streams: add --layout vid3d"),
+    ({"names": "{stem}.npy", "concat": False}, "concat = false without {stream}"),
     ({"names": "{stem}.mat", "dtype": "float16"}, "float16, which a .mat cannot hold"),
     ({"names": "{stem}.npz", "key": "../x"}, "the key '../x', which is no name"),
     ({"names": "{stem}.npz", "key": "file"}, "the key 'file'"),
