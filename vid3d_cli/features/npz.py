@@ -86,7 +86,7 @@ def load_array(path: Path, key: str | None = None) -> NDArray[Any]:
             if key is None and len(stored.files) != 1:
                 names = ", ".join(map(printable, stored.files)) or "none"
                 raise UsageError(f"{path}: has {len(stored.files)} arrays; name one with --key: {names}")
-            name = key or stored.files[0]
+            name = stored.files[0] if key is None else key
             check_known(name, stored.files, f"{path} has no array '{name}'")
             array = stored[name]
     return array
