@@ -38,7 +38,7 @@ MAX_DIFFERENCE = 0.001
 MAX_PROBABILITY_DIFFERENCE = 0.05
 """Largest difference of a probability that matches, relative to itself, so that small ones count: 0.05 of a logit.
 
-Every pixel changed by up to a level, as another JPEG decoder may, moved the probabilities of s3d_mini by 1 %.
+Every pixel changed by up to a level, as another JPEG decoder may, moved the probabilities of s3d_mini by 0.5 to 1.1 %.
 """
 
 
