@@ -32,6 +32,7 @@ def test_the_closest_name_is_suggested(name, known, meant):
     [
         ("Pad", ["pad", "drop"], "what: did you mean 'pad'? Choose one of pad, drop"),
         ("x", ["pad", "drop"], "what: choose one of pad, drop"),
+        ("a\nx", ["a\nb"], "what: did you mean 'a\\nb'? Choose one of a\\nb"),
         ("name_4", [f"name_{i}x" for i in range(9)], "what: did you mean 'name_4x'?"),
     ],
 )

@@ -9,6 +9,7 @@ the schema of the file; tests/test_checks.py checks its values.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from .durable import AtomicFile
-from .errors import OutputError, UsageError, WeightsError, WeightsUnavailable
+from .errors import OutputError, ShapeError, UsageError, WeightsError, WeightsUnavailable
 from .models.clip_model import ClipModel, Normalise, create_model
 from .models.digests import cache_dir
 from .models.download import Progress, SourceError, fetch
 from .models.manifest import ModelEntry, UrlSource, WeightsFile, data_path, read_labels
-from .models.weights import Find, find_all
+from .models.weights import WITHOUT_DOWNLOAD, Find, find_all
 from .records import FUSED, STREAMS, softmax
 from .toml_files import parse, read_toml
 
@@ -32,7 +33,13 @@ MAX_SAMPLE_BYTES = 200_000_000
 """Of one file of a sample; no size is published."""
 
 MAX_DIFFERENCE = 0.001
-"""Largest difference of a number that matches, relative to the largest output that the authors printed."""
+"""Largest difference of a logit or norm that matches, relative to the largest logit that the authors printed."""
+
+MAX_PROBABILITY_DIFFERENCE = 0.05
+"""Largest difference of a probability that matches, relative to itself, so that small ones count: 0.05 of a logit.
+
+Every pixel changed by up to a level, as another JPEG decoder may, moved the probabilities of s3d_mini by 0.5 to 1.1 %.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,6 @@ class Sample:
     "{:03}.jpg"."""
     numbers: tuple[int, int] | None = None
     """First and last number of the images."""
-    resize: tuple[int, int] | None = None
-    """Height and width to which images are resized before their centre square is cut out; None: they are used whole."""
-
-    __hash__ = None  # type: ignore[assignment]  # `files` is a dict
 
     def names(self, stream: str) -> list[str]:
         """Return the names of a stream's files, in the order of their frames."""
@@ -70,7 +73,7 @@ class Check:
     stream: str
     """"rgb", "flow", or "fused": the sum of the logits of both."""
     sample: str
-    """Name of the sample; all checks of a model have the same, and the same variant."""
+    """Name of the sample; all checks of a model have the same."""
     top: Mapping[str, float]
     """The largest outputs, by the names of their classes."""
     source: str
@@ -79,10 +82,6 @@ class Check:
     """Of `top`: "logit" or "probability"."""
     norm: float | None = None
     """Norm of the logits."""
-    variant: str | None = None
-    """Variant of the network that gave the numbers; None: the model's."""
-
-    __hash__ = None  # type: ignore[assignment]  # `top` is a dict
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -96,8 +95,6 @@ class CheckList:
 
     samples: Mapping[str, Sample]
     checks: tuple[Check, ...]
-
-    __hash__ = None  # type: ignore[assignment]  # `samples` is a dict
 
     def find(self, entry: ModelEntry, streams: Sequence[str]) -> list[Check]:
         """Return the checks of a model that need no other streams.
@@ -125,14 +122,22 @@ class Number:
     what: str
     """"norm", or the class that the authors printed."""
     published: float
-    yours: float
+    yours: float | None
+    """None: it is not finite."""
+    max_difference: float
+    """The largest difference of a number that matches."""
     your_class: str | None = None
     """The class that has our number, if it is another one."""
 
     @property
-    def difference(self) -> float:
+    def difference(self) -> float | None:
         """Ours minus theirs."""
-        return self.yours - self.published
+        return None if self.yours is None else self.yours - self.published
+
+    @property
+    def matches(self) -> bool:
+        """Whether the number matches, and belongs to the same class."""
+        return self.difference is not None and abs(self.difference) <= self.max_difference and self.your_class is None
 
 
 @dataclass(frozen=True)
@@ -143,17 +148,10 @@ class Verdict:
     sample: Sample
     numbers: tuple[Number, ...]
 
-    __hash__ = None  # type: ignore[assignment]  # `check` has none
-
-    @property
-    def max_difference(self) -> float:
-        """The largest difference of a number that matches."""
-        return MAX_DIFFERENCE * max(self.check.top.values())
-
     @property
     def matches(self) -> bool:
-        """Whether all numbers match, and belong to the same classes."""
-        return all(abs(n.difference) <= self.max_difference and n.your_class is None for n in self.numbers)
+        """Whether all numbers match."""
+        return all(number.matches for number in self.numbers)
 
 
 def read_checks(path: Path | None = None) -> CheckList:
@@ -209,7 +207,7 @@ def run_checks(
     try:
         paths |= zip(published, find_all(published.values(), find), strict=True)
     except WeightsUnavailable as error:
-        missing.append(str(error))
+        missing.append(str(error).removesuffix(f"\n{WITHOUT_DOWNLOAD}"))  # a model without published numbers
     try:
         files = _find_sample(source, running, sample, progress)
     except WeightsUnavailable as error:
@@ -219,7 +217,10 @@ def run_checks(
     logits: dict[str, NDArray[np.float32]] = {}
     for stream in running:
         clip = _read_clip(files[stream], source, stream, is_given=sample is not None)
-        logits[stream] = _run(entry, stream, paths[stream], checks[0].variant, clip)
+        try:
+            logits[stream] = _run(entry, stream, paths[stream], clip)
+        except ShapeError as error:
+            raise _not_the_sample(files[stream][0], error, is_given=sample is not None) from None
     for check in checks:
         summed = sum((logits[stream] for stream in check.streams), np.float32(0))
         yield Verdict(check, source, tuple(_compare(check, summed, entry)))
@@ -227,23 +228,27 @@ def run_checks(
 
 def _compare(check: Check, logits: NDArray[np.float32], entry: ModelEntry) -> Iterator[Number]:
     """Yield the norm, and the largest outputs in their order."""
+    is_finite = bool(np.isfinite(logits).all())
+    max_difference = MAX_DIFFERENCE * max(check.top.values())
     if check.norm is not None:
-        yield Number("norm", check.norm, float(np.linalg.norm(logits)))
-    labels = read_labels(entry)
-    outputs = logits if check.unit == "logit" else softmax(logits)
+        norm = float(np.linalg.norm(logits.astype(np.float64))) if is_finite else None
+        yield Number("norm", check.norm, norm, max_difference)
+    labels = read_labels(entry) if entry.labels_file is not None else None
+    outputs = softmax(logits) if check.unit == "probability" and is_finite else logits
     ranked = np.argsort(outputs)[::-1]
     for (name, value), index in zip(check.top.items(), ranked, strict=False):
-        # A model without a list of classes calls them "class 0", "class 1", …: only such a name can differ.
-        is_named = entry.labels_file is not None or name.startswith("class ")
-        other = labels[index] if is_named and labels[index] != name else None
-        yield Number(name, value, float(outputs[index]), other)
+        if check.unit == "probability":
+            max_difference = MAX_PROBABILITY_DIFFERENCE * value
+        if is_finite:
+            other = labels[index] if labels is not None and labels[index] != name else None
+            yield Number(name, value, float(outputs[index]), max_difference, other)
+        else:
+            yield Number(name, value, None, max_difference)
 
 
-def _run(entry: ModelEntry, stream: str, weights: Path, variant: str | None, clip: NDArray[Any]) -> NDArray[np.float32]:
+def _run(entry: ModelEntry, stream: str, weights: Path, clip: NDArray[Any]) -> NDArray[np.float32]:
     """Return the logits (K,) of a clip (1, T, H, W, C): uint8, or float32 that is normalised already."""
-    net: torch.nn.Module = create_model(
-        entry.name, stream=stream, num_classes=entry.num_classes, weights=weights, variant=variant
-    )
+    net: torch.nn.Module = create_model(entry.name, stream=stream, num_classes=entry.num_classes, weights=weights)
     if clip.dtype == np.uint8:
         net = ClipModel(net, Normalise(entry.streams[stream].normalisation))
         tensor = torch.from_numpy(clip)
@@ -296,6 +301,12 @@ def _download(sample: Sample, path: Path, progress: Progress | None) -> None:
         raise SourceError(f"{error}; VID3D_CACHE names another directory") from error
 
 
+def _not_the_sample(path: Path, error: Exception, *, is_given: bool) -> UsageError | WeightsUnavailable:
+    """Return the error of a file that is not the sample's: the user gave it, or it is in the cache."""
+    what = f"{path}: not {path.name} of the sample: {getattr(error, 'strerror', None) or error}"
+    return UsageError(what) if is_given else WeightsUnavailable(f"{what}; delete it to download it again")
+
+
 def _read_clip(paths: Sequence[Path], sample: Sample, stream: str, *, is_given: bool) -> NDArray[Any]:
     """Return a sample as a clip (1, T, H, W, C): float32 as the network gets it, or uint8 images, RGB.
 
@@ -309,30 +320,25 @@ def _read_clip(paths: Sequence[Path], sample: Sample, stream: str, *, is_given: 
             return _read_array(path, {"rgb": 3, "flow": 2}[stream])
         frames = []
         for path in paths:  # named in the error
-            frames.append(_read_image(path, sample.resize))
+            frames.append(_read_image(path))
         return np.stack(frames)[None]
     except (OSError, ValueError, EOFError) as error:
-        what = f"{path}: not {path.name} of the sample: {getattr(error, 'strerror', None) or error}"
-        if is_given:
-            raise UsageError(what) from None
-        raise WeightsUnavailable(f"{what}; delete it to download it again") from None
+        raise _not_the_sample(path, error, is_given=is_given) from None
 
 
 def _read_array(path: Path, num_channels: int) -> NDArray[np.float32]:
-    clip = np.load(path, mmap_mode="r", allow_pickle=False)  # memory-mapped: the header may promise anything
-    if not isinstance(clip, np.ndarray) or not np.issubdtype(clip.dtype, np.floating):
+    clip = np.lib.format.open_memmap(path, mode="r")  # mapped: the header may promise anything
+    if not np.issubdtype(clip.dtype, np.floating):
         raise ValueError("it is no array of floating-point numbers")
     if clip.ndim != 5 or clip.shape[0] != 1 or clip.shape[-1] != num_channels:
         raise ValueError(f"its shape is {clip.shape}, not (1, frames, height, width, {num_channels})")
     return np.array(clip, np.float32)
 
 
-def _read_image(path: Path, resize: tuple[int, int] | None) -> NDArray[np.uint8]:
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
-    if image is None:
-        raise ValueError("it is no image")
-    if resize is not None:
-        height, width = resize
-        left = (width - height) // 2
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)[:, left : left + height]
-    return np.ascontiguousarray(image[..., ::-1], np.uint8)
+def _read_image(path: Path) -> NDArray[np.uint8]:
+    data = np.fromfile(path, np.uint8)
+    with suppress(cv2.error):  # the file is empty, or announces more pixels than OpenCV reads
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        if image is not None:
+            return np.ascontiguousarray(image[..., ::-1], np.uint8)
+    raise ValueError("it is no image, or too large")

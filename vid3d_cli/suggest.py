@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from .errors import UsageError
+from .text import printable
 
 MAX_LISTED = 8
 """Names that are listed beside the closest one."""
@@ -16,7 +17,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lower = {word.lower(): word for word in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=2)
     likeness = [difflib.SequenceMatcher(None, word, name.lower()).ratio() for word in close]
-    return f"did you mean '{by_lower[close[0]]}'?" if len(set(likeness)) == len(close) > 0 else ""
+    return f"did you mean '{printable(by_lower[close[0]])}'?" if len(set(likeness)) == len(close) > 0 else ""
 
 
 def check_known(name: str, known: Iterable[str], problem: str) -> None:
@@ -30,7 +31,7 @@ def check_known(name: str, known: Iterable[str], problem: str) -> None:
     """
     known = list(known)
     if name not in known:
-        hint, names = did_you_mean(name, known), ", ".join(known)
+        hint, names = did_you_mean(name, known), ", ".join(map(printable, known))
         if hint and len(known) <= MAX_LISTED:
             hint += f" Choose one of {names}"
         raise UsageError(f"{problem}: {hint or f'choose one of {names}'}")

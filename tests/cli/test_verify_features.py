@@ -80,6 +80,8 @@ def bad_files(tmp_path_factory):
     rows = np.ones((4, 8), np.float32)
     np.save(directory / "good.npy", rows)
     np.savez(directory / "two.npz", rgb=rows, flow=rows)
+    np.savez(directory / "escapes.npz", **{"a\x1b": rows, "b\nERROR ok": rows})
+    (directory / "archive.npy").write_bytes((directory / "two.npz").read_bytes())
     np.savez(directory / "pickled.npz", features=np.array([print], object))
     np.save(directory / "pickled.npy", np.array([print], object))
     (directory / "empty.npy").write_bytes(b"")
@@ -101,6 +103,8 @@ def bad_files(tmp_path_factory):
         (["v.mp4", "--against", "nowhere.npy"], "nowhere.npy: no such file"),
         (["v.mp4", "--against", "two.npz"], "2 arrays; name one with --key: rgb, flow"),
         (["v.mp4", "--against", "two.npz", "--key", "rbg"], "no array 'rbg': did you mean 'rgb'"),
+        (["v.mp4", "--against", "escapes.npz"], r"2 arrays; name one with --key: a\\x1b, b\\nERROR ok"),
+        (["v.mp4", "--against", "escapes.npz", "--key", "b"], r"no array 'b': choose one of a\\x1b, b\\nERROR ok"),
         (["v.mp4", "--against", "good.npy", "--key", "x"], "only an .npz has named arrays"),
         *(
             (
@@ -109,7 +113,7 @@ def bad_files(tmp_path_factory):
             )
             for name in (
                 *("pickled.npy", "pickled.npz", "empty.npy", "text.npy", "text.npz", "cut.npy", "cut.npz"),
-                *("folder.npy", "bomb.npz"),
+                *("folder.npy", "bomb.npz", "archive.npy"),
             )
         ),
     ],

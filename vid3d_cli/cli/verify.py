@@ -10,10 +10,9 @@ import typer
 
 from ..errors import EXIT_OK, EXIT_SOME_FAILED, UnknownModel, UsageError
 from ..options import Options
-from ..suggest import check_known
 from .batch import fetch_weights, make_plan
 from .console import download_bar
-from .formats import ObjectFormat, Record, print_columns, print_record
+from .formats import ObjectFormat, Record, or_dash, print_columns, print_record
 from .options import is_given, takes_options
 
 if TYPE_CHECKING:
@@ -107,7 +106,6 @@ def _to_record(verdict: Verdict) -> Record:
         "unit": verdict.check.unit,
         "source": verdict.check.source,
         "matches": verdict.matches,
-        "max_difference": verdict.max_difference,
         "numbers": [{**dataclasses.asdict(number), "difference": number.difference} for number in verdict.numbers],
     }
 
@@ -117,10 +115,9 @@ def _print_checks(record: Record) -> None:
     for check in record["checks"]:
         typer.echo(f"{record['model']} {check['stream']}{own}, {check['unit']} on {check['sample']}")
         print_columns([_row(number) for number in check["numbers"]])
-        verdict = "match" if check["matches"] else "MISMATCH"
-        typer.echo(
-            f"{verdict}: differences up to {check['max_difference']:.2g} match; published in {check['source']}\n"
-        )
+        if any(number["yours"] is None for number in check["numbers"]):
+            typer.echo("your outputs are NaN or infinite: check the weights and the sample")
+        typer.echo(f"{'match' if check['matches'] else 'MISMATCH'}; published in {check['source']}\n")
 
 
 def _row(number: Record) -> dict[str, str]:
@@ -128,8 +125,9 @@ def _row(number: Record) -> dict[str, str]:
     return {
         "number": number["what"],
         "published": f"{number['published']:.9g}",
-        "yours": f"{number['yours']:.8g}{other}",
-        "difference": f"{number['difference']:+.3g}",
+        "yours": or_dash(number["yours"], ".8g") + other,
+        "difference": or_dash(number["difference"], "+.3g"),
+        "allowed": f"{number['max_difference']:.2g}",
     }
 
 
@@ -165,24 +163,12 @@ def read_published(path: Path, key: str | None = None) -> NDArray[Any]:
     Raises:
         UsageError: there is no such file or array.
     """
-    import numpy as np
-
-    from ..features.npz import open_npz
+    from ..features.npz import load_array
 
     if key is not None and path.suffix != ".npz":
         raise UsageError(f"--key {key}: only an .npz has named arrays, and {path} is none")
-    array: NDArray[Any]
     try:
-        if path.suffix != ".npz":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)  # memory-mapped: its header may promise anything
-        else:
-            with open_npz(path) as stored:
-                if key is None and len(stored.files) != 1:
-                    names = ", ".join(stored.files) or "none"
-                    raise UsageError(f"{path}: has {len(stored.files)} arrays; name one with --key: {names}")
-                name = key or stored.files[0]
-                check_known(name, stored.files, f"{path} has no array '{name}'")
-                array = stored[name]
+        return load_array(path, key)
     except UsageError:
         raise
     except FileNotFoundError:
@@ -190,4 +176,3 @@ def read_published(path: Path, key: str | None = None) -> NDArray[Any]:
     except Exception as error:  # a damaged archive makes its readers raise anything: zlib.error, BadZipFile, KeyError
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UsageError(f"{path}: no array of numbers: {reason.splitlines()[0]}") from None
-    return array

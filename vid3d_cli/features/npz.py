@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..durable import AtomicFile
+from ..errors import UsageError
+from ..suggest import check_known
+from ..text import printable
 from .entries import SPAN_COLUMNS
 from .table import MATRICES, Table, refuse_bomb
 
@@ -62,6 +65,31 @@ def open_npz(path: Path) -> Any:
         refuse_bomb(sum(member.file_size for member in stored.zip.infolist()), path)
         stack.pop_all()
     return stored
+
+
+def load_array(path: Path, key: str | None = None) -> NDArray[Any]:
+    """Return the array of an .npy, which is memory-mapped, or one of an .npz.
+
+    Args:
+        path: the file.
+        key: name of the array of an .npz; None for its only one.
+
+    Raises:
+        UsageError: there is no such array, or several.
+        Exception: any error, if the file is damaged or has another format.
+    """
+    array: NDArray[Any]
+    if path.suffix != ".npz":
+        array = np.lib.format.open_memmap(path, mode="r")  # mapped: the header may promise anything
+    else:
+        with open_npz(path) as stored:
+            if key is None and len(stored.files) != 1:
+                names = ", ".join(map(printable, stored.files)) or "none"
+                raise UsageError(f"{path}: has {len(stored.files)} arrays; name one with --key: {names}")
+            name = stored.files[0] if key is None else key
+            check_known(name, stored.files, f"{path} has no array '{name}'")
+            array = stored[name]
+    return array
 
 
 class _Member:

@@ -35,6 +35,9 @@ Find = Callable[[WeightsFile], Path]
 Check = Callable[[WeightsFile, Path], None]
 """Raises CheckpointError if a file does not fit the network of this entry."""
 
+WITHOUT_DOWNLOAD = "Without a download:    --model s3d_mini; it recognises 10 motions of the camera, and no actions"
+"""Last line of the advice for checkpoints that are missing."""
+
 
 def weights_path(file: WeightsFile) -> Path:
     """Return the path of a file in the cache, whether it exists or not."""
@@ -256,7 +259,7 @@ def _advise(files: Sequence[WeightsFile]) -> list[str]:
     lines += [f"{'':23}(or copy it to {weights_path(file)})" for file in files]
     lines.append(f"A file of your own:    {' '.join(dict.fromkeys(f'--weights {file.stream}=FILE' for file in files))}")
     if not any(isinstance(source, PackagedSource) for file in files for source in file.sources):
-        lines.append("Without a download:    --model s3d_mini; it recognises 10 motions of the camera, and no actions")
+        lines.append(WITHOUT_DOWNLOAD)
     return lines
 
 
