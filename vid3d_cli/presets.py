@@ -31,7 +31,16 @@ VALUES = {
 
 DTYPES = ("float32", "float16")
 AXES = ("TD", "DT", "TCD")
+ANNOTATIONS = ("activitynet", "anomaly-lists", "dense-captions", "moment-retrieval", "ms-tcn")
+"""The files with labels that `features.annotations` writes."""
 SUFFIXES = (".npy", ".npz", ".mat")
+
+_OPTIONS = [
+    f.name
+    for f in dataclasses.fields(Options)
+    if f.metadata["group"] != MACHINE and f.name not in ("preset", "weights", "labels", "flow_files")
+]
+"""What a preset may set: a stranger's file opens no file and no address."""
 
 _WORD = re.compile(r"\{(stem|id|stream|crop)\}")
 _RESERVED = ("file", "allow_pickle")
@@ -61,6 +70,8 @@ class Files:
     """See `FeatureFormat`; False if the names have {stream}, and only then."""
     streams: Mapping[str, str] = field(default_factory=dict)
     """What {stream} stands for, as in {rgb = "RGB"}; by default the name of the stream."""
+    annotations: str = ""
+    """Which files with labels the programs open beside them, one of `ANNOTATIONS`; empty for none."""
 
     __hash__ = None  # type: ignore[assignment]  # `streams` is a dict
 
@@ -68,6 +79,7 @@ class Files:
         check_known(self.suffix, SUFFIXES, f"ending '{self.suffix}' of names '{self.names}'")
         check_known(self.axes, AXES, f"unknown axes '{self.axes}'")
         check_known(self.dtype, DTYPES, f"unknown dtype '{self.dtype}'")
+        check_known(self.annotations, ("", *ANNOTATIONS), f"unknown annotations '{self.annotations}'")
         folders, _, name = self.names.rpartition("/")
         rest, is_hidden = _WORD.sub("", self.names), any(part[:1] in ("", ".") for part in self.names.split("/"))
         labels = [self.streams.get(stream, stream) for stream in STREAMS]
@@ -145,15 +157,13 @@ class Preset:
     values: str
     """One of `VALUES`."""
     options: Mapping[str, Any]
-    """Fields of `Options`."""
+    """Fields of `Options` that say how features are made, without files and what fits a machine."""
     files: Files
     centre: RowCentre
     sources: tuple[str, ...]
     """Addresses of the code and the threads that the settings come from."""
     unknown: str = ""
     """What is not known, or differs from the original, in a sentence or two."""
-    annotations: str = ""
-    """Which files with labels the programs open, by a name in `features.annotations.WRITERS`; empty for none."""
 
     __hash__ = None  # type: ignore[assignment]  # `options` is a dict
 
@@ -189,9 +199,8 @@ def find_preset(name: str) -> Preset:
         raise UsageError(f"no preset '{name}': {hint or 'see vid3d presets, or give the path of a .toml'}")
     try:
         preset: Preset = parse(Preset, {**read_toml(path), "name": name}, path.name)
-        known = [f.name for f in dataclasses.fields(Options) if f.name != "preset"]
         for option in preset.options:
-            check_known(option, known, f"unknown option '{option}'")
+            check_known(option, _OPTIONS, f"a preset has no option '{option}'")
         check_known(preset.values, VALUES, f"unknown values '{preset.values}'")
         Options(**preset.options)
     except FileNotFoundError:

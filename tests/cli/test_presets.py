@@ -131,7 +131,12 @@ def test_what_is_no_preset(vid3d, words, named):
     ("files", "options", "named"),
     [
         ('names = "{stem}{what}.npy"', "", "own.toml: files '{stem}{what}.npy' cannot have other braces"),
-        ('names = "{stem}.npy"', "windw = 3", "own.toml: unknown option 'windw': did you mean 'window'"),
+        ('names = "{stem}.npy"', "windw = 3", "own.toml: a preset has no option 'windw': did you mean 'window'"),
+        ('names = "{stem}.npy"', "allow_playlists = true", "a preset has no option 'allow_playlists'"),
+        ('names = "{stem}.npy"', 'weights = {rgb = "/etc/passwd"}', "a preset has no option 'weights'"),
+        ('names = "{stem}.npy"', 'flow_files = "in"', "a preset has no option 'flow_files'"),
+        ('names = "{stem}.npy"', 'labels = "in.txt"', "a preset has no option 'labels'"),
+        ('names = "{stem}.npy"\nannotations = "nope"', "", "unknown annotations 'nope'"),
         ('names = "{stem}.npy"', 'tail = "Pad"', "own.toml: unknown tail 'Pad'"),
         ('names = "{stem}.npy"\n[more]', "", "own.toml has unknown keys: more"),
     ],

@@ -132,7 +132,7 @@ def preset_details(preset: Preset) -> dict[str, Any]:
         "example": file_examples(preset),
         "shape": file_shape(preset),
         "row_centre": str(preset.centre),
-        "annotations": preset.annotations or None,
+        "annotations": files.annotations or None,
         "sources": list(preset.sources),
     }
 

@@ -22,13 +22,23 @@ RESTORE = "restore the file, or start over with --overwrite"
 
 def parse_recipe(text: str | bytes) -> dict[str, Any] | None:
     """Return a recipe of vid3d extract; None for anything else."""
-    with suppress(ValueError, TypeError, KeyError, UsageError):
+    with suppress(ValueError, TypeError, KeyError, UsageError, RecursionError):
         recipe = json.loads(text)
-        has = {"model": str, "streams": dict, "concat": bool, "keeps_crops": bool, "features": str, "crops": str}
+        has = {
+            "model": str,
+            "streams": dict,
+            "concat": bool,
+            "keeps_crops": bool,
+            "features": str,
+            "crops": str,
+            "stride": int,
+        }
         is_whole = all(isinstance(recipe[name], kind) for name, kind in has.items())
         if (
             is_whole
             and {*recipe["streams"]} <= {*STREAMS}
+            and recipe["stride"] > 0
+            and isinstance(recipe.get("preset"), str | None)
             and recipe["layout"] in LAYOUTS
             and recipe["dtype"] in DTYPES
             and (recipe["layout"] != "files" or files_of(recipe))
