@@ -1,6 +1,7 @@
 """`vid3d presets`: the table, and everything about one; a user's own file."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +129,23 @@ def test_what_is_no_preset(vid3d, words, named):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("first = 7.5", "first = nan", "its numbers must be finite"),
+        ("step = 4", "step = 1e999", "its numbers must be finite"),
+        ("first = 7.5", f"first = {10**400}", "centre.first must be of type float"),
+        ('"recipe"', '"verified"', "unknown values 'verified'"),
+    ],
+)
+def test_values_that_no_preset_of_a_user_has(vid3d, own, old, new, named):
+    path = Path(own())
+    path.write_text(path.read_text().replace(old, new))
+    result = vid3d("presets", "show", str(path))
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert named in result.stderr
+
+
+@pytest.mark.parametrize(
     ("files", "options", "named"),
     [
         ('names = "{stem}{what}.npy"', "", "own.toml: files '{stem}{what}.npy' cannot have other braces"),
@@ -138,6 +156,8 @@ def test_what_is_no_preset(vid3d, words, named):
         ('names = "{stem}.npy"', 'labels = "in.txt"', "a preset has no option 'labels'"),
         ('names = "{stem}.npy"\nannotations = "nope"', "", "unknown annotations 'nope'"),
         ('names = "{stem}.npy"', 'tail = "Pad"', "own.toml: unknown tail 'Pad'"),
+        ('names = "{stem}.npy"\n[more]\nx = ' + 10**5 * "[", "", "own.toml: not a preset: its brackets are nested too"),
+        (f'names = "{{stem}}.npy" # {2**20 * "x"}', "", "own.toml: not a preset: it is larger than 1 MB"),
         ('names = "{stem}.npy"\n[more]', "", "own.toml has unknown keys: more"),
     ],
 )

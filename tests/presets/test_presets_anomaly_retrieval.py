@@ -285,7 +285,8 @@ def check_rows(name, video_frames, fps, entry, spans, matrices):
     for i in (0, len(spans) - 1):
         middle = spans[i].start_seconds + window / 2 / rate  # the last window may reach beyond the video
         assert abs(middle - CENTRES[name](i, float(fps))) * rate <= 0.5 + 1e-6
-        assert abs(find_preset(name).centre.seconds(i, rate) - CENTRES[name](i, float(fps))) * rate < 1e-6
+        centre = find_preset(name).centre
+        assert abs(centre.first + i * centre.step - CENTRES[name](i, float(fps)) * rate) < 1e-6
 
 
 exhaustive_but_one = [pytest.param(r, marks=[] if r == QUICK else pytest.mark.exhaustive) for r in RATES]

@@ -24,19 +24,12 @@ def parse_recipe(text: str | bytes) -> dict[str, Any] | None:
     """Return a recipe of vid3d extract; None for anything else."""
     with suppress(ValueError, TypeError, KeyError, UsageError, RecursionError):
         recipe = json.loads(text)
-        has = {
-            "model": str,
-            "streams": dict,
-            "concat": bool,
-            "keeps_crops": bool,
-            "features": str,
-            "crops": str,
-            "stride": int,
-        }
+        has = {"model": str, "streams": dict, "concat": bool, "keeps_crops": bool, "features": str, "crops": str}
         is_whole = all(isinstance(recipe[name], kind) for name, kind in has.items())
         if (
             is_whole
             and {*recipe["streams"]} <= {*STREAMS}
+            and isinstance(recipe["stride"], int)
             and recipe["stride"] > 0
             and isinstance(recipe.get("preset"), str | None)
             and recipe["layout"] in LAYOUTS
