@@ -100,7 +100,7 @@ class Files:
             "concat = false without {stream}": "{stream}" not in self.names and not self.concat,
             f"the key '{self.key}', which is no name": not _IS_NAME.fullmatch(self.key) or self.key in _RESERVED,
             f"the names {' and '.join(labels)} for the streams rgb and flow": not are_labels,
-            "{crop} or {stream} so near to the video that two could share a file; write _ between": self._is_ambiguous(),
+            "{crop} or {stream} so near the video that two could share a file; write _ between": self._is_ambiguous(),
         }.items():
             if is_so:
                 raise UsageError(f"files '{printable(self.names)}' cannot have {fault}")
