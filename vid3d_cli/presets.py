@@ -71,8 +71,6 @@ class Files:
     """Name of the array in an .npz."""
     dtype: str = "float32"
     """See `FeatureFormat`."""
-    concat: bool = True
-    """See `FeatureFormat`; False if the names have {stream}, and only then."""
     streams: Mapping[str, str] = field(default_factory=dict)
     """What {stream} stands for, as in {rgb = "RGB"}; by default the name of the stream."""
     annotations: str = ""
@@ -96,8 +94,6 @@ class Files:
             "no {stem} or {id} after the last /": not {*_WORD.findall(name)} & {"stem", "id"},
             "{stem} or {id} before the last /": {*_WORD.findall(folders)} & {"stem", "id"},
             "{crop}, and the axes TCD, which has all crops": self.has_file_per_crop and self.axes == "TCD",
-            "{stream} without concat = false": "{stream}" in self.names and self.concat,
-            "concat = false without {stream}": "{stream}" not in self.names and not self.concat,
             f"the key '{self.key}', which is no name": not _IS_NAME.fullmatch(self.key) or self.key in _RESERVED,
             f"the names {' and '.join(labels)} for the streams rgb and flow": not are_labels,
             "{crop} or {stream} so near the video that two could share a file; write _ between": self._is_ambiguous(),
@@ -107,7 +103,7 @@ class Files:
 
     def _is_ambiguous(self) -> bool:
         """Whether a file may be of two videos: "a11.npy" is crop 11 of a, and crop 1 of a1."""
-        streams, crops = STREAMS if "{stream}" in self.names else ("",), MAX_CROPS if self.has_file_per_crop else 1
+        streams, crops = ("",) if self.concat else STREAMS, MAX_CROPS if self.has_file_per_crop else 1
         files = [str(self.path("\0", stream, crop)) for stream in streams for crop in range(crops)]
         ends = [(file.partition("\0")[0], file.rpartition("\0")[2]) for file in files]
         return any(
@@ -119,6 +115,11 @@ class Files:
     def suffix(self) -> str:
         """Ending of the names."""
         return PurePosixPath(self.names).suffix
+
+    @property
+    def concat(self) -> bool:
+        """See `FeatureFormat`; names with {stream} are of a file for each."""
+        return "{stream}" not in self.names
 
     @property
     def has_file_per_crop(self) -> bool:

@@ -99,7 +99,7 @@ def test_the_details_of_an_own_file(vid3d, on_terminal, own):
     ("files", "shape", "example"),
     [
         ('names = "{stem}.npy"\naxes = "TCD"', ["T", 10, 512], ["video.npy"]),
-        ('names = "{stream}/{id}_{crop}.npy"\naxes = "DT"\nconcat = false', [256, "T"],
+        ('names = "{stream}/{id}_{crop}.npy"\naxes = "DT"', [256, "T"],
          [f"{stream}/video_{crop}.npy" for stream in ("rgb", "flow") for crop in range(10)]),
     ],
 )  # fmt: skip

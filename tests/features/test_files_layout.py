@@ -12,6 +12,7 @@ import pytest
 from test_stores import FILE, RECIPE, files_below, make_result
 from videos import write_video
 
+import vid3d_cli.features.files
 from vid3d_cli.errors import OutputError, OutputExists, UsageError
 from vid3d_cli.features.entries import VideoFeatures
 from vid3d_cli.features.format import FeatureFormat
@@ -39,7 +40,7 @@ def test_names_of_files(names, stem, path):
 
 
 def test_names_of_streams():
-    files = Files("{stream}/{stem}_{stream}.npz", concat=False, streams={"flow": "Flow"})
+    files = Files("{stream}/{stem}_{stream}.npz", streams={"flow": "Flow"})
     assert [str(files.path("d/a", stream)) for stream in ("rgb", "flow")] == ["rgb/d/a_rgb.npz", "Flow/d/a_Flow.npz"]
 
 
@@ -62,21 +63,19 @@ WRONG = [
     ({"names": "{stem}.npy", "axes": "NTD"}, "unknown axes 'NTD'"),
     ({"names": "{stem}.npy", "dtype": "float64"}, "unknown dtype 'float64'"),
     ({"names": "{stem}__{crop}.npy", "axes": "TCD"}, "{crop}, and the axes TCD"),
-    ({"names": "{stem}_{stream}.npy"}, "{stream} without concat = false"),
-    ({"names": "{stem}.npy", "concat": False}, "concat = false without {stream}"),
     ({"names": "{stem}.npy", "annotations": "nope"}, "unknown annotations 'nope'"),
     ({"names": "{stem}{crop}.npy"}, "so near the video"),
     ({"names": "{crop}{id}.npy"}, "so near the video"),
     ({"names": "{stem}1{crop}.npy"}, "so near the video"),
     (
-        {"names": "{stem}{stream}.npy", "concat": False, "streams": {"rgb": "x", "flow": "ax"}},
+        {"names": "{stem}{stream}.npy", "streams": {"rgb": "x", "flow": "ax"}},
         "so near the video",
     ),
     ({"names": "{stem}.npz", "key": "../x"}, "the key '../x', which is no name"),
     ({"names": "{stem}.npz", "key": "file"}, "the key 'file'"),
-    ({"names": "{stem}_{stream}.npy", "concat": False, "streams": {"rgb": ".."}}, "the names .. and flow for"),
-    ({"names": "{stem}_{stream}.npy", "concat": False, "streams": {"rgb": "flow"}}, "the names flow and flow for"),
-    ({"names": "{stem}_{stream}.npy", "concat": False, "streams": {"RGB": "x"}}, "for the streams rgb and flow"),
+    ({"names": "{stem}_{stream}.npy", "streams": {"rgb": ".."}}, "the names .. and flow for"),
+    ({"names": "{stem}_{stream}.npy", "streams": {"rgb": "flow"}}, "the names flow and flow for"),
+    ({"names": "{stem}_{stream}.npy", "streams": {"RGB": "x"}}, "for the streams rgb and flow"),
 ]
 
 
@@ -93,14 +92,14 @@ def test_a_recipe_with_such_files_is_not_read(tmp_path, fields, named):
     write(tmp_path / "feats", Files("{stem}.npy"), make_result("in/a.mp4"))
     path = tmp_path / "feats/.vid3d/recipe.json"
     recipe = json.loads(path.read_text())
-    stored = {name: fields[name] for name in fields if name not in ("dtype", "concat")}
-    top = {name: fields[name] for name in fields if name in ("dtype", "concat")}
-    path.write_text(json.dumps({**recipe, **top, "files": {**recipe["files"], **stored}}))
+    path.write_text(json.dumps({**recipe, "files": {**recipe["files"], **fields}}))
     with pytest.raises(OutputError, match=r"recipe\.json: damaged"):
         open_store(tmp_path / "feats")
 
 
-@pytest.mark.parametrize("change", [{"preset": 5}, {"stride": 0}, {"stride": "8"}, {"files": {"names": 5}}])
+@pytest.mark.parametrize(
+    "change", [{"preset": 5}, {"stride": 0}, {"stride": "8"}, {"concat": False}, {"files": {"names": 5}}]
+)
 def test_a_recipe_with_other_types_is_not_read(tmp_path, change):
     write(tmp_path / "feats", Files("{stem}.npy"), make_result("in/a.mp4"))
     path = tmp_path / "feats/.vid3d/recipe.json"
@@ -122,7 +121,7 @@ def test_a_recipe_with_other_types_is_not_read(tmp_path, change):
 def test_no_two_videos_share_a_file(names, streams):
     """Whatever their names; one video has no file twice."""
     try:
-        files = Files(names, concat="{stream}" not in names, streams=streams)
+        files = Files(names, streams=streams)
     except UsageError:
         return
     stems = ["".join(parts) for n in range(1, 5) for parts in itertools.product("a1_b", repeat=n)]
@@ -166,7 +165,7 @@ def rows_of(out):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_file_for_each_crop(tmp_path, dtype):
-    files = Files("{stream}/{stem}__{crop}.npy", dtype=dtype, concat=False, streams={"rgb": "RGB", "flow": "Flow"})
+    files = Files("{stream}/{stem}__{crop}.npy", dtype=dtype, streams={"rgb": "RGB", "flow": "Flow"})
     results = [with_crops(make_result(f"in/{name}.mp4", n, seed=n)) for n, name in ((2, "a"), (5, "b"))]
     write(tmp_path / "feats", files, *results)
     shown = [path for path in files_below(tmp_path / "feats") if not path.startswith(".vid3d/")]
@@ -180,6 +179,15 @@ def test_a_file_for_each_crop(tmp_path, dtype):
             np.testing.assert_array_equal(rows_of(tmp_path / "feats")[name][stream], result.features(stream))
     with open_store(tmp_path / "feats") as store:
         assert list(find_problems(store)) == []
+
+
+def test_names_are_parsed_once_and_not_for_every_video(tmp_path, monkeypatch):
+    parsed = []
+    parse = vid3d_cli.features.files.files_of
+    write(tmp_path / "feats", Files("{stem}.npy"), *(make_result(f"in/{name}.mp4", 2) for name in "abc"))
+    monkeypatch.setattr(vid3d_cli.features.files, "files_of", lambda recipe: parsed.append(recipe) or parse(recipe))
+    assert len(rows_of(tmp_path / "feats")) == 3
+    assert len(parsed) == 1
 
 
 def test_crops_side_by_side_in_a_file(tmp_path):
@@ -289,7 +297,7 @@ def job(vid3d, tmp_path, tiny_model):
     return run
 
 
-STREAMS = 'names = "{stream}/{stem}.npy"\naxes = "DT"\nconcat = false\nstreams = {rgb = "RGB", flow = "Flow"}'
+STREAMS = 'names = "{stream}/{stem}.npy"\naxes = "DT"\nstreams = {rgb = "RGB", flow = "Flow"}'
 
 
 def test_a_job_writes_the_files_and_resumes_without_the_preset(job, vid3d, tmp_path):
@@ -323,7 +331,7 @@ CROPS = 'names = "{stem}__{crop}.npy"'
         (CROPS, "", ["--keep-crops", "--crops", ",".join(["tl"] * 15)], "at most 14 crops, not 15"),
         ('names = "{stem}.npy"', "", ["--keep-crops", "--crops", "3"], "no crops: leave out --keep-crops"),
         ('names = "{stem}.npy"', "", ["--layer", "Mixed_5c", "--pool", "none"], "--pool none gives maps"),
-        ('names = "{stem}.npy"', "", ["--no-concat"], "concat = false without {stream}"),
+        ('names = "{stem}.npy"', "", ["--no-concat"], r"leave out --\[no-\]concat, or add --layout vid3d"),
         ('names = "../{stem}.npy"', "", [], r"my\.toml: files '\.\./\{stem\}\.npy' cannot have a folder"),
         ('names = "{stem}.npy"\naxis = 1', "", [], r"my\.toml: not a preset: my\.toml\.files has unknown keys: axis"),
     ],

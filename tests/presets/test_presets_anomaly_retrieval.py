@@ -327,6 +327,8 @@ def test_a_video_shorter_than_a_window_has_a_row(name, tiny_model, tmp_path):
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=7, fps=30)
     entry, spans, matrices = extract(name, video, tmp_path)
     check_rows(name, 7, 30, entry, spans, matrices)
+    versions = open_store(tmp_path / "features").recipe()["versions"]
+    assert ("pillow" in versions) == (find_preset(name).options.get("interpolation") == "lanczos")
     assert entry.num_rows == 1  # UR-DMU's extractor refuses such a video, HERO's fills it
 
 

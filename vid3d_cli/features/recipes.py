@@ -34,7 +34,7 @@ def parse_recipe(text: str | bytes) -> dict[str, Any] | None:
             and isinstance(recipe.get("preset"), str | None)
             and recipe["layout"] in LAYOUTS
             and recipe["dtype"] in DTYPES
-            and (recipe["layout"] != "files" or files_of(recipe))
+            and (recipe["layout"] != "files" or files_of(recipe).concat == recipe["concat"])
         ):
             return dict(recipe)
     return None
@@ -46,7 +46,7 @@ def files_of(recipe: Recipe) -> Files:
     Raises:
         UsageError, ValueError, KeyError: they are no files.
     """
-    files: Files = parse(Files, {**recipe["files"], "dtype": recipe["dtype"], "concat": recipe["concat"]}, "files")
+    files: Files = parse(Files, recipe["files"], "files")
     return files
 
 
