@@ -113,7 +113,7 @@ def test_every_odd_argument_of_every_function_is_a_usage_error_or_works(tiny_mod
         ({"device": 0}, "device=0: give a str"),
         ({"model": None}, "model=None: give a str"),
         ({"flow_bound_px": float("nan")}, "flow_bound_px=nan: give 0.01 or more pixels"),
-        ({"keep_crops": True}, "--keep-crops needs several crops: add --crops 3, 10, or a list"),
+        ({"keep_crops": True}, "--keep-crops needs several crops: give --crops 3, 10, or a list, or --no-keep-crops"),
         ({"start_seconds": 2.0, "end_seconds": 1.0}, "--end 1: give an end after the start, 2 s"),
         ({"end_seconds": float("inf")}, "--end inf: give seconds (90, 1.5), 1:30 or 1:02:03.5"),
         ({"end_seconds": "inf"}, "--end inf: give seconds (90, 1.5), 1:30 or 1:02:03.5"),

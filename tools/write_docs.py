@@ -199,19 +199,18 @@ def _describe_size(row: Any) -> tuple[str, str]:
 
 def write_preset_table() -> str:
     """Return the table of docs/presets.md."""
-    from vid3d_cli.cli.presets import describe_windows, file_shape, preset_row
+    from vid3d_cli.cli.presets import describe_windows, plan_of, preset_row
     from vid3d_cli.presets import find_preset, preset_names
 
     columns = ["preset", "programs", "network", "window/stride @ fps", "file", "shape", "middle of row i", "values"]
     rows = [columns, ["---"] * len(columns)]
     for preset in map(find_preset, preset_names()):
-        row = preset_row(preset)
+        row = preset_row(preset, plan_of(preset))
         network = f"{_code(row['model'])} {', '.join(row['streams'])}"
-        shape = f"({', '.join(map(str, file_shape(preset)))}) {preset.files.dtype}"
-        centre = str(preset.centre)
+        shape = f"({', '.join(map(str, row['shape']))}) {row['dtype']}"
         file = _code(row["file"])
         rows.append([_code(row["preset"]), _text(row["programs"]), network, describe_windows(row)])
-        rows[-1] += [file, shape, centre, row["values"]]
+        rows[-1] += [file, shape, row["row_centre"], row["values"]]
     return "\n".join(map(_line, rows))
 
 

@@ -108,7 +108,7 @@ class Options:
     )
     spread: str | int | None = option(
         None,
-        "Run N frames of each clip, spread evenly over it; N:M spreads them as HERO's extractor does.",
+        "Run N frames of each clip, spread evenly over it; N:M as HERO's extractor spreads them, see docs/video.md.",
         CLIPS,
         metavar="N|N:M",
         shown="all",

@@ -202,9 +202,9 @@ class Plan(Options):
 
     def _check_crops(self) -> None:
         if self.resize_only and self.views is not None:
-            raise UsageError("--resize-only runs whole frames, without a crop: leave out --resize-only or --crops")
+            raise UsageError("--resize-only runs whole frames, without a crop: give --no-resize-only, or --crops 1")
         if self.keep_crops and len(self.crop_names) == 1:
-            raise UsageError("--keep-crops needs several crops: add --crops 3, 10, or a list")
+            raise UsageError("--keep-crops needs several crops: give --crops 3, 10, or a list, or --no-keep-crops")
 
     @property
     def crop_names(self) -> tuple[str, ...]:
@@ -457,15 +457,15 @@ def _check_options(options: Options, entry: ModelEntry, streams: Sequence[str]) 
     if options.flow_files and parse_seconds(options.start_seconds, "--start"):
         raise UsageError("ready-made flow starts at the first frame: it cannot be used with --start")
     if options.dense and options.layer is not None:
-        raise UsageError("--dense pools the features before the classifier: leave out --dense or --layer")
+        raise UsageError("--dense pools the features before the classifier: give --no-dense, or leave out --layer")
     if options.dense and (options.centred or options.spread is not None):
-        other = "--centred" if options.centred else "--spread"
-        raise UsageError(f"--dense does not give the features of separate clips: leave out --dense or {other}")
+        other = "give --no-centred" if options.centred else "leave out --spread"
+        raise UsageError(f"--dense does not give the features of separate clips: give --no-dense, or {other}")
     if ":" in str(options.spread) and (options.centred or options.tail != "pad"):
-        other = "--centred" if options.centred else f"--tail {options.tail}"
-        raise UsageError(f"--spread {options.spread} fills clips as HERO's extractor does: leave out {other}")
+        other = "--no-centred" if options.centred else "--tail pad"
+        raise UsageError(f"--spread {options.spread} fills clips as HERO's extractor does: give {other}")
     if options.dense and options.batch_size is not None:
-        raise UsageError("--dense runs one long stretch of frames at a time: leave out --dense or --batch-size")
+        raise UsageError("--dense runs a long stretch of frames at a time: give --no-dense, or leave out --batch-size")
     if options.batch_size is not None and options.batch_size < 1:
         raise UsageError(f"the batch size must be at least 1, got {options.batch_size}")
     check_known(options.pool, POOLS, f"unknown pooling '{options.pool}'")

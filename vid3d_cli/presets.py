@@ -27,7 +27,7 @@ from .toml_files import parse, read_toml
 
 VALUES = {
     "verified": "the numbers were compared with published features, or with the original's code",
-    "recipe": "every setting is known from the original's code; the numbers were not compared",
+    "recipe": "every setting of a published extractor is known from its code; unknown says what differs; not compared",
     "layout": "names, shapes and times are the program's; some settings behind the numbers are not known",
 }
 """What is known of a preset's numbers."""
@@ -215,7 +215,7 @@ def find_preset(name: str) -> Preset:
         hint = did_you_mean(name, preset_names())
         raise UsageError(f"no preset '{name}': {hint or 'see vid3d presets, or give the path of a .toml'}")
     try:
-        preset: Preset = parse(Preset, {**read_toml(path), "name": name}, path.name)
+        preset: Preset = parse(Preset, {**read_toml(path), "name": name}, "")
         for option in preset.options:
             check_known(option, _OPTIONS, f"a preset has no option '{option}'")
         values = [word for word in VALUES if word != "verified" or not name.endswith(".toml")]  # ours

@@ -83,11 +83,11 @@ def parse(kind: Any, value: Any, where: str) -> Any:
 
 
 def _read_table(kind: Any, table: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
+    hints, within = get_type_hints(kind), f"{where}." if where else ""
     if unknown := table.keys() - hints.keys():
-        raise ValueError(f"{where} has unknown keys: {', '.join(sorted(unknown))}")
+        raise ValueError(f"{where or 'it'} has unknown keys: {', '.join(sorted(unknown))}")
     for field in dataclasses.fields(kind):
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if needed and field.name not in table:
-            raise ValueError(f"{where}.{field.name} is missing")
-    return kind(**{key: parse(hints[key], value, f"{where}.{key}") for key, value in table.items()})
+            raise ValueError(f"{within}{field.name} is missing")
+    return kind(**{key: parse(hints[key], value, f"{within}{key}") for key, value in table.items()})

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from vid3d_cli.flow import METHODS
 from vid3d_cli.flow.methods import FLOW_METHODS
 from vid3d_cli.models.manifest import model_entries
 from vid3d_cli.models.registry import BACKBONES
+from vid3d_cli.options import MACHINE, Options
 from vid3d_cli.presets import preset_names
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -49,6 +51,13 @@ def test_help_all_has_every_option(vid3d, name):
     is_short = [re.search(rf" {option.opts[0]}[\s,]", short) is not None for option in options]
     assert all(is_short) == (len(options) <= MAX_OPTIONS) == ("--help-all" not in short)
     assert sum(is_short) <= MAX_OPTIONS + 1
+
+
+def test_every_flag_that_a_preset_may_set_can_be_turned_off():
+    flags = {field.name for field in fields(Options) if field.type == "bool" and field.metadata["group"] != MACHINE}
+    params = [param for param in COMMANDS["extract"].params if param.name in flags]
+    assert len(params) == len(flags) == 7
+    assert [param.secondary_opts for param in params] == [[f"--no-{param.opts[0][2:]}"] for param in params]
 
 
 def test_help_wraps_to_the_terminal(vid3d, monkeypatch):

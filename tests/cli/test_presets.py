@@ -90,7 +90,6 @@ def test_the_details_of_an_own_file(vid3d, on_terminal, own):
     text = " ".join(on_terminal("show", own()).split())
     assert "\x1b[31m" not in text
     assert "(T, 512) float32, the array 'feat'" in text
-    assert "--square-pixels --crops 10 --keep-crops" in text
     assert "(7.5 + 4·i) / fps" in text
     assert "vid3d extract --preset own.toml --out feats/ videos/" in text
 
@@ -108,9 +107,9 @@ def test_shapes_and_names_of_files(vid3d, own, files, shape, example):
     assert (row["shape"], row["example"]) == (shape, example)
 
 
-def test_the_shape_of_the_features_of_a_layer(vid3d, own):
+def test_only_a_run_shows_the_width_of_a_layer(vid3d, own):
     row = json.loads(vid3d("presets", "show", own(options='layer = "Conv_2c"'), "--format", "json").stdout)
-    assert row["shape"][1] != 512
+    assert row["shape"] == ["T", "D"]
 
 
 @pytest.mark.parametrize(
@@ -146,6 +145,23 @@ def test_values_that_no_preset_of_a_user_has(vid3d, own, old, new, named):
 
 
 @pytest.mark.parametrize(
+    ("preset", "change", "named", "fix"),
+    [
+        ("rtfm", "--crops 1 --layout vid3d", "--keep-crops needs several crops", "--no-keep-crops"),
+        ("ms-tcn", "--tail drop", "--centred repeats the first and the last frame", "--no-centred"),
+        ("tsp", "--no-concat", "tsp: the files 'v_{id}.npy' hold both streams", "--layout vid3d"),
+        ("bmt", "--concat", "bmt: the files '{stem}_{stream}.npy' hold one stream each", "--layout vid3d"),
+    ],
+)
+def test_a_change_that_does_not_fit_names_what_else_to_change(vid3d, video, preset, change, named, fix):
+    words = ["extract", str(video), "--preset", preset, "--out", "feats/", "--dry-run", *change.split()]
+    refused = vid3d(*words)
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+    assert named in refused.stderr and fix in refused.stderr
+    assert vid3d(*words, *fix.split()).exit_code == 0
+
+
+@pytest.mark.parametrize(
     ("files", "options", "named"),
     [
         ('names = "{stem}{what}.npy"', "", "own.toml: files '{stem}{what}.npy' cannot have other braces"),
@@ -158,7 +174,7 @@ def test_values_that_no_preset_of_a_user_has(vid3d, own, old, new, named):
         ('names = "{stem}.npy"', 'tail = "Pad"', "own.toml: unknown tail 'Pad'"),
         ('names = "{stem}.npy"\n[more]\nx = ' + 10**5 * "[", "", "own.toml: not a preset: its brackets are nested too"),
         (f'names = "{{stem}}.npy" # {2**20 * "x"}', "", "own.toml: not a preset: it is larger than 1 MB"),
-        ('names = "{stem}.npy"\n[more]', "", "own.toml has unknown keys: more"),
+        ('names = "{stem}.npy"\n[more]', "", "own.toml: not a preset: it has unknown keys: more"),
     ],
 )
 def test_files_that_are_no_presets(vid3d, own, files, options, named):

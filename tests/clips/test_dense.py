@@ -356,8 +356,8 @@ def test_stretches_of_a_huge_video_are_counted_at_once():
         (["--model", "s3d_g", "--streams", "rgb"], "s3d_g looks at each clip as a whole"),
         (["--window", "20"], "such as 16 or 24, got 20"),
         (["--tail", "loop"], "use pad or drop"),
-        (["--layer", "Mixed_4f"], "leave out --dense or --layer"),
-        (["--batch-size", "4"], "leave out --dense or --batch-size"),
+        (["--layer", "Mixed_4f"], "give --no-dense, or leave out --layer"),
+        (["--batch-size", "4"], "give --no-dense, or leave out --batch-size"),
     ],
 )
 def test_a_dense_run_is_refused_before_a_video_is_read(vid3d, tiny_model, video, options, words):

@@ -331,9 +331,9 @@ CROPS = 'names = "{stem}__{crop}.npy"'
         (CROPS, "", ["--keep-crops", "--crops", ",".join(["tl"] * 15)], "at most 14 crops, not 15"),
         ('names = "{stem}.npy"', "", ["--keep-crops", "--crops", "3"], "no crops: leave out --keep-crops"),
         ('names = "{stem}.npy"', "", ["--layer", "Mixed_5c", "--pool", "none"], "--pool none gives maps"),
-        ('names = "{stem}.npy"', "", ["--no-concat"], r"leave out --\[no-\]concat, or add --layout vid3d"),
+        ('names = "{stem}.npy"', "", ["--no-concat"], "hold both streams: add --layout vid3d"),
         ('names = "../{stem}.npy"', "", [], r"my\.toml: files '\.\./\{stem\}\.npy' cannot have a folder"),
-        ('names = "{stem}.npy"\naxis = 1', "", [], r"my\.toml: not a preset: my\.toml\.files has unknown keys: axis"),
+        ('names = "{stem}.npy"\naxis = 1', "", [], r"my\.toml: not a preset: files has unknown keys: axis"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry"])

@@ -15,16 +15,13 @@ import pytest
 import torch
 from conftest import read_in_thread
 from PIL import Image
-from safetensors.numpy import save_file
-from seeded import SeededCase
+from preset_runs import RATES, SIZES, check_fact, check_width, extract, quick, write_seeded_weights
 from videos import write_video
 
 import vid3d_cli
 from vid3d_cli.errors import UsageError
 from vid3d_cli.features.annotations import write_annotations
 from vid3d_cli.features.stores import open_store
-from vid3d_cli.models.manifest import find_model
-from vid3d_cli.models.registry import BACKBONES
 from vid3d_cli.plan import Plan
 from vid3d_cli.presets import find_preset, with_preset
 
@@ -57,7 +54,6 @@ FACTS = [
     ("xd-violence", "stride", 16, f"{XD} test.py: np.repeat(pred, 16)"),
     ("xd-violence", "tail", "drop", f"{XD} list/make_gt.py: gt_vec[:-mod]"),
     ("xd-violence", "names", "{stream}/{stem}__{crop}.npy", f"{XD} list/flow.list: i3d-features/Flow/…__0.npy"),
-    ("xd-violence", "streams_named", {"rgb": "RGB", "flow": "Flow"}, f"{UR_LOADER}, XDVideo: ['RGB', 'Flow']"),
     ("xd-violence", "axes", "TD", f"{XD} dataset.py: np.concatenate((features1, features2),axis=1)"),
     ("xd-violence", "concat", False, f"{XD} option.py: --rgb-list, --flow-list"),
     ("rtfm", "values", "layout", f"{RTFM}/52, 63, 95: others extract other features"),
@@ -108,21 +104,13 @@ CROP_PX = 224  # "[:224]" in UR-DMU, TenCrop(224) in RTFM#21, size=224 in HERO
 
 @pytest.mark.parametrize(("name", "what", "expected", "source"), FACTS)
 def test_a_preset_is_what_its_source_says(name, what, expected, source):
-    preset = find_preset(name)
-    if what == "streams_named":
-        assert preset.files.streams == expected, source
-        return
-    options = vid3d_cli.Options(**preset.options)
-    where = next(each for each in (options, preset.files, preset) if hasattr(each, what))
-    assert getattr(where, what) == expected, source
+    check_fact(name, what, expected, source)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_rows_and_squares_have_the_sizes_of_the_original(name):
-    plan = Plan.make(with_preset({"preset": name}))
-    dim, source = INPUT_DIMS[name]
-    assert BACKBONES[find_model(plan.model).backbone].feature_dim == dim, source
-    assert plan.crop_px == CROP_PX
+    check_width(name, *INPUT_DIMS[name])
+    assert Plan.make(with_preset({"preset": name})).crop_px == CROP_PX
 
 
 # Loaders: the matrix of every crop or stream, in the order in which the program averages or joins them ----------------
@@ -255,29 +243,12 @@ SQUARES = {
 # Files of real runs --------------------------------------------------------------------------------------------------
 
 STEM = "Normal_a__#00-01_label_A"
-RATES = {"15": 15, "23.976": Fraction(24000, 1001), "25": 25, "29.97": Fraction(30000, 1001), "30": 30}
-QUICK = "29.97"
 NUM_FRAMES = {"ur-dmu": 17, "xd-violence": 33, "rtfm": 33, "moment-detr": 70, "mil-nce": 70}
 
 
-def extract(name, video, folder, **options):
-    """Extract with a preset, prepare its annotations, load as the program does; with fast flow."""
-    if find_preset(name).options["streams"] == "both":
-        options.setdefault("flow", "dis-ultrafast")
-    out, meta = folder / "features", folder / "meta"
-    summary = vid3d_cli.extract(
-        video, out=f"{out}/", preset=name, runtime="torch", jobs=1, on_event=lambda event: None, **options
-    )
-    assert not summary.failures
-    if find_preset(name).files.annotations:
-        write_annotations(str(out), meta)
-    store = open_store(out)
-    (entry,) = store.entries()
-    return entry, store.read(entry).spans, LOADERS[name](meta, out, video.stem)
-
-
-def check_rows(name, video_frames, fps, entry, spans, matrices):
-    """Check T, and the first and the last row's place, within half a frame."""
+def check_rows(name, fps, entry, spans, folder):
+    """Check T, and the first and the last row's place, within half a frame; return what the program loads."""
+    matrices = LOADERS[name](folder / "meta", folder / "features", STEM)
     assert {matrix.shape[0] for matrix in matrices} == {len(spans)} == {entry.num_rows}
     window = find_preset(name).options["window"]
     rate = float(fps) if find_preset(name).options["fps"] == "native" else 30
@@ -287,26 +258,24 @@ def check_rows(name, video_frames, fps, entry, spans, matrices):
         assert abs(middle - CENTRES[name](i, float(fps))) * rate <= 0.5 + 1e-6
         centre = find_preset(name).centre
         assert abs(centre.first + i * centre.step - CENTRES[name](i, float(fps)) * rate) < 1e-6
+    return matrices
 
 
-exhaustive_but_one = [pytest.param(r, marks=[] if r == QUICK else pytest.mark.exhaustive) for r in RATES]
-
-
-@pytest.mark.parametrize("rate", exhaustive_but_one)
+@pytest.mark.parametrize("rate", quick("29.97", among=RATES))
 @pytest.mark.parametrize("name", PRESETS)
 def test_rows_are_where_the_loaders_expect_them(name, rate, tiny_model, tmp_path):
     fps, num_frames = RATES[rate], NUM_FRAMES[name]
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=num_frames, fps=fps)
-    entry, spans, matrices = extract(name, video, tmp_path)
-    check_rows(name, num_frames, fps, entry, spans, matrices)
+    entry, spans = extract(name, video, tmp_path)
+    check_rows(name, fps, entry, spans, tmp_path)
     assert entry.num_rows == ROWS_OF_ORIGINAL[name](num_frames, fps)
     assert entry.num_rows > 1
 
 
-@pytest.mark.parametrize("num_frames", [32, pytest.param(33, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("num_frames", quick(32, among=(32, 33)))
 def test_xd_violence_has_a_row_more_for_a_multiple_of_16(num_frames, tiny_model, tmp_path):
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=num_frames)
-    entry, *_ = extract("xd-violence", video, tmp_path)
+    entry, _ = extract("xd-violence", video, tmp_path)
     assert entry.num_rows - ROWS_OF_ORIGINAL["xd-violence"](num_frames, 25) == (num_frames % 16 == 0)
     frames = (tmp_path / "meta" / "frames.txt").read_text().split()
     assert int(frames[1]) == len(np.repeat(np.zeros(entry.num_rows), 16))  # what test.py compares with
@@ -325,19 +294,19 @@ def test_rows_of_moment_detr_exceed_heros_by_one_at_most(fps):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_video_shorter_than_a_window_has_a_row(name, tiny_model, tmp_path):
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=7, fps=30)
-    entry, spans, matrices = extract(name, video, tmp_path)
-    check_rows(name, 7, 30, entry, spans, matrices)
+    entry, spans = extract(name, video, tmp_path)
+    check_rows(name, 30, entry, spans, tmp_path)
     versions = open_store(tmp_path / "features").recipe()["versions"]
     assert ("pillow" in versions) == (find_preset(name).options.get("interpolation") == "lanczos")
     assert entry.num_rows == 1  # UR-DMU's extractor refuses such a video, HERO's fills it
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize(("width", "height"), [(63, 47), (47, 95), (341, 257)])
-def test_videos_of_odd_sizes(name, width, height, tiny_model, tmp_path):
+@pytest.mark.parametrize("size", quick("63x47", among=SIZES))
+@pytest.mark.parametrize("name", quick("rtfm", among=PRESETS))
+def test_videos_of_odd_sizes(name, size, tiny_model, tmp_path):
+    width, height = SIZES[size]
     video = write_video(tmp_path / f"{STEM}.mkv", num_frames=40, width=width, height=height, codec="ffv1")
-    check_rows(name, 40, 25, *extract(name, video, tmp_path))
+    check_rows(name, 25, *extract(name, video, tmp_path), tmp_path)
 
 
 def write_lossless(path, frames, fps=25):
@@ -352,12 +321,20 @@ def write_lossless(path, frames, fps=25):
     return path
 
 
+def test_the_crops_of_rtfm_are_those_of_torchvision():
+    frame = np.random.default_rng(3).integers(0, 256, (256, 455, 3), np.uint8)  # 16:9, an odd margin
+    squares = Plan.make(with_preset({"preset": "rtfm"})).squares.cut([frame[None]])
+    for (ours,), theirs in zip(squares, ten_crop_of_torchvision(frame, 224), strict=True):
+        np.testing.assert_array_equal(ours[0], theirs)
+
+
 def check_squares(name, px, folder, **options):
     """Check every crop's rows against those of a video of its squares, which NumPy cut from Pillow's frames."""
     cut, resized = SQUARES[name]
     coarse = np.random.default_rng(5).integers(0, 256, (16, 5, 7, 3), np.uint8)
     sources = [np.asarray(Image.fromarray(each).resize((190, 128), Image.Resampling.BICUBIC)) for each in coarse]
-    *_, matrices = extract(name, write_lossless(folder / f"{STEM}.mkv", sources), folder, **options)
+    extract(name, write_lossless(folder / f"{STEM}.mkv", sources), folder, **options)
+    matrices = LOADERS[name](folder / "meta", folder / "features", STEM)
     squares = zip(*(cut(np.asarray(resized(Image.fromarray(each))), px) for each in sources), strict=True)
     videos = [write_lossless(folder / f"square{number}.mkv", frames) for number, frames in enumerate(squares)]
     plain = {"model": find_preset(name).options["model"], "fps": "native", "window": 16, "stride": 16, **options}
@@ -369,9 +346,7 @@ def check_squares(name, px, folder, **options):
         assert np.abs(matrix[:, : row.shape[1]] - row).max() < min(0.02 * np.abs(row).max(), 0.5 * others)
 
 
-@pytest.mark.parametrize(
-    "name", ["ur-dmu", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("rtfm", "xd-violence"))]
-)
+@pytest.mark.parametrize("name", quick("ur-dmu", among=SQUARES))
 def test_crops_are_in_the_order_of_the_extractor(name, monkeypatch, tmp_path):
     monkeypatch.setattr(vid3d_cli.run.feeds, "open_clips", read_in_thread)
     check_squares(name, 112, tmp_path, model="s3d_mini")
@@ -387,15 +362,16 @@ def hero_clips(num_frames, fps, window):
     return clips[:, picked.numpy()]
 
 
-@pytest.mark.parametrize("fps", [15, *(pytest.param(rate, marks=pytest.mark.exhaustive) for rate in (30, 60))])
-@pytest.mark.parametrize("name", ["moment-detr", "mil-nce"])
+@pytest.mark.parametrize("fps", quick(15, among=(15, 30, 60)))
+@pytest.mark.parametrize("name", quick("moment-detr", among=("moment-detr", "mil-nce")))
 def test_clips_have_the_frames_that_hero_picks(name, fps, monkeypatch, tmp_path):
     monkeypatch.setattr(vid3d_cli.run.feeds, "open_clips", read_in_thread)
     num_frames = 5 * fps // 2 + 1
     colours = np.random.default_rng(7).integers(0, 256, (num_frames, 4, 4, 3), np.uint8)
     frames = [np.repeat(np.repeat(each, 16, axis=0), 16, axis=1) for each in colours]
     video = write_lossless(tmp_path / f"{STEM}.mkv", frames, fps)
-    *_, (rows,) = extract(name, video, tmp_path, model="s3d_mini")
+    extract(name, video, tmp_path, model="s3d_mini")
+    (rows,) = LOADERS[name](tmp_path / "meta", tmp_path / "features", STEM)
     clips = hero_clips(num_frames, fps, find_preset(name).options["window"])
     videos = [write_lossless(tmp_path / f"{i}.mkv", [frames[j] for j in clip], 30) for i, clip in enumerate(clips)]
     plain = {"model": "s3d_mini", "streams": "rgb", "runtime": "torch", "resize": 224, "fps": "native", "jobs": 1}
@@ -429,30 +405,15 @@ def test_lists_that_programs_cannot_read_are_refused(options, folder, what, tiny
         write_annotations(out, tmp_path / "meta")
 
 
-CASES = {
-    "ur-dmu": {"rgb": "i3d_rgb_hassony2_64f"},
-    "xd-violence": {"rgb": "i3d_rgb_piergiaj_23f", "flow": "i3d_flow_piergiaj_64f"},
-    "rtfm": {"rgb": "i3d_r50_tushar_32f"},
-    "moment-detr": {"rgb": "slowfast_r50_pytorchvideo_32f"},
-    "mil-nce": {"rgb": "s3dg_howto100m_32f"},
-}
-
-
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_real_network_with_seeded_weights(name, tmp_path):
-    weights = {}
-    for stream, case in CASES[name].items():
-        weights[stream] = tmp_path / f"{stream}.safetensors"
-        save_file(SeededCase(case).state_dict(), weights[stream])
+    weights = write_seeded_weights(name, tmp_path)
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=32, fps=30)
-    entry, spans, matrices = extract(name, video, tmp_path, weights=weights)
-    check_rows(name, 32, 30, entry, spans, matrices)
+    matrices = check_rows(name, 30, *extract(name, video, tmp_path, weights=weights), tmp_path)
     assert matrices[0].shape[1] == INPUT_DIMS[name][0] * len(weights)
 
 
 @pytest.mark.exhaustive
 def test_the_squares_of_ur_dmu_are_of_224_px(tmp_path):
-    weights = {"rgb": tmp_path / "rgb.safetensors"}
-    save_file(SeededCase("i3d_rgb_hassony2_64f").state_dict(), weights["rgb"])
-    check_squares("ur-dmu", 224, tmp_path, weights=weights)
+    check_squares("ur-dmu", 224, tmp_path, weights=write_seeded_weights("ur-dmu", tmp_path))

@@ -264,8 +264,8 @@ def test_a_dry_run_says_how_often_a_frame_is_computed(vid3d, tiny_model, three):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--tail", "drop"), "--centred repeats the first and the last frame: leave out --centred or --tail drop"),
-        (("--dense",), "--dense does not give the features of separate clips: leave out --dense or --centred"),
+        (("--tail", "drop"), "--centred repeats the first and the last frame: give --no-centred, or --tail pad"),
+        (("--dense",), "--dense does not give the features of separate clips: give --no-dense, or give --no-centred"),
     ],
 )
 def test_what_does_not_fit_is_one_line(vid3d, video, options, words):

@@ -108,7 +108,7 @@ def test_maps_of_several_sizes_do_not_go_into_one_matrix(vid3d, tiny_model, vide
         (["--crops", "5"], "--crops 5: give 1, 3, 10, or a list of tl, tr, c, bl, br, start, end, mirrored with an m"),
         (["--crops", "tl,tml"], "--crops tl,tml: give 1, 3, 10, or a list"),
         (["--crops", "tl", "--keep-crops"], "--keep-crops needs several crops"),
-        (["--crops", "tl", "--resize-only"], "leave out --resize-only or --crops"),
+        (["--crops", "tl", "--resize-only"], "give --no-resize-only, or --crops 1"),
         (["--resize", "340x"], "--resize 340x: give the pixels of the short side (256), or width x height (340x256)"),
         (["--resize", "9999"], "--resize 9999: frames would be too large, give at most 4096 or 4096x4096"),
         (
@@ -117,8 +117,8 @@ def test_maps_of_several_sizes_do_not_go_into_one_matrix(vid3d, tiny_model, vide
         ),
         (["--interpolation", "cubic"], "--interpolation cubic: choose one of antialiased, bilinear, lanczos"),
         (["--flow-size", "stored"], "--flow-size stored: did you mean 'source'?"),
-        (["--crops", "3", "--resize-only"], "leave out --resize-only or --crops"),
-        (["--keep-crops"], "--keep-crops needs several crops: add --crops 3, 10, or a list"),
+        (["--crops", "3", "--resize-only"], "give --no-resize-only, or --crops 1"),
+        (["--keep-crops"], "--keep-crops needs several crops: give --crops 3, 10, or a list, or --no-keep-crops"),
         (["--variant", "fast"], "i3d has no variant 'fast': choose one of default"),
         (["--model", "c3d", "--resize-only", "--weights", "rgb=w.pt"], "takes only clips of 16 frames of 112 × 112 px"),
         (

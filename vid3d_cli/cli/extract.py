@@ -48,17 +48,25 @@ def extract(
         typer.Option(
             metavar="vid3d|video_features|files",
             help="File names and arrays in a directory; files: those of the preset.",
-            show_default="vid3d, or those of the preset",
+            show_default="vid3d, or files with --preset",
             rich_help_panel=_OUTPUT,
         ),
     ] = "vid3d",
     dtype: Annotated[
-        str, typer.Option(metavar="float32|float16", help="Type of the features on disk.", rich_help_panel=_OUTPUT)
+        str,
+        typer.Option(
+            metavar="float32|float16",
+            help="Type of the features on disk.",
+            show_default="float32, or the preset's",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = "float32",
     concat: Annotated[
         bool,
         typer.Option(
-            help="Write one matrix with rgb and flow side by side, or one per stream.", rich_help_panel=_OUTPUT
+            help="Write one matrix with rgb and flow side by side, or one per stream.",
+            show_default="--concat, or the preset's",
+            rich_help_panel=_OUTPUT,
         ),
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over and replace the output.")] = False,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ..errors import UsageError
-from ..options import Options
+from ..options import MACHINE, Options
 
 
 def out_option(help: str) -> Any:  # noqa: A002  (as Typer calls it)
@@ -59,7 +59,10 @@ def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
     """Return a field as a parameter of a Typer command."""
     facts = field.metadata
     kind = facts.get("type") or get_type_hints(Options)[field.name]
-    flags = facts.get("flags") or (f"--{field.name.replace('_', '-')}",)
+    name = field.name.replace("_", "-")
+    # --no-… overrides a preset, which decides nothing about the machine
+    is_switch = kind is bool and facts["group"] != MACHINE
+    flags = facts.get("flags") or (f"--{name}/--no-{name}" if is_switch else f"--{name}",)
     extra = {name: facts[name] for name in ("metavar", "min") if name in facts}
     if "shown" in facts:
         extra["show_default"] = facts["shown"]

@@ -19,7 +19,7 @@ from .options import out_option
 
 if TYPE_CHECKING:
     from ..plan import Plan
-    from ..presets import Preset
+    from ..presets import Files, Preset
 
 app = App(
     cls=ListGroup,
@@ -45,11 +45,11 @@ def list_(
     from ..presets import find_preset, preset_names
 
     presets = map(find_preset, preset_names())
-    rows = [preset_row(preset) for preset in presets if part.lower() in f"{preset.name} {preset.summary}".lower()]
-    if not rows:
+    matching = [preset for preset in presets if part.lower() in f"{preset.name} {preset.summary}".lower()]
+    if not matching:
         hint = did_you_mean(part, ["show", "list", *preset_names()])
         raise UsageError(f"no preset has '{part}' in its name: {hint or 'see vid3d presets'}")
-    print_records(rows, form, _print_table)
+    print_records([preset_row(preset, plan_of(preset)) for preset in matching], form, _print_table)
 
 
 @app.command()
@@ -66,7 +66,8 @@ def show(
     print_record(preset_details(find_preset(name)), form, _print_details)
 
 
-def _plan(preset: Preset) -> Plan:
+def plan_of(preset: Preset) -> Plan:
+    """Return the plan of a preset's options."""
     from ..options import Options
     from ..plan import Plan
 
@@ -76,9 +77,9 @@ def _plan(preset: Preset) -> Plan:
         raise UsageError(f"{preset.name}: {error}") from None
 
 
-def preset_row(preset: Preset) -> dict[str, Any]:
+def preset_row(preset: Preset, plan: Plan) -> dict[str, Any]:
     """Return the facts of a preset that `vid3d presets` and docs/presets.md show."""
-    plan = _plan(preset)
+    files = preset.files
     return {
         "preset": preset.name,
         "programs": preset.summary,
@@ -87,9 +88,22 @@ def preset_row(preset: Preset) -> dict[str, Any]:
         "window": plan.window,
         "stride": plan.stride,
         "fps": plan.recipe.fps,
-        "file": preset.files.names,
+        "file": files.names,
+        "shape": _file_shape(files, plan),
+        "dtype": files.dtype,
+        "row_centre": str(preset.centre),
         "values": preset.values,
     }
+
+
+def _file_shape(files: Files, plan: Plan) -> list[str | int]:
+    """Return the shape of a file; "T" is the number of rows, "D" the numbers of a layer, which only a run shows."""
+    from ..models.registry import BACKBONES
+
+    num_streams = len(plan.networks) if files.concat else 1
+    width = BACKBONES[plan.backbone].feature_dim * num_streams if plan.layer is None else "D"
+    sizes: dict[str, str | int] = {"T": "T", "C": len(plan.crop_names), "D": width}
+    return [sizes[axis] for axis in files.axes]
 
 
 def describe_windows(row: Record) -> str:
@@ -100,16 +114,15 @@ def describe_windows(row: Record) -> str:
 def _print_table(rows: list[Record]) -> None:
     from .tables import make_console, make_table
 
-    table = make_table("preset", "programs", "network", "clips", "file", "values")
+    table = make_table("preset", "programs", "clips", "values")
     for column in ("preset", "clips", "values"):
         next(c for c in table.columns if c.header == column).no_wrap = True
     for row in rows:
-        network = f"{row['model']} {' '.join(row['streams'])}"
-        table.add_row(row["preset"], row["programs"], network, describe_windows(row), row["file"], row["values"])
+        table.add_row(row["preset"], row["programs"], describe_windows(row), row["values"])
     make_console().print(table)
     typer.echo(
-        "\nclips: window/stride in frames @ frames per second   values: what is known of the numbers\n"
-        "All about one: vid3d presets show PRESET"
+        "\nclips: window/stride @ frames per second   values: what is known of the numbers\n"
+        "Network, files and all else about one: vid3d presets show PRESET"
     )
 
 
@@ -117,65 +130,23 @@ def preset_details(preset: Preset) -> dict[str, Any]:
     """Return everything about a preset."""
     from ..presets import VALUES
 
-    plan, files = _plan(preset), preset.files
+    plan, files = plan_of(preset), preset.files
     recipe = dataclasses.asdict(plan.recipe)
     unknown_yet = ("runtime", "precision", "versions", "preset")
+    streams = [""] if files.concat else list(plan.networks)
+    crops = range(len(plan.crop_names) if files.has_file_per_crop else 1)
     return {
-        **preset_row(preset),
+        **preset_row(preset, plan),
         "meaning": VALUES[preset.values],
         "unknown": preset.unknown,
         "options": dict(preset.options),
         "recipe": {name: value for name, value in recipe.items() if name not in unknown_yet},
         "axes": files.axes,
-        "dtype": files.dtype,
         "key": None if files.suffix == ".npy" else files.key,
-        "example": file_examples(preset),
-        "shape": file_shape(preset),
-        "row_centre": str(preset.centre),
+        "example": [str(files.path(_VIDEO, stream, crop)) for stream in streams for crop in crops],
         "annotations": files.annotations or None,
         "sources": list(preset.sources),
     }
-
-
-def file_examples(preset: Preset) -> list[str]:
-    """Return the files of video.mp4."""
-    files, plan = preset.files, _plan(preset)
-    streams = [""] if files.concat else list(plan.networks)
-    crops = range(_num_crops(plan) if files.has_file_per_crop else 1)
-    return [str(files.path(_VIDEO, stream, crop)) for stream in streams for crop in crops]
-
-
-def file_shape(preset: Preset) -> list[str | int]:
-    """Return the shape of a file; "T" is the number of rows."""
-    files, plan = preset.files, _plan(preset)
-    width = _width(plan) * (len(plan.networks) if files.concat else 1)
-    sizes: dict[str, str | int] = {"T": "T", "C": _num_crops(plan), "D": width}
-    return [sizes[axis] for axis in files.axes]
-
-
-def _num_crops(plan: Plan) -> int:
-    return len(plan.crop_names)
-
-
-def _width(plan: Plan) -> int:
-    """Return the numbers that a stream has in a row."""
-    from ..models.registry import BACKBONES
-
-    if plan.layer is None:
-        return BACKBONES[plan.backbone].feature_dim
-    from ..runtimes.estimate import clip_cost  # a layer's map is measured by torch, on its meta device
-
-    stream, network = next(iter(plan.networks.items()))
-    cost = clip_cost(
-        plan.backbone,
-        stream,
-        network.normalisation,
-        (plan.window, plan.crop_px, plan.crop_px),
-        variant=plan.variant,
-        layer=plan.layer,
-        pool=plan.pool,
-    )
-    return cost.feature_shape[0]
 
 
 def _print_details(row: Record) -> None:
@@ -187,34 +158,17 @@ def _print_details(row: Record) -> None:
         *([("unknown", row["unknown"])] if row["unknown"] else []),
         gap,
         *input_lines(row["recipe"]),
-        ("options", " ".join(option_words(row["options"]))),
         gap,
         ("files", f"{row['file']}: of {_VIDEO}.mp4, {' '.join(files)}"),
         ("each", f"({', '.join(map(str, row['shape']))}) {row['dtype']}{key}; T rows"),
         ("row i", f"its middle is at {row['row_centre']} seconds; .vid3d/videos/{_VIDEO}.jsonl has the times"),
-        *([("labels", "vid3d presets annotations feats/ --out annotations/")] if row["annotations"] else []),
         gap,
         *[("sources" if i == 0 else "", source) for i, source in enumerate(row["sources"])],
         gap,
         ("example", f"vid3d extract --preset {row['preset']} --out feats/ videos/"),
-        *([("labels", "vid3d presets annotations feats/ --out meta/")] if row["annotations"] else []),
+        *([("labels", "vid3d presets annotations feats/ --out annotations/")] if row["annotations"] else []),
     ]
     print_details(f"{row['preset']}: {row['programs']}", lines)
-
-
-def option_words(options: Record) -> list[str]:
-    """Return options as a command line has them: {"window": 16} → ["--window 16"]."""
-    from ..options import Options
-
-    facts = {field.name: field.metadata for field in dataclasses.fields(Options)}
-    words = []
-    for name, value in options.items():
-        flag = facts[name].get("flags", (f"--{name.replace('_', '-')}",))[0]
-        if isinstance(value, dict):
-            words += [f"{flag} {key}={item}" for key, item in value.items()]
-        elif value is not False:
-            words.append(flag if value is True else f"{flag} {value}")
-    return words
 
 
 @app.command("annotations")

@@ -47,7 +47,7 @@ class Spread(NamedTuple):
         """
         numbers = str(text).split(":")
         if len(numbers) > 2 or not all(_NUMBER.fullmatch(number) for number in numbers):
-            raise UsageError(f"--spread {text}: give a number of frames (32), or 32:64, see vid3d extract --help-all")
+            raise UsageError(f"--spread {text}: give a number of frames (32), or 32:64, see docs/video.md")
         return cls(*map(int, numbers))
 
     def __str__(self) -> str:

@@ -123,4 +123,4 @@ def check_clip_options(length: int, stride: int, tail: str, *, centred: bool = F
         raise UsageError(f"window and stride must be at least 1 frame, got window {length} and stride {stride}")
     check_known(tail, TAILS, f"unknown tail '{tail}'")
     if centred and tail != "pad":
-        raise UsageError(f"--centred repeats the first and the last frame: leave out --centred or --tail {tail}")
+        raise UsageError("--centred repeats the first and the last frame: give --no-centred, or --tail pad")

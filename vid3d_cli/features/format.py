@@ -46,11 +46,6 @@ class FeatureFormat:
             object.__setattr__(self, "concat", False)  # its file names contain the stream
         if (self.layout == "files") != (self.files is not None):
             raise UsageError("--layout files writes the files of a preset: choose one with --preset")
-        if self.files is not None and self.files.concat != self.concat:
-            raise UsageError(
-                f"the files {self.files.names} say whether streams are side by side: leave out --[no-]concat, or add "
-                "--layout vid3d"
-            )
 
     @classmethod
     def of(cls, preset: str | None, given: Mapping[str, Any]) -> FeatureFormat:
@@ -62,6 +57,9 @@ class FeatureFormat:
         if preset is None or given.get("layout", "files") != "files":
             return cls(**given)
         files = find_preset(preset).files
+        if given.get("concat", files.concat) != files.concat:
+            held = "both streams" if files.concat else "one stream each"
+            raise UsageError(f"{preset}: the files '{files.names}' hold {held}: add --layout vid3d")
         return cls(**{"dtype": files.dtype, "concat": files.concat, "layout": "files", "files": files, **given})
 
     def matrices(self, result: VideoResult) -> dict[str, NDArray[Any]]:
