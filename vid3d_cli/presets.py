@@ -82,7 +82,8 @@ class Files:
         check_known(self.suffix, SUFFIXES, f"ending '{self.suffix}' of names '{self.names}'")
         check_known(self.axes, AXES, f"unknown axes '{self.axes}'")
         check_known(self.dtype, DTYPES, f"unknown dtype '{self.dtype}'")
-        check_known(self.annotations, ("", *ANNOTATIONS), f"unknown annotations '{self.annotations}'")
+        if self.annotations:
+            check_known(self.annotations, ANNOTATIONS, f"unknown annotations '{self.annotations}'")
         folders, _, name = self.names.rpartition("/")
         rest, is_hidden = _WORD.sub("", self.names), any(part[:1] in ("", ".") for part in self.names.split("/"))
         labels = [self.streams.get(stream, stream) for stream in STREAMS]
