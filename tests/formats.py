@@ -9,7 +9,7 @@ FORMATS = ("feats.npy", "feats.npz", "feats.h5", "feats.parquet", "feats", "feat
 
 FILES = {
     "feats+npz": Files("{id}.npz", axes="DT", key="i3d"),
-    "feats+streams": Files("{stream}/{stem}.npy", concat=False, streams={"rgb": "RGB", "flow": "Flow"}),
+    "feats+streams": Files("{stream}/{stem}.npy", streams={"rgb": "RGB", "flow": "Flow"}),
 }
 """Directories in the layout "files"."""
 

@@ -52,7 +52,7 @@ def extract(name, video, folder, **options):
     settings = {"runtime": "torch", "jobs": 1, "on_event": lambda event: None}
     summary = vid3d_cli.extract(video, out=f"{out}/", preset=name, **settings, **options)
     assert not summary.failures
-    if preset.annotations:
+    if preset.files.annotations:
         write_annotations(str(out), folder / "meta")
     store = open_store(out)
     (entry,) = store.entries()

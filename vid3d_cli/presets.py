@@ -8,6 +8,8 @@ The dataclasses below are the schema of a preset's file, of ours and of a user's
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from .models.manifest import data_path
 from .options import MACHINE, Options
 from .records import STREAMS
 from .suggest import check_known, did_you_mean
+from .text import printable
 from .toml_files import parse, read_toml
 
 VALUES = {
@@ -31,7 +34,18 @@ VALUES = {
 
 DTYPES = ("float32", "float16")
 AXES = ("TD", "DT", "TCD")
-SUFFIXES = (".npy", ".npz", ".mat")
+ANNOTATIONS = ("activitynet", "anomaly-lists", "dense-captions", "moment-retrieval", "ms-tcn")
+"""The files with labels that `features.annotations` writes."""
+SUFFIXES = (".npy", ".npz")
+MAX_CROPS = 14
+"""Files of a video and stream, one for each crop: `--crops` has so many different ones."""
+
+_OPTIONS = [
+    f.name
+    for f in dataclasses.fields(Options)
+    if f.metadata["group"] != MACHINE and f.name not in ("preset", "weights", "labels", "flow_files")
+]
+"""What a preset may set: a stranger's file opens no file and no address."""
 
 _WORD = re.compile(r"\{(stem|id|stream|crop)\}")
 _RESERVED = ("file", "allow_pickle")
@@ -50,17 +64,17 @@ class Files:
     names: str
     """As in "{stream}/{stem}.npy": {stem} is the video's name, {id} the same without a leading "v_", {stream} is rgb or
     flow, {crop} the number of a crop, from 0. Folders of the video come before its name: rgb/sub/a.npy. The ending,
-    .npy, .npz or .mat, is the format."""
+    .npy or .npz, is the format."""
     axes: str = "TD"
     """"TD": (rows, features), "DT": (features, rows), or "TCD": (rows, crops, features)."""
     key: str = "features"
-    """Name of the array in an .npz or .mat."""
+    """Name of the array in an .npz."""
     dtype: str = "float32"
     """See `FeatureFormat`."""
-    concat: bool = True
-    """See `FeatureFormat`; False if the names have {stream}, and only then."""
     streams: Mapping[str, str] = field(default_factory=dict)
     """What {stream} stands for, as in {rgb = "RGB"}; by default the name of the stream."""
+    annotations: str = ""
+    """Which files with labels the programs open beside them, one of `ANNOTATIONS`; empty for none."""
 
     __hash__ = None  # type: ignore[assignment]  # `streams` is a dict
 
@@ -68,29 +82,45 @@ class Files:
         check_known(self.suffix, SUFFIXES, f"ending '{self.suffix}' of names '{self.names}'")
         check_known(self.axes, AXES, f"unknown axes '{self.axes}'")
         check_known(self.dtype, DTYPES, f"unknown dtype '{self.dtype}'")
+        if self.annotations:
+            check_known(self.annotations, ANNOTATIONS, f"unknown annotations '{self.annotations}'")
         folders, _, name = self.names.rpartition("/")
         rest, is_hidden = _WORD.sub("", self.names), any(part[:1] in ("", ".") for part in self.names.split("/"))
         labels = [self.streams.get(stream, stream) for stream in STREAMS]
         are_labels = {*self.streams} <= {*STREAMS} and len({*labels}) == 2 and all(map(_IS_NAME.fullmatch, labels))
         for fault, is_so in {
             "other braces than {stem}, {id}, {stream}, {crop}": {*rest} & {*"{}"},
-            "a folder or file that is hidden, or outside of the directory": is_hidden or {*rest} & {*"\0\\"},
+            "a folder or file that is hidden, or outside of the directory": is_hidden or "\\" in rest,
+            "control characters": printable(self.names) != self.names,
             "no {stem} or {id} after the last /": not {*_WORD.findall(name)} & {"stem", "id"},
             "{stem} or {id} before the last /": {*_WORD.findall(folders)} & {"stem", "id"},
             "{crop}, and the axes TCD, which has all crops": self.has_file_per_crop and self.axes == "TCD",
-            "{stream} without concat = false": "{stream}" in self.names and self.concat,
-            "concat = false without {stream}": "{stream}" not in self.names and not self.concat,
-            "dtype float16, which a .mat cannot hold": (self.suffix, self.dtype) == (".mat", "float16"),
             f"the key '{self.key}', which is no name": not _IS_NAME.fullmatch(self.key) or self.key in _RESERVED,
             f"the names {' and '.join(labels)} for the streams rgb and flow": not are_labels,
+            "{crop} or {stream} so near the video that two could share a file; write _ between": self._is_ambiguous(),
         }.items():
             if is_so:
-                raise UsageError(f"files '{self.names}' cannot have {fault}")
+                raise UsageError(f"files '{printable(self.names)}' cannot have {fault}")
+
+    def _is_ambiguous(self) -> bool:
+        """Whether a file may be of two videos: "a11.npy" is crop 11 of a, and crop 1 of a1."""
+        streams, crops = ("",) if self.concat else STREAMS, MAX_CROPS if self.has_file_per_crop else 1
+        files = [str(self.path("\0", stream, crop)) for stream in streams for crop in range(crops)]
+        ends = [(file.partition("\0")[0], file.rpartition("\0")[2]) for file in files]
+        return any(
+            (a.startswith(b) or b.startswith(a)) and (x.endswith(y) or y.endswith(x))
+            for (a, x), (b, y) in itertools.combinations(ends, 2)
+        )
 
     @property
     def suffix(self) -> str:
         """Ending of the names."""
         return PurePosixPath(self.names).suffix
+
+    @property
+    def concat(self) -> bool:
+        """See `FeatureFormat`; names with {stream} are of a file for each."""
+        return "{stream}" not in self.names
 
     @property
     def has_file_per_crop(self) -> bool:
@@ -126,9 +156,9 @@ class RowCentre:
     step: float
     """Frames."""
 
-    def seconds(self, row: int, fps: float) -> float:
-        """Return the middle of a row; `fps` is the rate at which the video was read."""
-        return (self.first + row * self.step) / fps
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.first) and 0 < self.step < math.inf):
+            raise UsageError(f"centre {self}: its numbers must be finite, and step more than 0")
 
     def __str__(self) -> str:
         return f"({self.first:g} + {'' if self.step == 1 else f'{self.step:g}·'}i) / fps"
@@ -145,15 +175,13 @@ class Preset:
     values: str
     """One of `VALUES`."""
     options: Mapping[str, Any]
-    """Fields of `Options`."""
+    """Fields of `Options` that say how features are made, without files and what fits a machine."""
     files: Files
     centre: RowCentre
     sources: tuple[str, ...]
     """Addresses of the code and the threads that the settings come from."""
     unknown: str = ""
     """What is not known, or differs from the original, in a sentence or two."""
-    annotations: str = ""
-    """Which files with labels the programs open, by a name in `features.annotations.WRITERS`; empty for none."""
 
     __hash__ = None  # type: ignore[assignment]  # `options` is a dict
 
@@ -189,10 +217,10 @@ def find_preset(name: str) -> Preset:
         raise UsageError(f"no preset '{name}': {hint or 'see vid3d presets, or give the path of a .toml'}")
     try:
         preset: Preset = parse(Preset, {**read_toml(path), "name": name}, "")
-        known = [f.name for f in dataclasses.fields(Options) if f.name != "preset"]
         for option in preset.options:
-            check_known(option, known, f"unknown option '{option}'")
-        check_known(preset.values, VALUES, f"unknown values '{preset.values}'")
+            check_known(option, _OPTIONS, f"a preset has no option '{option}'")
+        values = [word for word in VALUES if word != "verified" or not name.endswith(".toml")]  # ours
+        check_known(preset.values, values, f"unknown values '{preset.values}'")
         Options(**preset.options)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None

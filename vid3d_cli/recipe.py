@@ -19,7 +19,7 @@ NUMERICS = 2
 limited range get their contrast.
 """
 
-_PROVENANCE = re.compile(r"runtime|preset|versions(\..+)?|streams\.\w+\.weights")
+_PROVENANCE = re.compile(r"runtime|preset|files\.annotations|versions(\..+)?|streams\.\w+\.weights")
 """The keys, with dots between the levels, that say where features came from; all others decide numbers."""
 
 _FLOW_FOLDER = re.compile(r"^ready-made (.*), images of bound ")

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -16,14 +17,24 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 
+_MAX_BYTES = 1 << 20
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the content of a file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not TOML in UTF-8.
+        ValueError: it is not TOML in UTF-8, or too large.
     """
-    content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError("it is larger than 1 MB")
+    try:
+        content: dict[str, Any] = tomllib.loads(data.decode())
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
     return content
 
 
@@ -65,7 +76,8 @@ def parse(kind: Any, value: Any, where: str) -> Any:
             pass
     # not isinstance, because TOML's true is Python's True, which is an int
     elif type(value) is kind or (kind is float and type(value) is int):
-        return kind(value)
+        with suppress(OverflowError):  # an integer of 400 digits is no float
+            return kind(value)
     expected = " or ".join(arg.__name__ for arg in (args if origin in (Union, types.UnionType) else [kind]))
     raise ValueError(f"{where} must be of type {expected}, got {value!r}")
 

@@ -1,6 +1,7 @@
 """`vid3d presets`: the table, and everything about one; a user's own file."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_the_details_of_an_own_file(vid3d, on_terminal, own):
     ("files", "shape", "example"),
     [
         ('names = "{stem}.npy"\naxes = "TCD"', ["T", 10, 512], ["video.npy"]),
-        ('names = "{stream}/{id}_{crop}.npy"\naxes = "DT"\nconcat = false', [256, "T"],
+        ('names = "{stream}/{id}_{crop}.npy"\naxes = "DT"', [256, "T"],
          [f"{stream}/video_{crop}.npy" for stream in ("rgb", "flow") for crop in range(10)]),
     ],
 )  # fmt: skip
@@ -127,6 +128,23 @@ def test_what_is_no_preset(vid3d, words, named):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("first = 7.5", "first = nan", "its numbers must be finite"),
+        ("step = 4", "step = 1e999", "its numbers must be finite"),
+        ("first = 7.5", f"first = {10**400}", "centre.first must be of type float"),
+        ('"recipe"', '"verified"', "unknown values 'verified'"),
+    ],
+)
+def test_values_that_no_preset_of_a_user_has(vid3d, own, old, new, named):
+    path = Path(own())
+    path.write_text(path.read_text().replace(old, new))
+    result = vid3d("presets", "show", str(path))
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert named in result.stderr
+
+
+@pytest.mark.parametrize(
     ("preset", "change", "named", "fix"),
     [
         ("rtfm", "--crops 1 --layout vid3d", "--keep-crops needs several crops", "--no-keep-crops"),
@@ -147,8 +165,15 @@ def test_a_change_that_does_not_fit_names_what_else_to_change(vid3d, video, pres
     ("files", "options", "named"),
     [
         ('names = "{stem}{what}.npy"', "", "own.toml: files '{stem}{what}.npy' cannot have other braces"),
-        ('names = "{stem}.npy"', "windw = 3", "own.toml: unknown option 'windw': did you mean 'window'"),
+        ('names = "{stem}.npy"', "windw = 3", "own.toml: a preset has no option 'windw': did you mean 'window'"),
+        ('names = "{stem}.npy"', "allow_playlists = true", "a preset has no option 'allow_playlists'"),
+        ('names = "{stem}.npy"', 'weights = {rgb = "/etc/passwd"}', "a preset has no option 'weights'"),
+        ('names = "{stem}.npy"', 'flow_files = "in"', "a preset has no option 'flow_files'"),
+        ('names = "{stem}.npy"', 'labels = "in.txt"', "a preset has no option 'labels'"),
+        ('names = "{stem}.npy"\nannotations = "nope"', "", "unknown annotations 'nope'"),
         ('names = "{stem}.npy"', 'tail = "Pad"', "own.toml: unknown tail 'Pad'"),
+        ('names = "{stem}.npy"\n[more]\nx = ' + 10**5 * "[", "", "own.toml: not a preset: its brackets are nested too"),
+        (f'names = "{{stem}}.npy" # {2**20 * "x"}', "", "own.toml: not a preset: it is larger than 1 MB"),
         ('names = "{stem}.npy"\n[more]', "", "own.toml: not a preset: it has unknown keys: more"),
     ],
 )

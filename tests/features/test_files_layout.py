@@ -1,9 +1,9 @@
-"""The layout "files": what a preset can name, crops, .mat, and jobs of a preset."""
+"""The layout "files": what a preset can name, crops, and jobs of a preset."""
 
+import itertools
 import json
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -12,6 +12,7 @@ import pytest
 from test_stores import FILE, RECIPE, files_below, make_result
 from videos import write_video
 
+import vid3d_cli.features.files
 from vid3d_cli.errors import OutputError, OutputExists, UsageError
 from vid3d_cli.features.entries import VideoFeatures
 from vid3d_cli.features.format import FeatureFormat
@@ -19,6 +20,7 @@ from vid3d_cli.features.inspection import describe_damage, find_problems
 from vid3d_cli.features.merging import merge
 from vid3d_cli.features.stores import create_store, open_store, open_unchecked
 from vid3d_cli.presets import Files, find_preset
+from vid3d_cli.records import STREAMS as STREAM_NAMES
 
 # Names ---------------------------------------------------------------------------------------------------------------
 
@@ -38,8 +40,8 @@ def test_names_of_files(names, stem, path):
 
 
 def test_names_of_streams():
-    files = Files("{stream}/{stem}_{stream}.mat", concat=False, streams={"flow": "Flow"})
-    assert [str(files.path("d/a", stream)) for stream in ("rgb", "flow")] == ["rgb/d/a_rgb.mat", "Flow/d/a_Flow.mat"]
+    files = Files("{stream}/{stem}_{stream}.npz", streams={"flow": "Flow"})
+    assert [str(files.path("d/a", stream)) for stream in ("rgb", "flow")] == ["rgb/d/a_rgb.npz", "Flow/d/a_Flow.npz"]
 
 
 WRONG = [
@@ -48,7 +50,8 @@ WRONG = [
     ({"names": "a/../../{stem}.npy"}, "outside of the directory"),
     ({"names": "a//{stem}.npy"}, "outside of the directory"),
     ({"names": "..\\{stem}.npy"}, "outside of the directory"),
-    ({"names": "{stem}\0.npy"}, "outside of the directory"),
+    ({"names": "{stem}\0.npy"}, "control characters"),
+    ({"names": "x\n/{stem}.npy"}, "control characters"),
     ({"names": ".vid3d/{stem}.npy"}, "hidden"),
     ({"names": ".{stem}.npy"}, "hidden"),
     ({"names": "{stem}{other}.npy"}, "other braces than {stem}, {id}, {stream}, {crop}"),
@@ -56,18 +59,23 @@ WRONG = [
     ({"names": "{st{stem}em}.npy"}, "other braces"),
     ({"names": "all.npy"}, "no {stem} or {id} after the last /"),
     ({"names": "{stem}/{id}.npy"}, "{stem} or {id} before the last /"),
-    ({"names": "{stem}.txt"}, "'.txt'.*choose one of .npy, .npz, .mat"),
+    ({"names": "{stem}.txt"}, "'.txt'.*choose one of .npy, .npz"),
     ({"names": "{stem}.npy", "axes": "NTD"}, "unknown axes 'NTD'"),
     ({"names": "{stem}.npy", "dtype": "float64"}, "unknown dtype 'float64'"),
     ({"names": "{stem}__{crop}.npy", "axes": "TCD"}, "{crop}, and the axes TCD"),
-    ({"names": "{stem}_{stream}.npy"}, "{stream} without concat = false"),
-    ({"names": "{stem}.npy", "concat": False}, "concat = false without {stream}"),
-    ({"names": "{stem}.mat", "dtype": "float16"}, "float16, which a .mat cannot hold"),
+    ({"names": "{stem}.npy", "annotations": "nope"}, "unknown annotations 'nope'"),
+    ({"names": "{stem}{crop}.npy"}, "so near the video"),
+    ({"names": "{crop}{id}.npy"}, "so near the video"),
+    ({"names": "{stem}1{crop}.npy"}, "so near the video"),
+    (
+        {"names": "{stem}{stream}.npy", "streams": {"rgb": "x", "flow": "ax"}},
+        "so near the video",
+    ),
     ({"names": "{stem}.npz", "key": "../x"}, "the key '../x', which is no name"),
     ({"names": "{stem}.npz", "key": "file"}, "the key 'file'"),
-    ({"names": "{stem}_{stream}.npy", "concat": False, "streams": {"rgb": ".."}}, "the names .. and flow for"),
-    ({"names": "{stem}_{stream}.npy", "concat": False, "streams": {"rgb": "flow"}}, "the names flow and flow for"),
-    ({"names": "{stem}_{stream}.npy", "concat": False, "streams": {"RGB": "x"}}, "for the streams rgb and flow"),
+    ({"names": "{stem}_{stream}.npy", "streams": {"rgb": ".."}}, "the names .. and flow for"),
+    ({"names": "{stem}_{stream}.npy", "streams": {"rgb": "flow"}}, "the names flow and flow for"),
+    ({"names": "{stem}_{stream}.npy", "streams": {"RGB": "x"}}, "for the streams rgb and flow"),
 ]
 
 
@@ -84,11 +92,43 @@ def test_a_recipe_with_such_files_is_not_read(tmp_path, fields, named):
     write(tmp_path / "feats", Files("{stem}.npy"), make_result("in/a.mp4"))
     path = tmp_path / "feats/.vid3d/recipe.json"
     recipe = json.loads(path.read_text())
-    stored = {name: fields[name] for name in fields if name not in ("dtype", "concat")}
-    top = {name: fields[name] for name in fields if name in ("dtype", "concat")}
-    path.write_text(json.dumps({**recipe, **top, "files": {**recipe["files"], **stored}}))
+    path.write_text(json.dumps({**recipe, "files": {**recipe["files"], **fields}}))
     with pytest.raises(OutputError, match=r"recipe\.json: damaged"):
         open_store(tmp_path / "feats")
+
+
+@pytest.mark.parametrize(
+    "change", [{"preset": 5}, {"stride": 0}, {"stride": "8"}, {"concat": False}, {"files": {"names": 5}}]
+)
+def test_a_recipe_with_other_types_is_not_read(tmp_path, change):
+    write(tmp_path / "feats", Files("{stem}.npy"), make_result("in/a.mp4"))
+    path = tmp_path / "feats/.vid3d/recipe.json"
+    recipe = json.loads(path.read_text())
+    for text in (json.dumps({**recipe, **change}), "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(OutputError, match=r"recipe\.json: damaged"):
+            open_store(tmp_path / "feats")
+
+
+@pytest.mark.parametrize("streams", [{}, {"rgb": "a", "flow": "b_a"}, {"rgb": "1", "flow": "x1"}])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *("{stem}.npy", "{stem}_{crop}.npy", "{crop}_{id}.npy", "{crop}/{stem}.npy", "{stream}/{stem}__{crop}.npy"),
+        *("{stem}{crop}.npy", "{stem}_{stream}.npy", "{stem}{stream}.npy", "{stem}_{stream}{crop}.npy"),
+    ],
+)
+def test_no_two_videos_share_a_file(names, streams):
+    """Whatever their names; one video has no file twice."""
+    try:
+        files = Files(names, streams=streams)
+    except UsageError:
+        return
+    stems = ["".join(parts) for n in range(1, 5) for parts in itertools.product("a1_b", repeat=n)]
+    streams = STREAM_NAMES if "{stream}" in names else ("",)
+    crops = range(14) if files.has_file_per_crop else (0,)
+    paths = [files.path(stem, stream, crop) for stem in stems for stream in streams for crop in crops]
+    assert len(paths) == len({*paths})
 
 
 # Stores --------------------------------------------------------------------------------------------------------------
@@ -125,7 +165,7 @@ def rows_of(out):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_file_for_each_crop(tmp_path, dtype):
-    files = Files("{stream}/{stem}__{crop}.npy", dtype=dtype, concat=False, streams={"rgb": "RGB", "flow": "Flow"})
+    files = Files("{stream}/{stem}__{crop}.npy", dtype=dtype, streams={"rgb": "RGB", "flow": "Flow"})
     results = [with_crops(make_result(f"in/{name}.mp4", n, seed=n)) for n, name in ((2, "a"), (5, "b"))]
     write(tmp_path / "feats", files, *results)
     shown = [path for path in files_below(tmp_path / "feats") if not path.startswith(".vid3d/")]
@@ -141,6 +181,15 @@ def test_a_file_for_each_crop(tmp_path, dtype):
         assert list(find_problems(store)) == []
 
 
+def test_names_are_parsed_once_and_not_for_every_video(tmp_path, monkeypatch):
+    parsed = []
+    parse = vid3d_cli.features.files.files_of
+    write(tmp_path / "feats", Files("{stem}.npy"), *(make_result(f"in/{name}.mp4", 2) for name in "abc"))
+    monkeypatch.setattr(vid3d_cli.features.files, "files_of", lambda recipe: parsed.append(recipe) or parse(recipe))
+    assert len(rows_of(tmp_path / "feats")) == 3
+    assert len(parsed) == 1
+
+
 def test_crops_side_by_side_in_a_file(tmp_path):
     result = with_crops(make_result("in/a.mp4", 2))
     write(tmp_path / "feats", Files("{stem}_i3d.npy", axes="TCD"), result)
@@ -148,29 +197,15 @@ def test_crops_side_by_side_in_a_file(tmp_path):
     np.testing.assert_array_equal(rows_of(tmp_path / "feats")["a"]["features"], result.features())
 
 
-@pytest.mark.parametrize("axes", ["TD", "DT", "TCD"])
-def test_mat_files_are_read_by_scipy(tmp_path, axes):
-    scipy_io = pytest.importorskip("scipy.io")
-    result = make_result("in/a.mp4", 3)
-    result = with_crops(result) if axes == "TCD" else result
-    write(tmp_path / "feats", Files("{stem}.mat", axes=axes, key="feat"), result)
-    stored = scipy_io.loadmat(tmp_path / "feats/a.mat")["feat"]
-    np.testing.assert_array_equal(stored, result.features().T if axes == "DT" else result.features())
-    np.testing.assert_array_equal(rows_of(tmp_path / "feats")["a"]["features"], result.features())
-
-
 FORMS = {
     "a__1.npy": Files("{stem}__{crop}.npy"),
     "a.npz": Files("{stem}.npz", axes="TCD"),
-    "a.mat": Files("{stem}.mat", axes="TCD"),
 }
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut off", "changed", "another"])
 @pytest.mark.parametrize("name", FORMS)
 def test_a_damaged_file_is_reported_and_its_video_extracted_again(tmp_path, name, harm):
-    if name.endswith(".mat"):
-        pytest.importorskip("scipy")
     results = [with_crops(make_result(f"in/{stem}.mp4", 2, seed=i)) for i, stem in enumerate("ab")]
     write(tmp_path / "feats", FORMS[name], *results)
     path = tmp_path / "feats" / name
@@ -203,7 +238,7 @@ def test_a_directory_has_one_layout(tmp_path, layouts):
     first, second = layouts
     (tmp_path / "feats" / (".vid3d" if first == "files" else "")).mkdir(parents=True)
     (tmp_path / "feats" / (".vid3d" if first == "files" else "") / "recipe.json").touch()
-    with pytest.raises(OutputExists, match=f"feats: has features in the layout {first}: choose another directory"):
+    with pytest.raises(OutputExists, match=f"feats: has features in the layout {first}: delete it, or choose another"):
         create_store(str(tmp_path / "feats"), layout=second)
 
 
@@ -262,7 +297,7 @@ def job(vid3d, tmp_path, tiny_model):
     return run
 
 
-STREAMS = 'names = "{stream}/{stem}.npy"\naxes = "DT"\nconcat = false\nstreams = {rgb = "RGB", flow = "Flow"}'
+STREAMS = 'names = "{stream}/{stem}.npy"\naxes = "DT"\nstreams = {rgb = "RGB", flow = "Flow"}'
 
 
 def test_a_job_writes_the_files_and_resumes_without_the_preset(job, vid3d, tmp_path):
@@ -335,14 +370,6 @@ def test_a_video_does_not_replace_the_file_of_an_earlier_one(job, vid3d, tmp_pat
     assert rows_of(tmp_path / "feats").keys() == before.keys()
 
 
-def test_mat_without_scipy_is_an_error_before_anything_runs(job, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    result = job('names = "{stem}.mat"')
-    assert (result.exit_code, ".mat files need scipy: pip install scipy" in result.stderr) == (2, True)
-    assert not (tmp_path / "feats").exists()
-
-
 def test_merging_shards(job, vid3d, tmp_path):
     """Two directories of the same preset become one."""
     assert job(STREAMS).exit_code == 0
@@ -353,6 +380,14 @@ def test_merging_shards(job, vid3d, tmp_path):
     assert vid3d("features", "convert", "feats", "f.npz").exit_code == 0
     result = vid3d("features", "convert", "f.npz", "again", "--layout", "files")
     assert (result.exit_code, "has no files of a preset" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--concat", "--no-concat"])
+def test_a_preset_says_whether_streams_are_side_by_side(job, vid3d, tmp_path, option):
+    assert job(STREAMS).exit_code == 0
+    result = vid3d("features", "convert", "feats", "g/", "--layout", "files", option)
+    assert (result.exit_code, "leave out --[no-]concat" in result.stderr) == (2, True)
+    assert not (tmp_path / "g").exists()
 
 
 def test_a_merge_does_not_replace_the_file_of_another_video(tmp_path):
@@ -367,4 +402,4 @@ def test_a_merge_does_not_replace_the_file_of_another_video(tmp_path):
 
 
 def test_the_presets_that_come_with_vid3d_have_files():
-    assert find_preset("actionformer-thumos").files.suffix in (".npy", ".npz", ".mat")
+    assert find_preset("actionformer-thumos").files.suffix in (".npy", ".npz")

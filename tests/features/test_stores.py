@@ -666,7 +666,7 @@ def test_features_of_another_shape_are_refused_before_anything_is_written(tmp_pa
 
 
 def failed(video, error="NotAVideo"):
-    return FailedVideo.of(VideoFailure(video, error, "it is broken"), FILE)
+    return FailedVideo.of(VideoFailure(video, error, "it is broken"), FILE, PurePosixPath("a"))
 
 
 @every_format

@@ -216,7 +216,9 @@ def test_no_file_holds_the_password_of_a_url(tmp_path, name):
     with make_store(tmp_path, name) as store:
         store.begin(form.describe(RECIPE))
         store.write(VideoFeatures.of(make_result(url), PurePosixPath("host/a"), None, form))
-        store.write_failure(FailedVideo.of(VideoFailure(url + "x", "NotAVideo", f"{url}x: no"), None))
+        store.write_failure(
+            FailedVideo.of(VideoFailure(url + "x", "NotAVideo", f"{url}x: no"), None, PurePosixPath("a"))
+        )
         store.commit()
         store.finish()
     contents = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]

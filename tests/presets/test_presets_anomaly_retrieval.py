@@ -21,6 +21,7 @@ from videos import write_video
 import vid3d_cli
 from vid3d_cli.errors import UsageError
 from vid3d_cli.features.annotations import write_annotations
+from vid3d_cli.features.stores import open_store
 from vid3d_cli.plan import Plan
 from vid3d_cli.presets import find_preset, with_preset
 
@@ -156,7 +157,8 @@ def moment_detr(meta, out, stem):
     assert video["vid"] == stem
     assert max(video["relevant_clip_ids"]) < len(features)
     assert np.sum(video["saliency_scores"], 1).shape == (len(video["relevant_clip_ids"]),)
-    assert video["relevant_windows"][0][1] / (len(features) * 2) == 1  # get_span_labels, clip_len=2
+    ((start, end),) = video["relevant_windows"]  # get_span_labels, clip_len=2
+    assert (start, end) == (0, pytest.approx(min(len(features) * 2, video["duration"])))
     return [features.astype(np.float32)]
 
 
@@ -254,7 +256,8 @@ def check_rows(name, fps, entry, spans, folder):
     for i in (0, len(spans) - 1):
         middle = spans[i].start_seconds + window / 2 / rate  # the last window may reach beyond the video
         assert abs(middle - CENTRES[name](i, float(fps))) * rate <= 0.5 + 1e-6
-        assert abs(find_preset(name).centre.seconds(i, rate) - CENTRES[name](i, float(fps))) * rate < 1e-6
+        centre = find_preset(name).centre
+        assert abs(centre.first + i * centre.step - CENTRES[name](i, float(fps)) * rate) < 1e-6
     return matrices
 
 
@@ -293,6 +296,8 @@ def test_a_video_shorter_than_a_window_has_a_row(name, tiny_model, tmp_path):
     video = write_video(tmp_path / f"{STEM}.mp4", num_frames=7, fps=30)
     entry, spans = extract(name, video, tmp_path)
     check_rows(name, 30, entry, spans, tmp_path)
+    versions = open_store(tmp_path / "features").recipe()["versions"]
+    assert ("pillow" in versions) == (find_preset(name).options.get("interpolation") == "lanczos")
     assert entry.num_rows == 1  # UR-DMU's extractor refuses such a video, HERO's fills it
 
 
@@ -389,7 +394,7 @@ def test_lists_have_the_videos_with_anomalies_first(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "folder", "what"),
     [
-        ({"layout": "vid3d"}, "feats", "extract without --layout"),
+        ({"layout": "vid3d"}, "feats", "has no files of a preset"),
         ({}, "my feats", "UR-DMU ends a path at the first space"),
     ],
 )

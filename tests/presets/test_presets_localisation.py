@@ -273,7 +273,7 @@ def check_rows(name, entry, spans, folder):
         for i, span in enumerate(spans if has_middle else []):
             seconds = middle(span, window, entry.fps, centred=centred)
             assert abs(loaded.row_at(seconds) - i) * step <= 0.5 + 1e-6
-            assert abs(preset.centre.seconds(i, entry.fps) - seconds) * entry.fps <= 0.5 + 1e-6
+            assert abs(preset.centre.first + i * preset.centre.step - seconds * entry.fps) <= 0.5 + 1e-6
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def preset_details(preset: Preset) -> dict[str, Any]:
         "axes": files.axes,
         "key": None if files.suffix == ".npy" else files.key,
         "example": [str(files.path(_VIDEO, stream, crop)) for stream in streams for crop in crops],
-        "annotations": preset.annotations or None,
+        "annotations": files.annotations or None,
         "sources": list(preset.sources),
     }
 

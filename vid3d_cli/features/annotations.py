@@ -2,25 +2,27 @@
 
     feats/ (made with --preset ms-tcn)  →  groundTruth/a.txt, mapping.txt, splits/train.split1.bundle
 
-A preset's `annotations` names one of `WRITERS`. To add one, write a function that takes an `Outline` and returns
-{path below the output: text}, cite the loader that opens the files, and add a line to `WRITERS`. It holds what is known
-of the videos; labels and the subset are the user's. tests/presets reads the files as the loader does.
+The `annotations` of `presets.Files` name one of `WRITERS`. To add one, write a function that takes an `Outline` and
+returns {path below the output: text}, cite the loader that opens the files, and add a line to `WRITERS` and a name to
+`presets.ANNOTATIONS`. It holds what is known of the videos; labels and the subset are the user's. tests/presets reads
+the files as the loader does.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path, PurePosixPath
 
 from ..durable import AtomicFile, refuse_existing
 from ..errors import UsageError
-from ..presets import Preset, find_preset
+from ..presets import Files
 from ..records import STREAMS
-from ..suggest import check_known
 from .entries import FailedVideo, VideoEntry
+from .recipes import files_of
 from .stores import open_store
 
 PLACEHOLDER = "background"
@@ -31,9 +33,12 @@ PLACEHOLDER = "background"
 class Outline:
     """What annotations are made from."""
 
-    preset: Preset
+    files: Files
+    """The files with the features."""
     directory: Path
-    """The output that has the features."""
+    """The output that has them."""
+    stride: int
+    """Frames from one row to the next, at the rate of `VideoEntry.fps`."""
     entries: Sequence[VideoEntry]
     """The videos that have rows, by stem."""
     failures: Sequence[FailedVideo]
@@ -49,10 +54,10 @@ class Outline:
         Raises:
             UsageError: the video lies in a folder, and the names begin with text, which the loader puts before it.
         """
-        names, path = self.preset.files.names, PurePosixPath(stem)
+        names, path = self.files.names, PurePosixPath(stem)
         if len(path.parts) > 1 and not names.startswith("{"):
             raise UsageError(f"{stem}: its program reads files {names} of one folder: extract from one folder")
-        return (path.name.removeprefix("v_") or path.name) if "{id}" in names else stem
+        return str(path.parent / (path.name.removeprefix("v_") or path.name)) if "{id}" in names else stem
 
 
 Writer = Callable[[Outline], Mapping[str, str]]
@@ -72,19 +77,20 @@ def write_annotations(
         overwrite: replace existing files, and the labels in them.
 
     Raises:
-        UsageError: the output has no preset, its program opens no annotations or cannot read a name, or a file exists.
+        UsageError: the output has no files of a preset, its program opens no annotations or cannot read a name, or a
+            file exists.
         OutputError: a file cannot be read or written.
     """
     with open_store(features) as store:
         recipe, entries, failures = store.recipe() or {}, store.entries(), store.failures()
-    if not recipe.get("preset"):
-        raise UsageError(f"{features}: made without a preset, so that the program it is for is not known")
-    preset = find_preset(recipe["preset"].split(", but ")[0])
-    if not preset.annotations:
-        raise UsageError(f"preset {preset.name}: its programs open no annotations that vid3d can prepare")
-    check_known(preset.annotations, WRITERS, f"preset {preset.name}: unknown annotations '{preset.annotations}'")
+    if "files" not in recipe:
+        raise UsageError(f"{features}: has no files of a preset: extract with --preset, and without --layout")
+    preset_files = files_of(recipe)
+    if not preset_files.annotations:
+        raise UsageError(f"{features}: the programs of its preset open no annotations that vid3d can prepare")
     entries = sorted(entries, key=lambda entry: entry.stem)
-    texts = WRITERS[preset.annotations](Outline(preset, Path(features), entries, failures, subset, classes))
+    outline = Outline(preset_files, Path(features), recipe["stride"], entries, failures, subset, classes)
+    texts = WRITERS[preset_files.annotations](outline)
     files = {out / name: text for name, text in texts.items()}
     refuse_existing(files, overwrite)
     for path, text in files.items():
@@ -101,8 +107,14 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-def _lines(lines: Sequence[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
+def _plain(text: str) -> str:
+    if re.search("[\0-\x1f\x7f-\x9f\u2028\u2029]", text):
+        raise UsageError(f"{text!r}: has a control character, which would break the lists: rename it")
+    return text
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return "".join(f"{_plain(line)}\n" for line in lines)
 
 
 def activitynet(outline: Outline) -> Mapping[str, str]:
@@ -124,7 +136,7 @@ def activitynet(outline: Outline) -> Mapping[str, str]:
         }
         for entry in outline.entries
     }
-    missing = sorted(outline.key(PurePosixPath(failed.video).stem) for failed in outline.failures)
+    missing = sorted(outline.key(failed.stem) for failed in outline.failures if failed.stem)
     texts = {"annotations.json": _json({"version": "", "database": database}), "missing_files.txt": _lines(missing)}
     return {**texts, "category_idx.txt": _lines(outline.classes)} if outline.classes else texts
 
@@ -163,7 +175,8 @@ def dense_captions(outline: Outline) -> Mapping[str, str]:
         key, seconds = outline.key(entry.stem), _seconds(entry)
         table.append((key, caption, "0.0", str(seconds), str(seconds), subset, str(number)))
         captions[key] = {"duration": seconds, "timestamps": [[0.0, seconds]], "sentences": [caption]}
-    return {f"{subset}.csv": _lines(["\t".join(row) for row in table]), f"{subset}.json": _json(captions)}
+    lines = ["\t".join(map(_plain, row)) + "\n" for row in table]
+    return {f"{subset}.csv": "".join(lines), f"{subset}.json": _json(captions)}
 
 
 def anomaly_lists(outline: Outline) -> Mapping[str, str]:
@@ -172,17 +185,18 @@ def anomaly_lists(outline: Outline) -> Mapping[str, str]:
     A list has the file of every crop, one after the other, of the videos with anomalies first: RTFM takes the first 63
     (ShanghaiTech) or 810 (UCF-Crime) lines for such videos, UR-DMU the first 8100 or 9525 (XD-Violence), so change
     these numbers in their code. Normal videos are those with "Normal" in their name, as in UCF-Crime, or "_label_A", as
-    in XD-Violence. The score of a row is repeated 16 times, so ground truth has 16 values a row.
+    in XD-Violence. Ground truth has a value for each frame of a row: the programs repeat the score of a row 16 times;
+    for another stride than 16 change this number, too.
 
     Source: RTFM, dataset.py, _parse_list, and test_10crop.py. UR-DMU, dataset_loader.py, and ucf_test.py. XDVioDet,
     dataset.py, list/make_list.py, list/make_gt.py, and test.py.
 
     Raises:
-        UsageError: there are no such files, or UR-DMU cannot read the name of one.
+        UsageError: UR-DMU cannot read the name of a file.
     """
-    files, folder = outline.preset.files, outline.directory.absolute()
+    files, folder = outline.files, outline.directory.absolute()
     entries = sorted(outline.entries, key=lambda e: "Normal" in PurePosixPath(e.stem).name or "_label_A" in e.stem)
-    texts = {"frames.txt": _lines([f"{entry.stem} {16 * entry.num_rows}" for entry in entries])}
+    texts = {"frames.txt": _lines([f"{entry.stem} {outline.stride * entry.num_rows}" for entry in entries])}
     for stream in STREAMS if "{stream}" in files.names else STREAMS[:1]:
         paths: list[str] = []
         for entry in entries:
@@ -193,16 +207,15 @@ def anomaly_lists(outline: Outline) -> Mapping[str, str]:
             texts[f"{stream}_{outline.subset}.list" if outline.subset else f"{stream}.list"] = _lines(paths)
         if files.has_file_per_crop and (cut := [path for path in paths if len(path.split()) > 1]):
             raise UsageError(f"{cut[0]}: UR-DMU ends a path at the first space: rename folders and videos")
-    if len(texts) == 1 and entries:
-        raise UsageError(f"{outline.directory}: has no files {files.names}: extract without --layout")
     return texts
 
 
 def moment_retrieval(outline: Outline) -> Mapping[str, str]:
     """Return a line of JSON for each video of Moment-DETR, QD-DETR and Lighthouse, with a query to replace.
 
-    Its moment is the whole video: relevant_windows in seconds, a clip of 2 s for each row, a score of 3 annotators for
-    each clip. Text features are not made: the programs also load qid0.npz, qid1.npz and so on.
+    Its moment is the whole video: relevant_windows in seconds, a clip for each row, a score of 3 annotators for each
+    clip. The programs take 2 s a row; for another stride change this number in their code. Text features are not made:
+    the programs also load qid0.npz, qid1.npz and so on.
 
     Source: moment_detr, data/README.md, and moment_detr/start_end_dataset.py, __getitem__.
     """
@@ -210,7 +223,8 @@ def moment_retrieval(outline: Outline) -> Mapping[str, str]:
     for number, entry in enumerate(outline.entries):
         clips = list(range(entry.num_rows))
         line = {"qid": number, "query": "query", "duration": _seconds(entry), "vid": outline.key(entry.stem)}
-        moment = {"relevant_windows": [[0, 2 * len(clips)]], "relevant_clip_ids": clips}
+        end = min(round(len(clips) * outline.stride / entry.fps, 6), _seconds(entry))
+        moment = {"relevant_windows": [[0, end]], "relevant_clip_ids": clips}
         lines.append(json.dumps({**line, **moment, "saliency_scores": [[0, 0, 0] for _ in clips]}))
     return {f"highlight_{outline.subset or 'train'}.jsonl": _lines(lines)}
 

@@ -282,9 +282,8 @@ class TreeStore(Store):
         self._journal.cut(0)
         remove_files(path for path in self.journal_paths() if path != self._journal_path)
         remove_files(self._failures_paths())
-        trees: set[type[TreeStore]] = {DirectoryStore, VideoFeaturesStore, type(self)}
-        for tree in trees:
-            if tree.home == self.home and (recipe is None or recipe["layout"] == tree.layout):
+        for tree in (type(self),) if self.home else (DirectoryStore, VideoFeaturesStore):
+            if recipe is None or recipe["layout"] == tree.layout:
                 tree(self.path).remove(stems, recipe)
         remove_files([self.recipe_path])
         self._recipe = None

@@ -74,6 +74,8 @@ class FailedVideo(VideoFailure):
 
     file: Fingerprint | None
     """The file that failed; None for a URL, or if there was no file."""
+    stem: str = ""
+    """See `VideoEntry`; empty in outputs of older versions."""
 
     @property
     def key(self) -> str:
@@ -81,10 +83,10 @@ class FailedVideo(VideoFailure):
         return video_key(self.video)
 
     @classmethod
-    def of(cls, failure: VideoFailure, file: Fingerprint | None) -> FailedVideo:
-        """Add the file to a failure."""
+    def of(cls, failure: VideoFailure, file: Fingerprint | None, stem: PurePosixPath) -> FailedVideo:
+        """Add the file and the stem to a failure."""
         public = without_secrets(failure)
-        return cls(public.video, public.error, public.message, file)
+        return cls(public.video, public.error, public.message, file, str(stem))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -214,7 +216,13 @@ def parse_failures(lines: Iterable[Mapping[str, Any]], path: Path) -> list[Faile
     """
     try:
         return [
-            FailedVideo(line["video"], line["error"], line["message"], Fingerprint.from_json(line.get("file")))
+            FailedVideo(
+                line["video"],
+                line["error"],
+                line["message"],
+                Fingerprint.from_json(line.get("file")),
+                str(line.get("stem", "")),
+            )
             for line in lines
         ]
     except (TypeError, KeyError):

@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,13 @@ from numpy.typing import NDArray
 from ..durable import AtomicFile, read_errors
 from ..errors import UsageError
 from ..plan import Plan
-from ..presets import Files
+from ..presets import MAX_CROPS, Files
 from ..records import STREAMS
 from .directory import TreeStore
 from .entries import Recipe, VideoEntry, VideoFeatures, index_line, parse_index
 from .format import FEATURES
 from .npz import open_npz
 from .recipes import files_of, parse_recipe
-from .table import refuse_bomb
-
-MAX_CROPS = 14
-"""Files of a video and stream, one for each crop: `--crops` has so many different ones."""
 
 _MAX_HEADER_BYTES = 1 << 20
 
@@ -60,8 +55,6 @@ def refuse_misfit(files: Files, plan: Plan, videos: Mapping[str, str]) -> None:
             f"the files {files.names} hold a vector for each row, and --pool {plan.pool} gives maps: choose avg or "
             "max, or add --layout vid3d"
         )
-    if files.suffix == ".mat":
-        _scipy_io()
     refuse_shared_files(files, videos)
 
 
@@ -81,14 +74,21 @@ class FilesStore(TreeStore):
     home = ".vid3d"
     markers = ".vid3d/videos"
     marker = ".jsonl"
+    _parsed: tuple[Recipe, Files] | None = None
 
     def files(self, stem: str, recipe: Recipe) -> list[Path]:
         paths = [path for _, _, path in self._places(stem, recipe, MAX_CROPS)] if "files" in recipe else []
         return [*paths, self.marker_path(stem)]
 
+    def _files_of(self, recipe: Recipe) -> Files:
+        """Return the files of a recipe, parsed once and not for every video."""
+        if self._parsed is None or self._parsed[0] is not recipe:
+            self._parsed = recipe, files_of(recipe)
+        return self._parsed[1]
+
     def _places(self, stem: str, recipe: Recipe, num_crops: int) -> Iterator[tuple[str, int, Path]]:
         """Yield the matrix, the crop and the path of every file of a video."""
-        files = files_of(recipe)
+        files = self._files_of(recipe)
         for name in [FEATURES] if recipe["concat"] else [s for s in STREAMS if s in recipe["streams"]]:
             for crop in range(num_crops if files.has_file_per_crop else 1):
                 yield name, crop, self.path / files.path(stem, name, crop)
@@ -129,7 +129,7 @@ class FilesStore(TreeStore):
         with read_errors(path), path.open("rb") as file:
             header = self._header(file.readline(_MAX_HEADER_BYTES))
             spans = parse_index(file.readlines(), entry, 0)
-        files, matrices = files_of(recipe), dict[str, list[NDArray[Any]]]()
+        files, matrices = self._files_of(recipe), dict[str, list[NDArray[Any]]]()
         for name, _, path in self._places(entry.stem, recipe, header["crops"]):
             with read_errors(path):
                 array = _load(path, files)
@@ -141,7 +141,7 @@ class FilesStore(TreeStore):
         return VideoFeatures(entry, {name: array for name, (array,) in matrices.items()}, spans)
 
     def write_files(self, features: VideoFeatures, recipe: Recipe) -> None:
-        entry, files = features.entry, files_of(recipe)
+        entry, files = features.entry, self._files_of(recipe)
         num_crops = next(iter(features.matrices.values())).shape[1] if files.has_file_per_crop else 1
         sizes = []
         for name, crop, path in self._places(entry.stem, recipe, num_crops):
@@ -158,29 +158,15 @@ class FilesStore(TreeStore):
 def _save(file: AtomicFile, array: NDArray[Any], files: Files) -> None:
     if files.suffix == ".npy":
         np.save(file, array)
-    elif files.suffix == ".npz":
-        np.savez(file, **{files.key: array})  # type: ignore[arg-type]
     else:
-        _scipy_io().savemat(file, {files.key: array})
+        np.savez(file, **{files.key: array})  # type: ignore[arg-type]
 
 
 def _load(path: Path, files: Files) -> NDArray[Any]:
     array: NDArray[Any]
     if files.suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    elif files.suffix == ".npz":
+    else:
         with open_npz(path) as stored:
             array = stored[files.key]
-    else:
-        scipy_io = _scipy_io()
-        refuse_bomb(sum(8 * prod(shape) for _, shape, _ in scipy_io.whosmat(path)), path)
-        array = scipy_io.loadmat(path, variable_names=[files.key])[files.key]
     return array
-
-
-def _scipy_io() -> Any:
-    try:
-        import scipy.io
-    except ImportError:
-        raise UsageError(".mat files need scipy: pip install scipy") from None
-    return scipy.io

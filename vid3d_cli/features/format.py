@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,6 @@ class FeatureFormat:
             object.__setattr__(self, "concat", False)  # its file names contain the stream
         if (self.layout == "files") != (self.files is not None):
             raise UsageError("--layout files writes the files of a preset: choose one with --preset")
-        if self.files is not None:
-            object.__setattr__(self, "files", replace(self.files, dtype=self.dtype, concat=self.concat))
 
     @classmethod
     def of(cls, preset: str | None, given: Mapping[str, Any]) -> FeatureFormat:
@@ -85,7 +83,6 @@ class FeatureFormat:
 
     def describe(self, recipe: Recipe) -> dict[str, Any]:
         """Return the recipe and this format, as stored with the features and compared before a job resumes."""
-        fields = asdict(self)
-        files = fields.pop("files") or {}
-        described = {"files": {name: files[name] for name in files if name not in fields}} if files else {}
-        return {**asdict(recipe), **fields, **described}
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        fields.get("files", {}).pop("dtype", None)  # --dtype may have changed it
+        return {**asdict(recipe), **fields}

@@ -102,12 +102,15 @@ def _common_recipe(
     parts: Sequence[Store], target: Store, concat: bool | None
 ) -> tuple[Recipe, dict[str, tuple[Any, Any]]]:
     recipes = [part.recipe() or {} for part in parts]
-    concat = recipes[0]["concat"] if concat is None else concat
-    form: dict[str, Any] = {"layout": target.layout, "concat": concat and target.layout == "vid3d"}
     if target.layout == "files":
+        if concat is not None:
+            raise UsageError("--layout files: its files have the streams as the preset says: leave out --[no-]concat")
         if "files" not in recipes[0]:
             raise UsageError(f"{parts[0].path}: has no files of a preset; extract them with --preset")
-        form |= {"files": recipes[0]["files"], "concat": recipes[0]["concat"]}
+        form = {"layout": "files", "files": recipes[0]["files"], "concat": recipes[0]["concat"]}
+    else:
+        concat = recipes[0]["concat"] if concat is None else concat
+        form = {"layout": target.layout, "concat": concat and target.layout == "vid3d"}
     recipes = [{name: value for name, value in recipe.items() if name != "files"} for recipe in recipes]
     first = {**recipes[0], **form}
     provenance: dict[str, tuple[Any, Any]] = {}

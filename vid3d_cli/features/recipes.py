@@ -22,16 +22,19 @@ RESTORE = "restore the file, or start over with --overwrite"
 
 def parse_recipe(text: str | bytes) -> dict[str, Any] | None:
     """Return a recipe of vid3d extract; None for anything else."""
-    with suppress(ValueError, TypeError, KeyError, UsageError):
+    with suppress(ValueError, TypeError, KeyError, UsageError, RecursionError):
         recipe = json.loads(text)
         has = {"model": str, "streams": dict, "concat": bool, "keeps_crops": bool, "features": str, "crops": str}
         is_whole = all(isinstance(recipe[name], kind) for name, kind in has.items())
         if (
             is_whole
             and {*recipe["streams"]} <= {*STREAMS}
+            and isinstance(recipe["stride"], int)
+            and recipe["stride"] > 0
+            and isinstance(recipe.get("preset"), str | None)
             and recipe["layout"] in LAYOUTS
             and recipe["dtype"] in DTYPES
-            and (recipe["layout"] != "files" or files_of(recipe))
+            and (recipe["layout"] != "files" or files_of(recipe).concat == recipe["concat"])
         ):
             return dict(recipe)
     return None
@@ -43,7 +46,7 @@ def files_of(recipe: Recipe) -> Files:
     Raises:
         UsageError, ValueError, KeyError: they are no files.
     """
-    files: Files = parse(Files, {**recipe["files"], "dtype": recipe["dtype"], "concat": recipe["concat"]}, "files")
+    files: Files = parse(Files, recipe["files"], "files")
     return files
 
 

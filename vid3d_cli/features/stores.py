@@ -54,7 +54,7 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
         tree = TREES[layout]
         for other in TREES.values():  # two outputs in one directory could not be told apart
             if other.home != tree.home and (path / other.home / "recipe.json").exists():
-                raise OutputExists(f"{path}: has features in the layout {other.layout}: choose another directory")
+                raise OutputExists(f"{path}: has features in the layout {other.layout}: delete it, or choose another")
         return tree(path, worker)
     if layout == "files":
         raise UsageError(

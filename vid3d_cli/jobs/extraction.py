@@ -345,7 +345,7 @@ class Extraction:
             return
         file = self._files.pop(source.video, None) or Fingerprint.of(source.video)
         if self._still_holds(source):
-            self._begin().put(FailedVideo.of(failure, file))
+            self._begin().put(FailedVideo.of(failure, file, source.output_stem))
 
     def _begin(self) -> Committer:
         if self._committer is None:

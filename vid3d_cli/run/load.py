@@ -139,7 +139,7 @@ def load(plan: Plan, fetch: Fetch | None = None) -> Networks:
         plan.recipe,
         runtime=runtime.description,
         precision=runtime.precision,
-        versions={runtime.name: runtime.version, **package_versions()},
+        versions={runtime.name: runtime.version, **package_versions(plan.interpolation)},
     )
     num_classes = next((known.num_classes for known in facts.values() if known.num_classes is not None), None)
     warnings = (*_explain_device(plan), *_find_doubtful_checkpoints(plan, facts))
@@ -283,9 +283,10 @@ def _find_doubtful_checkpoints(plan: Plan, facts: Mapping[str, _Facts]) -> Itera
             )
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that make features, without the runtime."""
+def package_versions(interpolation: str) -> dict[str, str]:
+    """Return the versions of the packages that make features with this interpolation, without the runtime."""
     return {
+        **({"pillow": version("pillow")} if interpolation == "lanczos" else {}),
         "python": platform.python_version(),
         "vid3d": __version__,
         "av": av.__version__,
