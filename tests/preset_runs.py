@@ -53,7 +53,8 @@ def extract(name, video, folder, **options):
     summary = vid3d_cli.extract(video, out=f"{out}/", preset=name, **settings, **options)
     assert not summary.failures
     if preset.files.annotations:
-        write_annotations(str(out), folder / "meta")
+        subset = "training" if preset.files.annotations == "activitynet" else None
+        write_annotations(str(out), folder / "meta", subset=subset)
     store = open_store(out)
     (entry,) = store.entries()
     return entry, store.read(entry).spans

@@ -213,7 +213,8 @@ def find_preset(name: str) -> Preset:
     """
     path = Path(name) if name.endswith(".toml") else data_path() / "presets" / f"{name}.toml"
     if not name.endswith(".toml") and name not in preset_names():
-        hint = did_you_mean(name, preset_names())
+        alike = [p.name for p in map(find_preset, preset_names()) if name.lower() in f"{p.name} {p.summary}".lower()]
+        hint = f"did you mean {' or '.join(map(repr, alike))}?" if alike else did_you_mean(name, preset_names())
         raise UsageError(f"no preset '{name}': {hint or 'see vid3d presets, or give the path of a .toml'}")
     try:
         preset: Preset = parse(Preset, {**read_toml(path), "name": name}, "")
@@ -221,7 +222,9 @@ def find_preset(name: str) -> Preset:
             check_known(option, _OPTIONS, f"a preset has no option '{option}'")
         values = [word for word in VALUES if word != "verified" or not name.endswith(".toml")]  # ours
         check_known(preset.values, values, f"unknown values '{preset.values}'")
-        Options(**preset.options)
+        stride = Options(**preset.options).stride
+        if stride not in (None, preset.centre.step):
+            raise UsageError(f"centre.step is {preset.centre.step:g}, but a row comes every {stride} frames: stride")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except OSError as error:

@@ -41,21 +41,25 @@ def test_presets_name_the_writers():
 
 
 def test_activitynet_names_videos_as_its_loaders_do(tmp_path):
-    given = outline(tmp_path, ["a", "v_b"], names="v_{id}.npy", failed=["v_c", "d"], classes=["x y", "z"])
+    given = outline(
+        tmp_path, ["a", "v_b"], names="v_{id}.npy", failed=["v_c", "d"], classes=["x y", "z"], subset="training"
+    )
     texts = WRITERS["activitynet"](given)
     database = json.loads(texts["annotations.json"])["database"]
     assert database == {
         key: {"subset": "training", "duration": 2.0, "fps": 25.0, "frame": 50, "annotations": []} for key in ("a", "b")
     }
     assert texts["missing_files.txt"] == "c\nd\n"
+    with pytest.raises(UsageError, match="--subset: ActionFormer reads"):
+        WRITERS["activitynet"](outline(tmp_path, ["a"]))
     assert texts["category_idx.txt"] == "x y\nz\n"
-    assert "v_b" in WRITERS["activitynet"](outline(tmp_path, ["v_b"]))["annotations.json"]
+    assert "v_b" in WRITERS["activitynet"](outline(tmp_path, ["v_b"], subset="x"))["annotations.json"]
 
 
 def test_activitynet_refuses_folders_behind_a_prefix(tmp_path):
-    assert '"sub/a"' in WRITERS["activitynet"](outline(tmp_path, ["sub/a"]))["annotations.json"]
+    assert '"sub/a"' in WRITERS["activitynet"](outline(tmp_path, ["sub/a"], subset="x"))["annotations.json"]
     with pytest.raises(UsageError, match=r"sub/v_a: .* one folder"):
-        WRITERS["activitynet"](outline(tmp_path, ["sub/v_a"], names="v_{id}.npy"))
+        WRITERS["activitynet"](outline(tmp_path, ["sub/v_a"], names="v_{id}.npy", subset="x"))
 
 
 def test_ms_tcn_numbers_classes_and_lists_a_split(tmp_path):
@@ -74,7 +78,7 @@ def test_ms_tcn_refuses_names_that_it_cannot_read(stem, name, what, tmp_path):
 
 
 def test_missing_files_have_the_keys_of_the_features(tmp_path):
-    given = outline(tmp_path, ["sub/v_a"], names="{id}.npy", failed=["sub/v_b"])
+    given = outline(tmp_path, ["sub/v_a"], names="{id}.npy", failed=["sub/v_b"], subset="x")
     texts = WRITERS["activitynet"](given)
     assert list(json.loads(texts["annotations.json"])["database"]) == ["sub/a"]
     assert texts["missing_files.txt"] == "sub/b\n"
@@ -102,7 +106,9 @@ def test_the_command_writes_once_and_never_over_labels(vid3d, tiny_model, tmp_pa
     (tmp_path / "classes.txt").write_text("cut\n")
     command = ("presets", "annotations", "feats/", "--out", "meta", "--subset", "test", "--classes", "classes.txt")
     done = vid3d(*command)
-    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "vid3d: wrote 3 files to meta\n")
+    wrote = "vid3d: wrote groundTruth/a.txt, mapping.txt, splits/test.split1.bundle to meta; "
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr == f"{wrote}the labels in them are for you to fill in\n"
     labels = Path("meta/groundTruth/a.txt")
     assert labels.read_text() == "background\n" * 2
     labels.write_text("cut\ncut\n")
@@ -119,7 +125,7 @@ def test_an_output_without_annotations_is_refused(vid3d, tiny_model, tmp_path):
     preset(tmp_path, "")
     vid3d("extract", "a.mp4", "--preset", "mine.toml", "--layout", "vid3d", "--out", "plain/")
     vid3d("extract", "a.mp4", "--preset", "mine.toml", "--out", "feats/")
-    for features, what in {"plain/": "has no files of a preset", "feats/": "no annotations that vid3d can"}.items():
+    for features, what in {"plain/": "has no files of a preset", "feats/": "its preset names no annotations"}.items():
         done = vid3d("presets", "annotations", features, "--out", "meta")
         assert done.exit_code == EXIT_USAGE
         assert what in done.stderr

@@ -11,7 +11,7 @@ import typer
 from ..errors import UsageError
 from ..suggest import did_you_mean
 from .command import App
-from .console import log, plural
+from .console import log
 from .features import input_lines
 from .formats import ListFormat, ObjectFormat, Record, print_record, print_records
 from .models import ListGroup, print_details
@@ -177,7 +177,11 @@ def annotations_(
     out: Annotated[Path, out_option("Directory to write to.")],
     subset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Part of the data set that the videos are.", show_default="training"),
+        typer.Option(
+            metavar="NAME",
+            help="Part of the data set that the videos are.",
+            show_default="train; ActionFormer and OpenTAD need a name",
+        ),
     ] = None,
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your class names, one per line.", show_default=False)
@@ -193,6 +197,8 @@ def annotations_(
     from ..features.annotations import write_annotations
     from ..plan import read_class_names
 
-    names = read_class_names(classes) if classes else ()
-    paths = write_annotations(features, out, subset=subset, classes=names, overwrite=overwrite)
-    log.info("wrote %s to %s", plural(len(paths), "file"), out)
+    class_names = read_class_names(classes) if classes else ()
+    paths = write_annotations(features, out, subset=subset, classes=class_names, overwrite=overwrite)
+    names = [str(path.relative_to(out)) for path in paths]
+    listed = ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"
+    log.info("wrote %s to %s; the labels in them are for you to fill in", listed, out)

@@ -87,7 +87,12 @@ def write_annotations(
         raise UsageError(f"{features}: has no files of a preset: extract with --preset, and without --layout")
     preset_files = files_of(recipe)
     if not preset_files.annotations:
-        raise UsageError(f"{features}: the programs of its preset open no annotations that vid3d can prepare")
+        raise UsageError(
+            f"{features}: its preset names no annotations; in your own, add to [files]: annotations = "
+            f"{' or '.join(map(repr, WRITERS))}"
+        )
+    if out.resolve() == Path(features).resolve():
+        raise UsageError(f"--out {out}: holds the features: choose another directory")
     entries = sorted(entries, key=lambda entry: entry.stem)
     outline = Outline(preset_files, Path(features), recipe["stride"], entries, failures, subset, classes)
     texts = WRITERS[preset_files.annotations](outline)
@@ -123,12 +128,20 @@ def activitynet(outline: Outline) -> Mapping[str, str]:
     "fps" and "frame" are those of the frames read, on which the rows lie. category_idx.txt is left out without classes:
     OpenTAD then writes it from the labels in the JSON.
 
+    Raises:
+        UsageError: no subset is given; no name suits all data sets.
+
     Source: actionformer_release, libs/datasets/thumos14.py, _load_json_db; CUSTOM_DATASET.md, step 4. OpenTAD,
     opentad/datasets/base/padding_dataset.py, get_dataset; opentad/datasets/thumos.py, get_gt.
     """
+    if not outline.subset:
+        raise UsageError(
+            "name the part of the data set with --subset: ActionFormer reads training and validation, on THUMOS14 "
+            "validation and test"
+        )
     database = {
         outline.key(entry.stem): {
-            "subset": outline.subset or "training",
+            "subset": outline.subset,
             "duration": _seconds(entry),
             "fps": entry.fps,
             "frame": entry.num_frames,
