@@ -12,6 +12,7 @@ import pytest
 from test_stores import FILE, RECIPE, files_below, make_result
 from videos import write_video
 
+from vid3d_cli.api import extract as vid3d_extract
 from vid3d_cli.errors import OutputError, OutputExists, UsageError
 from vid3d_cli.features.entries import VideoFeatures
 from vid3d_cli.features.format import FeatureFormat
@@ -323,6 +324,32 @@ def test_videos_that_would_share_a_file_are_refused(job, tmp_path, more):
     result = job('names = "{id}.npy"', *more)
     assert result.exit_code == 2
     assert "in/sub/b.mp4 and in/sub/v_b.mp4 would both be written to sub/b.npy" in result.stderr
+    assert not (tmp_path / "feats").exists()
+
+
+def test_names_do_not_depend_on_what_else_is_listed(job, vid3d, tmp_path):
+    """A loader looks for <id>.npy in one folder."""
+    job('names = "{stem}.npy"', "--dry-run")
+    (tmp_path / "list.txt").write_text("in/sub/v_b.mp4\nin/a.mp4\n")
+    for i, videos in enumerate((["in/a.mp4", "in/sub/v_b.mp4"], ["in/sub/v_b.mp4", "in/a.mp4"], ["@list.txt"])):
+        assert vid3d("extract", *videos, "--preset", "my.toml", "--out", f"{i}/").exit_code == 0
+        assert sorted(path.name for path in (tmp_path / str(i)).glob("[!.]*")) == ["a.npy", "v_b.npy"]
+    assert (
+        vid3d("extract", "in/sub", "in/a.mp4", "--preset", "my.toml", "--layout", "vid3d", "--out", "o").exit_code == 0
+    )
+    assert (tmp_path / "o/sub/v_b.npz").exists()
+    vid3d_extract("in", out="p", preset="my.toml")
+    vid3d_extract(["in/sub/v_b.mp4", "in/a.mp4"], out="q", preset="my.toml")
+    assert [(tmp_path / path).exists() for path in ("p/sub/v_b.npy", "q/v_b.npy")] == [True, True]
+
+
+@pytest.mark.parametrize("other", ["in/sub/a.mp4", "in/a.avi"])
+def test_named_videos_that_would_share_a_file_are_refused(job, vid3d, tmp_path, other):
+    job('names = "{stem}.npy"', "--dry-run")
+    shutil.copy(tmp_path / "in/a.mp4", tmp_path / other)
+    result = vid3d("extract", "in/a.mp4", other, "--preset", "my.toml", "--out", "feats")
+    assert result.exit_code == 2
+    assert f"in/a.mp4 and {other} would both be written as a: rename one" in result.stderr
     assert not (tmp_path / "feats").exists()
 
 

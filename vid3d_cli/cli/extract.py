@@ -123,9 +123,9 @@ def extract(
 
     if (estimate or plan_format) and not dry_run:
         raise UsageError(f"{'--estimate' if estimate else '--format'} needs --dry-run")
-    sources = find_videos(videos, nul_separated)
     written = {"dtype": dtype, "concat": concat, "layout": layout}
     form = FeatureFormat.of(options.preset, {name: written[name] for name in written if is_given(context, name)})
+    sources = find_videos(videos, nul_separated, each_alone=form.files is not None)
     plan = make_plan(options)
     if dry_run:
         from .dry_run import print_plan
