@@ -13,11 +13,12 @@ from test_stores import FILE, RECIPE, files_below, make_result
 from videos import write_video
 
 from vid3d_cli.api import extract as vid3d_extract
-from vid3d_cli.errors import OutputError, OutputExists, UsageError
+from vid3d_cli.errors import OutputError, OutputExists, RecipeDiffers, UsageError
 from vid3d_cli.features.entries import VideoFeatures
 from vid3d_cli.features.format import FeatureFormat
 from vid3d_cli.features.inspection import describe_damage, find_problems
 from vid3d_cli.features.merging import merge
+from vid3d_cli.features.recipes import refuse_other_recipe
 from vid3d_cli.features.stores import create_store, open_store, open_unchecked
 from vid3d_cli.presets import Files, find_preset
 
@@ -206,6 +207,21 @@ def test_a_directory_has_one_layout(tmp_path, layouts):
     (tmp_path / "feats" / (".vid3d" if first == "files" else "") / "recipe.json").touch()
     with pytest.raises(OutputExists, match=f"feats: has features in the layout {first}: choose another directory"):
         create_store(str(tmp_path / "feats"), layout=second)
+
+
+def test_the_preset_of_a_directory_is_named(tmp_path):
+    """Of the layout alone, nobody knew what to add."""
+    result = make_result("in/a.mp4")
+    result = replace(result, recipe=replace(result.recipe, preset="ms-tcn, but stride 2"))
+    write(tmp_path / "feats", Files("{stem}.npy"), result)
+    advice = r"made with preset ms-tcn, but stride 2: add --preset ms-tcn without --layout, or choose another directory"
+    with pytest.raises(OutputExists, match=f"feats: {advice}$"):
+        create_store(str(tmp_path / "feats"))
+    with open_store(tmp_path / "feats") as store:
+        there = store.recipe()
+    with pytest.raises(RecipeDiffers, match=r"recipe:\n  preset: ms-tcn, but stride 2 there, tsp now\n  dtype: "):
+        refuse_other_recipe(tmp_path / "feats", there, {**there, "preset": "tsp", "dtype": "float16"})
+    refuse_other_recipe(tmp_path / "feats", there, {**there, "preset": "tsp"})
 
 
 def test_files_of_others_are_neither_replaced_nor_deleted(tmp_path):
