@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import PurePosixPath
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_stores import FILE, RECIPE, files_below, make_result
 from videos import write_video
 
 from vid3d_cli.api import extract as vid3d_extract
-from vid3d_cli.errors import OutputError, OutputExists, RecipeDiffers, UsageError
+from vid3d_cli.errors import CheckpointError, OutputError, OutputExists, RecipeDiffers, UsageError
 from vid3d_cli.features.entries import VideoFeatures
 from vid3d_cli.features.format import FeatureFormat
 from vid3d_cli.features.inspection import describe_damage, find_problems
@@ -325,6 +326,19 @@ def test_files_that_do_not_fit_the_options_are_usage_errors(job, files, preset, 
     assert len(result.stderr.splitlines()) == 1
     assert re.search(named, result.stderr)
     assert not (tmp_path / "feats").exists()
+
+
+@pytest.mark.parametrize("layout", ["files", "vid3d"])
+def test_a_job_that_writes_nothing_leaves_no_folder(job, vid3d, tmp_path, monkeypatch, layout):
+    job('names = "{stem}.npy"', "--dry-run")
+    (tmp_path / "mine").mkdir()
+    fails = Mock(side_effect=CheckpointError("no weights"))
+    monkeypatch.setattr("vid3d_cli.run.load.build_model", fails)
+    words = ["--preset", "my.toml", "--layout", layout]
+    for out in ("new/feats", "mine"):
+        assert vid3d("extract", "gone.mp4", *words, "--out", out).exit_code == 1
+        assert vid3d("extract", "in", *words, "--out", out).exit_code == 3
+    assert (list((tmp_path / "mine").iterdir()), (tmp_path / "new").exists()) == ([], False)
 
 
 def test_a_preset_needs_a_directory(job, tmp_path):
