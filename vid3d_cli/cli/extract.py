@@ -160,7 +160,7 @@ def extract(
         except (OutputError, KeyboardInterrupt):
             if (kept := printer.summary) is not None:
                 what = f"{plural(kept.num_kept, 'video')} of {kept.num_videos} kept in {kept.out}"
-                log.error("%s; run the same command to resume", what if kept.num_kept else "no video is done yet")
+                log.warning("%s; run the same command to resume", what if kept.num_kept else "no video is done yet")
             raise
     raise typer.Exit(_report(summary, failures))
 
