@@ -199,6 +199,17 @@ def test_a_warning_says_how_often_centred_clips_compute_a_frame(options, times):
     assert make_plan(**options).warnings == []
 
 
+def test_another_model_than_the_presets_is_a_warning():
+    """Before: with s3d_mini, the network saw under half of the height, and nothing said so."""
+    (warning,) = make_plan(preset="moment-detr", model="s3d_mini").warnings
+    assert "is for slowfast_r50.kinetics400: with s3d_mini.camera_motion, rows may have another length" in warning
+    assert warning.endswith("the resize, 224, may not fit crops of 112 px")
+    (warning,) = make_plan(preset="bmt", model="r3d_18", streams="rgb").warnings
+    assert warning.endswith("may have another length")
+    for options in ({}, {"model": "i3d"}):
+        assert make_plan(preset="actionformer-thumos", stride=16, **options).warnings == []
+
+
 def test_warnings_name_the_stream_that_is_left_out():
     (warning,) = Plan.make(Options(model="r3d_18")).warnings
     assert "r3d_18.kinetics400 runs on rgb alone: there are no public flow weights" in warning

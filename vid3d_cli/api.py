@@ -212,21 +212,20 @@ def extract(
         VideoError: without `out`, while iterating, unless `on_failure` is given.
         OutputError: the output cannot be written. Committed rows are kept, and the same call resumes.
     """
-    sources = _find(videos)
     if model is not None:
         options["model"] = model
     if out is not None:
         if on_failure is not None or on_clips is not None:
             raise UsageError("with out, on_event reports failures and clips: leave on_failure and on_clips out")
-        return _extract_to(fspath(out), sources, jobs, timeout, on_event, options)
+        return _extract_to(fspath(out), videos, jobs, timeout, on_event, options)
     if on_event is not None:
         raise UsageError("on_event is for jobs: give out, or use on_failure and on_clips")
-    return _extract(make_plan(**options), sources, jobs, timeout, on_failure, on_clips)
+    return _extract(make_plan(**options), _find(videos), jobs, timeout, on_failure, on_clips)
 
 
-def _find(videos: Video | Iterable[Video]) -> list[Source]:
+def _find(videos: Video | Iterable[Video], *, each_alone: bool = False) -> list[Source]:
     given = [videos] if isinstance(videos, (str, PathLike)) else list(videos)
-    return find_sources([fspath(video) for video in check("videos", given, Sequence[Video])])
+    return find_sources([fspath(video) for video in check("videos", given, Sequence[Video])], each_alone=each_alone)
 
 
 def _extract(
@@ -250,7 +249,7 @@ def _extract(
 
 def _extract_to(
     out: str,
-    sources: list[Source],
+    videos: Video | Iterable[Video],
     jobs: int | None,
     timeout: float | None,
     on_event: OnEvent | None,
@@ -262,11 +261,12 @@ def _extract_to(
         {name: check(name, options.pop(name), hint) for name, hint in hints.items() if name in options}
         for hints in (_FORM_HINTS, _JOB_HINTS)
     )
+    written = FeatureFormat.of(options.get("preset"), form)
     return extraction.extract(
         make_plan(**options),
-        sources,
+        _find(videos, each_alone=written.files is not None),
         out,
-        form=FeatureFormat.of(options.get("preset"), form),
+        form=written,
         jobs=jobs,
         timeout=timeout,
         on_event=on_event or _warn_of_event,

@@ -81,6 +81,8 @@ class Plan(Options):
 
     preset: str | None
     """The preset, and the options that differ from it."""
+    preset_model: str | None
+    """The model that the preset is for."""
     variant: str | None
     """Variant of the backbone; None for the plain one."""
     labels: tuple[str, ...] | None
@@ -129,6 +131,7 @@ class Plan(Options):
             WeightsUnavailable: no requested stream has weights.
         """
         entry = find_model(options.model)
+        preset = find_preset(options.preset) if options.preset else None
         streams = _select_streams(options.streams, entry, options.weights)
         variant = entry.variant if options.variant is None else find_variant(entry.backbone, options.variant)
         window, resize_px, crop_px = _input_of_variant(entry, options.variant, variant)
@@ -139,7 +142,8 @@ class Plan(Options):
         flow_normalisation = entry.streams["flow"].normalisation if "flow" in streams else None
         decided = {
             "model": entry.name,
-            "preset": options.preset and find_preset(options.preset).describe(options),
+            "preset": preset and preset.describe(options),
+            "preset_model": preset and find_model(Options(**preset.options).model).name,
             "variant": variant,
             "labels": _read_labels(options, entry),
             "labels_from": str(options.labels) if isinstance(options.labels, (str, Path)) else "labels",
@@ -287,6 +291,11 @@ class Plan(Options):
             )
         if self.centred and (times := self.num_clip_frames / self.stride) > 1:
             found.append(f"--centred with stride {self.stride} computes every frame {times:.3g} times")
+        if self.preset_model and self.preset_model != self.model:
+            resized = f", and the resize, {self.resize}, may not fit crops of {self.crop_px} px" if self.resize else ""
+            found.append(
+                f"the preset is for {self.preset_model}: with {self.model}, rows may have another length{resized}"
+            )
         return found
 
     # Checkpoints -----------------------------------------------------------------------------------------------------

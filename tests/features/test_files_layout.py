@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import PurePosixPath
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from test_stores import FILE, RECIPE, files_below, make_result
 from videos import write_video
 
 import vid3d_cli.features.files
-from vid3d_cli.errors import OutputError, OutputExists, UsageError
+from vid3d_cli.api import extract as vid3d_extract
+from vid3d_cli.errors import CheckpointError, OutputError, OutputExists, RecipeDiffers, UsageError
 from vid3d_cli.features.entries import VideoFeatures
 from vid3d_cli.features.format import FeatureFormat
 from vid3d_cli.features.inspection import describe_damage, find_problems
 from vid3d_cli.features.merging import merge
+from vid3d_cli.features.recipes import refuse_other_recipe
 from vid3d_cli.features.stores import create_store, open_store, open_unchecked
 from vid3d_cli.presets import Files, find_preset
 from vid3d_cli.records import STREAMS as STREAM_NAMES
@@ -242,6 +245,21 @@ def test_a_directory_has_one_layout(tmp_path, layouts):
         create_store(str(tmp_path / "feats"), layout=second)
 
 
+def test_the_preset_of_a_directory_is_named(tmp_path):
+    """Of the layout alone, nobody knew what to add."""
+    result = make_result("in/a.mp4")
+    result = replace(result, recipe=replace(result.recipe, preset="ms-tcn, but stride 2"))
+    write(tmp_path / "feats", Files("{stem}.npy"), result)
+    advice = r"made with preset ms-tcn, but stride 2: add --preset ms-tcn without --layout, or choose another directory"
+    with pytest.raises(OutputExists, match=f"feats: {advice}$"):
+        create_store(str(tmp_path / "feats"))
+    with open_store(tmp_path / "feats") as store:
+        there = store.recipe()
+    with pytest.raises(RecipeDiffers, match=r"recipe:\n  preset: ms-tcn, but stride 2 there, tsp now\n  dtype: "):
+        refuse_other_recipe(tmp_path / "feats", there, {**there, "preset": "tsp", "dtype": "float16"})
+    refuse_other_recipe(tmp_path / "feats", there, {**there, "preset": "tsp"})
+
+
 def test_files_of_others_are_neither_replaced_nor_deleted(tmp_path):
     (tmp_path / "feats").mkdir()
     np.save(tmp_path / "feats/a__2.npy", np.zeros(3))
@@ -345,6 +363,19 @@ def test_files_that_do_not_fit_the_options_are_usage_errors(job, files, preset, 
     assert not (tmp_path / "feats").exists()
 
 
+@pytest.mark.parametrize("layout", ["files", "vid3d"])
+def test_a_job_that_writes_nothing_leaves_no_folder(job, vid3d, tmp_path, monkeypatch, layout):
+    job('names = "{stem}.npy"', "--dry-run")
+    (tmp_path / "mine").mkdir()
+    fails = Mock(side_effect=CheckpointError("no weights"))
+    monkeypatch.setattr("vid3d_cli.run.load.build_model", fails)
+    words = ["--preset", "my.toml", "--layout", layout]
+    for out in ("new/feats", "mine"):
+        assert vid3d("extract", "gone.mp4", *words, "--out", out).exit_code == 1
+        assert vid3d("extract", "in", *words, "--out", out).exit_code == 3
+    assert (list((tmp_path / "mine").iterdir()), (tmp_path / "new").exists()) == ([], False)
+
+
 def test_a_preset_needs_a_directory(job, tmp_path):
     result = job('names = "{stem}.npy"', out="feats.npy")
     assert (result.exit_code, "give a directory instead of feats.npy, or --layout vid3d" in result.stderr) == (2, True)
@@ -358,6 +389,32 @@ def test_videos_that_would_share_a_file_are_refused(job, tmp_path, more):
     result = job('names = "{id}.npy"', *more)
     assert result.exit_code == 2
     assert "in/sub/b.mp4 and in/sub/v_b.mp4 would both be written to sub/b.npy" in result.stderr
+    assert not (tmp_path / "feats").exists()
+
+
+def test_names_do_not_depend_on_what_else_is_listed(job, vid3d, tmp_path):
+    """A loader looks for <id>.npy in one folder."""
+    job('names = "{stem}.npy"', "--dry-run")
+    (tmp_path / "list.txt").write_text("in/sub/v_b.mp4\nin/a.mp4\n")
+    for i, videos in enumerate((["in/a.mp4", "in/sub/v_b.mp4"], ["in/sub/v_b.mp4", "in/a.mp4"], ["@list.txt"])):
+        assert vid3d("extract", *videos, "--preset", "my.toml", "--out", f"{i}/").exit_code == 0
+        assert sorted(path.name for path in (tmp_path / str(i)).glob("[!.]*")) == ["a.npy", "v_b.npy"]
+    assert (
+        vid3d("extract", "in/sub", "in/a.mp4", "--preset", "my.toml", "--layout", "vid3d", "--out", "o").exit_code == 0
+    )
+    assert (tmp_path / "o/sub/v_b.npz").exists()
+    vid3d_extract("in", out="p", preset="my.toml")
+    vid3d_extract(["in/sub/v_b.mp4", "in/a.mp4"], out="q", preset="my.toml")
+    assert [(tmp_path / path).exists() for path in ("p/sub/v_b.npy", "q/v_b.npy")] == [True, True]
+
+
+@pytest.mark.parametrize("other", ["in/sub/a.mp4", "in/a.avi"])
+def test_named_videos_that_would_share_a_file_are_refused(job, vid3d, tmp_path, other):
+    job('names = "{stem}.npy"', "--dry-run")
+    shutil.copy(tmp_path / "in/a.mp4", tmp_path / other)
+    result = vid3d("extract", "in/a.mp4", other, "--preset", "my.toml", "--out", "feats")
+    assert result.exit_code == 2
+    assert f"in/a.mp4 and {other} would both be written as a: rename one" in result.stderr
     assert not (tmp_path / "feats").exists()
 
 

@@ -171,6 +171,12 @@ def test_unreadable_videos_are_listed_with_their_reason(vid3d, plan, tiny_model,
     assert plan("@list.jsonl", "--out", "f.npy")[0] == lines[1:]
 
 
+@pytest.mark.parametrize(("span", "seconds"), [([0.1, 0.9], 0.8), ([0.4, 99], 1.2)])
+def test_seconds_are_those_read(plan, tiny_model, video, span, seconds):
+    (line,), totals = plan(video, "--out", "f.npy", "--start", span[0], "--end", span[1])
+    assert (line["seconds"], line["frames"], totals["seconds"]) == (seconds, 25 * seconds, seconds)
+
+
 def test_a_start_after_the_end_is_a_failure(plan, tiny_model, video):
     (line,), totals = plan(video, "--out", "f.npy", "--start", 5)
     assert (line["error"], totals["cannot_be_opened"]) == ("NoFrames", 1)
@@ -241,6 +247,9 @@ def test_on_a_terminal_it_is_a_table_with_totals(vid3d, tiny_model, video, tmp_p
     assert "empty.mp4: the file is empty (0 bytes); fetch it again" in lines
     assert "1 video cannot be opened" in lines
     assert any(line.startswith("about 2 s: networks only") for line in lines)
+    ask = "for the time, add --estimate"
+    assert ask not in lines
+    assert vid3d("extract", video, "--out", "f.npy", "--dry-run", "--format", "table").stdout.endswith(f"{ask}\n")
 
 
 def test_headers_are_read_on_demand(tiny_model, video, monkeypatch):

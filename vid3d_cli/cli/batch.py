@@ -103,13 +103,14 @@ def fetch_weights(file: WeightsFile) -> Path:
         return pull(file, progress=on_bytes)
 
 
-def find_videos(arguments: list[str], nul_separated: bool) -> list[Source]:
-    """Return the videos that the arguments name, including those listed on standard input."""
+def find_videos(arguments: list[str], nul_separated: bool, *, each_alone: bool = False) -> list[Source]:
+    """Return the videos that the arguments name, including those listed on standard input; see `find_sources`."""
     from ..video.sources import find_sources
 
     if nul_separated and "-" not in arguments:
         raise UsageError("-0 needs a list on standard input: add - to the arguments")
-    return find_sources(arguments, stdin=typer.get_binary_stream("stdin"), nul_separated=nul_separated)
+    stdin = typer.get_binary_stream("stdin")
+    return find_sources(arguments, stdin=stdin, nul_separated=nul_separated, each_alone=each_alone)
 
 
 def run_classes(

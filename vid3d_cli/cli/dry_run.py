@@ -113,6 +113,8 @@ class _Table:
             self._console.print(line)
         if expected is not None:
             self._console.print(f"about {duration(expected.seconds)}: {describe_estimate(expected)}")
+        elif totals.rows:
+            self._console.print("for the time, add --estimate")
 
 
 def _cells(plan: VideoPlan | Totals) -> list[str]:

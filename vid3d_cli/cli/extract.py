@@ -131,9 +131,9 @@ def extract(
 
     if (estimate or plan_format) and not dry_run:
         raise UsageError(f"{'--estimate' if estimate else '--format'} needs --dry-run")
-    sources = find_videos(videos, nul_separated)
     written = {"dtype": dtype, "concat": concat, "layout": layout}
     form = FeatureFormat.of(options.preset, {name: written[name] for name in written if is_given(context, name)})
+    sources = find_videos(videos, nul_separated, each_alone=form.files is not None)
     plan = make_plan(options)
     if dry_run:
         from .dry_run import print_plan
@@ -168,7 +168,7 @@ def extract(
         except (OutputError, KeyboardInterrupt):
             if (kept := printer.summary) is not None:
                 what = f"{plural(kept.num_kept, 'video')} of {kept.num_videos} kept in {kept.out}"
-                log.error("%s; run the same command to resume", what if kept.num_kept else "no video is done yet")
+                log.warning("%s; run the same command to resume", what if kept.num_kept else "no video is done yet")
             raise
     raise typer.Exit(_report(summary, failures))
 

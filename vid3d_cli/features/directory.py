@@ -74,6 +74,7 @@ class TreeStore(Store):
         self._left_out: dict[str, OutputError] = {}
         self._recipe: dict[str, Any] | None = None
         self._has_made_recipe = False
+        self._made_folders: list[Path] = []
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -164,6 +165,8 @@ class TreeStore(Store):
             return
         if not anew:
             self.refuse_incomplete()
+        home = self.path / self.home
+        self._made_folders = [folder for folder in (home, *home.parents) if not folder.exists()]
         with self._locked(self._journal_path) as journal:
             for directory, _, _ in os.walk(self.path):
                 remove_abandoned(Path(directory))
@@ -267,8 +270,9 @@ class TreeStore(Store):
             if self._has_made_recipe and not self._worker:  # another worker may be starting
                 remove_files([self.recipe_path])
         self._release()
-        with suppress(OSError):
-            (self.path / self.home / WORKERS).rmdir()
+        for folder in [self.path / self.home / WORKERS, *([] if self._worker else self._made_folders)]:
+            with suppress(OSError):  # it holds files, or is not there
+                folder.rmdir()
 
     def clear(self) -> None:
         """Delete the files of the videos that the journals or the files themselves name, and no other file."""

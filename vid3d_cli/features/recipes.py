@@ -84,7 +84,8 @@ def write_recipe(path: Path, recipe: Recipe, out: Path) -> None:
 def refuse_other_recipe(out: Path, there: Recipe, now: Recipe) -> None:
     """Raise RecipeDiffers if two recipes give different numbers; the message lists the differences."""
     if differences := deciding_differences(there, now):
-        lines = list_differences(differences, "now")
+        presets = there.get("preset"), now.get("preset")  # they say in a word why the rest differs
+        lines = list_differences(({"preset": presets} if len({*presets}) > 1 else {}) | differences, "now")
         raise RecipeDiffers(f"{out}: made with another recipe:{lines}\nChoose another name, or add --overwrite")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from ..arguments import checked
@@ -53,8 +54,10 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
     if is_directory(out):
         tree = TREES[layout]
         for other in TREES.values():  # two outputs in one directory could not be told apart
-            if other.home != tree.home and (path / other.home / "recipe.json").exists():
-                raise OutputExists(f"{path}: has features in the layout {other.layout}: delete it, or choose another")
+            if other.home != tree.home and (recipe := path / other.home / "recipe.json").exists():
+                raise OutputExists(
+                    f"{path}: {_describe_layout(other.layout, recipe)}delete it, or choose another directory"
+                )
         return tree(path, worker)
     if layout == "files":
         raise UsageError(
@@ -71,6 +74,14 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
         return ExportStore(path, EXPORTS[suffix])
     hint = did_you_mean(suffix, [".npy", *EXPORTS])
     raise UsageError(f"cannot write features to '{out}': {hint or f'give {forms}'}")
+
+
+def _describe_layout(layout: str, recipe: Path) -> str:
+    if layout == "files":
+        with suppress(OutputError):
+            if preset := (read_recipe(recipe) or {}).get("preset"):
+                return f"made with preset {preset}: add --preset {preset.split(', but ')[0]} without --layout, or "
+    return f"has features in the layout {layout}: "
 
 
 def is_directory(out: str) -> bool:

@@ -36,7 +36,7 @@ class VideoPlan:
 
     video: str
     seconds: float | None
-    """Duration of the whole video."""
+    """Seconds to read, between --start and --end."""
     frames: int | None
     """Frames to read, at the frame rate of the job."""
     clips: int | None
@@ -161,7 +161,9 @@ def _read_header(plan: Plan, video: str, decoders: Decoders) -> _Header | VideoF
             info = reader.frames.info
             if info.duration_seconds is not None and info.duration_seconds <= plan.start_seconds:
                 raise NoFrames(video, describe_end(plan.start_seconds, info.duration_seconds))
-            size, seconds = (info.height, info.width), info.duration_seconds
+            ends = [seconds for seconds in (info.duration_seconds, plan.end_seconds) if seconds is not None]
+            seconds = None if info.duration_seconds is None else round(min(ends) - plan.start_seconds, 6)
+            size = (info.height, info.width)
             return _Header(video, size, seconds, reader.frames.num_expected_frames, reader.num_expected_clips)
     except VideoError as error:
         return VideoFailure(video, type(error).__name__, error.message)

@@ -72,7 +72,11 @@ class _Found:
 
 
 def find_sources(
-    arguments: Sequence[str], *, stdin: BinaryIO | None = None, nul_separated: bool = False
+    arguments: Sequence[str],
+    *,
+    stdin: BinaryIO | None = None,
+    nul_separated: bool = False,
+    each_alone: bool = False,
 ) -> list[Source]:
     """Return the videos that the arguments name, each once, in the order of their first mention.
 
@@ -85,9 +89,12 @@ def find_sources(
         arguments: as the user typed them.
         stdin: read for `-`; None for that of the process.
         nul_separated: names on stdin end with a zero byte, as `find -print0` writes them, and not with a newline.
+        each_alone: stems do not depend on the other arguments: the name of a video that is named, the path below a
+            directory or pattern.
 
     Raises:
-        UsageError: no videos: a directory or pattern without a video, a list that cannot be read.
+        UsageError: no videos: a directory or pattern without a video, a list that cannot be read; with `each_alone`,
+            two videos with the same stem.
     """
     found: dict[str, _Found] = {}
     for argument in arguments:
@@ -98,7 +105,7 @@ def find_sources(
         raise UsageError(f"no videos in {lists}: give one name per line")
     if not found:
         raise UsageError("no videos given: name files, directories, URLs, @list.txt, or - to read names from stdin")
-    stems = _output_stems(list(found.values()))
+    stems = (_stems_alone if each_alone else _output_stems)(list(found.values()))
     return [Source(one.video, stem) for one, stem in zip(found.values(), stems, strict=True)]
 
 
@@ -292,6 +299,23 @@ def _output_stems(found: Sequence[_Found]) -> list[PurePosixPath]:
             return _numbered(stems)
         for i in clashing:
             stems[i] = full_names[i]
+
+
+def _stems_alone(found: Sequence[_Found]) -> list[PurePosixPath]:
+    """Return the path of each video below its argument, without suffix; of a URL, the last part.
+
+    Raises:
+        UsageError: two videos have the same.
+    """
+    taken: dict[PurePosixPath, str] = {}
+    for one in found:
+        stem = _without_suffix(PurePosixPath(_url_path(one.video).name) if one.base is None else _below(one.base, one))
+        if (other := taken.setdefault(stem, one.video)) != one.video:
+            both = f"{without_password(other)} and {without_password(one.video)}"
+            raise UsageError(
+                f"{both} would both be written as {stem}: rename one, leave one out, or give the directory above both"
+            )
+    return list(taken)
 
 
 def _numbered(stems: Sequence[PurePosixPath]) -> list[PurePosixPath]:
