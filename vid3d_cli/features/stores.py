@@ -55,9 +55,7 @@ def create_store(out: str, *, layout: str = LAYOUTS[0], worker: str | None = Non
         tree = TREES[layout]
         for other in TREES.values():  # two outputs in one directory could not be told apart
             if other.home != tree.home and (recipe := path / other.home / "recipe.json").exists():
-                raise OutputExists(
-                    f"{path}: {_describe_layout(other.layout, recipe)}delete it, or choose another directory"
-                )
+                raise OutputExists(f"{path}: {_describe_layout(other.layout, recipe)}choose another directory")
         return tree(path, worker)
     if layout == "files":
         raise UsageError(
@@ -81,7 +79,7 @@ def _describe_layout(layout: str, recipe: Path) -> str:
         with suppress(OutputError):
             if preset := (read_recipe(recipe) or {}).get("preset"):
                 return f"made with preset {preset}: add --preset {preset.split(', but ')[0]} without --layout, or "
-    return f"has features in the layout {layout}: "
+    return f"has features in the layout {layout}: delete it, or "
 
 
 def is_directory(out: str) -> bool:
