@@ -1,5 +1,6 @@
 """Features as other people's scripts make them: PyAV, Pillow or OpenCV, NumPy and a network, and nothing of ours."""
 
+import contextlib
 import itertools
 from fractions import Fraction
 
@@ -40,6 +41,29 @@ def read_frames(video, fps=None):
         return frames
     ticks = [int(k * rate / Fraction(fps)) for k in range(int(np.ceil(len(frames) * Fraction(fps) / rate)))]
     return frames[ticks]
+
+
+def filter_frames(video, fps):
+    """Frames as ffmpeg's fps filter takes them."""
+    with av.open(str(video)) as container:
+        graph = av.filter.Graph()
+        source = graph.add_buffer(template=container.streams.video[0])
+        rate, sink = graph.add("fps", fps), graph.add("buffersink")
+        source.link_to(rate)
+        rate.link_to(sink)
+        graph.configure()
+        frames = []
+        for frame in itertools.chain(container.decode(video=0), [None]):
+            graph.push(frame)
+            with contextlib.suppress(av.BlockingIOError, av.EOFError):
+                while True:
+                    frames.append(graph.pull().to_ndarray(format="rgb24"))
+    return np.stack(frames)
+
+
+def store_as_jpeg(frames):
+    """Frames as OpenCV stores them by default, at quality 95."""
+    return np.stack([cv2.imdecode(cv2.imencode(".jpg", frame)[1], cv2.IMREAD_COLOR) for frame in frames])
 
 
 def resize(frames, size, kernel="pillow"):
