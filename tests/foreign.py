@@ -118,11 +118,11 @@ def with_eps(net, eps):
     return net
 
 
-def run(net, entries, *, window, stride, offset=0):
-    """(N, D) float32: features of the windows of (T, H, W, C) float32, which start at `offset`."""
+def run(net, entries, *, window, stride, offset=0, picks=slice(None)):
+    """(N, D) float32: features of `picks` of the windows of (T, H, W, C) float32, which start at `offset`."""
     rows = []
     for start in range(offset, len(entries) - window + 1, stride):
-        clip = torch.from_numpy(np.ascontiguousarray(entries[start : start + window], np.float32))
+        clip = torch.from_numpy(np.ascontiguousarray(entries[start : start + window][picks], np.float32))
         with torch.inference_mode():
             rows.append(net(clip.permute(3, 0, 1, 2)[None]).features[0].numpy())
     return np.stack(rows)

@@ -83,9 +83,11 @@ def readings(array: NDArray[Any], widths: Mapping[str, int], model: str, files: 
     Raises:
         UsageError: no axis is as long as a row, or its first numbers are not finite.
     """
+    lengths = {sum(widths.values()), *widths.values()}
     found = [
         Reading(rows, num_rows, (*form, *streams))
         for matrix, num_rows, form in _matrices(array, files)
+        if matrix.shape[1] in lengths
         for rows, streams in _split(np.asarray(matrix, np.float64), widths, files)
     ]
     if not found:
