@@ -208,7 +208,7 @@ class _Search:
         crop, reading = min(itertools.product(range(len(kept)), found), key=far)
         if len(kept) > 1:
             self._start = Settings(replace(plan, crops=kept[crop], keep_crops=False))
-            self._notes.append(f"rows are those of crop {crop} ({kept[crop]}) of the preset, from 0")
+            self._notes.append(f"the rows are those of crop {crop} ({kept[crop]}), counted from 0")
         return reading
 
     def run(self) -> Diagnosis:
@@ -243,20 +243,15 @@ class _Search:
             verdict = "explained" if is_close or gained else "unexplained"
         else:
             verdict = ("same" if is_near and is_whole else "close") if is_close else "unexplained"
-        if is_close and not is_near:
-            self._notes.append("your recipe, up to the rounding of stored frames (JPEG, another decoder or flow)")
-        elif is_near and not is_same:
-            self._notes.append(
-                "the rest is as small as the rounding of bfloat16, and no change of the recipe reduces it"
-            )
-        if is_close and not has_count:
-            self._notes.append("the compared rows agree, the number of rows differs")
-        if is_close and len(scaled) < min(NUM_ROWS, self._num_rows):
-            self._notes.append(
-                "memory holds the frames of no more rows: compare a smaller copy of the video"
-                if self._maker.is_cut
-                else "the recipe gives no more rows"
-            )
+        is_short = self._maker.is_cut and len(scaled) < min(NUM_ROWS, self._num_rows)
+        notes = {
+            "your recipe, up to the rounding of stored frames (JPEG, another decoder or flow)": not is_near,
+            "the rest is as small as the rounding of bfloat16, and no change reduces it": is_near
+            and not is_same,
+            "the compared rows agree, the number of rows differs": not has_count,
+            "memory holds the frames of no more rows: compare a smaller copy of the video": is_short,
+        }
+        self._notes += [note for note, is_so in notes.items() if is_close and is_so]
         if verdict != "same" and time.monotonic() >= self._deadline:
             self._notes.append(f"the search ended after {MAX_SECONDS / 60:g} minutes, with the best that it had found")
         counted = explain_rows(self._info, settings.plan, self._num_rows)

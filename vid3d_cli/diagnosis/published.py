@@ -97,7 +97,7 @@ def readings(array: NDArray[Any], widths: Mapping[str, int], model: str, files: 
             f"the published array is {array.shape}, and a row of {model} has {both}{each} numbers: "
             "choose the --model, --streams or --layer that it was made with"
         )
-    if number := sum(np.count_nonzero(~np.isfinite(rows)) for rows in found[0].rows.values()):
+    if number := max(sum(np.count_nonzero(~np.isfinite(r)) for r in one.rows.values()) for one in found):
         raise UsageError(
             f"the first published rows hold {number:,} numbers that are NaN or infinite: "
             "their file is damaged, or overflowed in float16"
