@@ -246,8 +246,7 @@ class _Search:
         is_short = self._maker.is_cut and len(scaled) < min(NUM_ROWS, self._num_rows)
         notes = {
             "your recipe, up to the rounding of stored frames (JPEG, another decoder or flow)": not is_near,
-            "the rest is as small as the rounding of bfloat16, and no change reduces it": is_near
-            and not is_same,
+            "the rest is as small as the rounding of bfloat16, and no change reduces it": is_near and not is_same,
             "the compared rows agree, the number of rows differs": not has_count,
             "memory holds the frames of no more rows: compare a smaller copy of the video": is_short,
         }
