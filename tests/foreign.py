@@ -1,5 +1,6 @@
 """Features as other people's scripts make them: PyAV, Pillow or OpenCV, NumPy and a network, and nothing of ours."""
 
+import contextlib
 import itertools
 from fractions import Fraction
 
@@ -40,6 +41,29 @@ def read_frames(video, fps=None):
         return frames
     ticks = [int(k * rate / Fraction(fps)) for k in range(int(np.ceil(len(frames) * Fraction(fps) / rate)))]
     return frames[ticks]
+
+
+def filter_frames(video, fps):
+    """Frames as ffmpeg's fps filter takes them."""
+    with av.open(str(video)) as container:
+        graph = av.filter.Graph()
+        source = graph.add_buffer(template=container.streams.video[0])
+        rate, sink = graph.add("fps", fps), graph.add("buffersink")
+        source.link_to(rate)
+        rate.link_to(sink)
+        graph.configure()
+        frames = []
+        for frame in itertools.chain(container.decode(video=0), [None]):
+            graph.push(frame)
+            with contextlib.suppress(av.BlockingIOError, av.EOFError):
+                while True:
+                    frames.append(graph.pull().to_ndarray(format="rgb24"))
+    return np.stack(frames)
+
+
+def store_as_jpeg(frames):
+    """Frames as OpenCV stores them by default, at quality 95."""
+    return np.stack([cv2.imdecode(cv2.imencode(".jpg", frame)[1], cv2.IMREAD_COLOR) for frame in frames])
 
 
 def resize(frames, size, kernel="pillow"):
@@ -94,11 +118,11 @@ def with_eps(net, eps):
     return net
 
 
-def run(net, entries, *, window, stride, offset=0):
-    """(N, D) float32: features of the windows of (T, H, W, C) float32, which start at `offset`."""
+def run(net, entries, *, window, stride, offset=0, picks=slice(None)):
+    """(N, D) float32: features of `picks` of the windows of (T, H, W, C) float32, which start at `offset`."""
     rows = []
     for start in range(offset, len(entries) - window + 1, stride):
-        clip = torch.from_numpy(np.ascontiguousarray(entries[start : start + window], np.float32))
+        clip = torch.from_numpy(np.ascontiguousarray(entries[start : start + window][picks], np.float32))
         with torch.inference_mode():
             rows.append(net(clip.permute(3, 0, 1, 2)[None]).features[0].numpy())
     return np.stack(rows)

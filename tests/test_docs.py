@@ -159,7 +159,7 @@ def prepare(words, vid3d, home):
         (home / "mine.toml").write_text(blocks("presets.md", "toml")[0])
     if "--against" in words:
         make(vid3d, "published.npy")
-        np.save(home / "published.npy", np.load(home / "published.npy")[:3])  # those of the first video
+        np.save(home / "published.npy", np.load(home / "published.npy")[:2])  # those of the first video
     if "--weights" in words:
         backbone, classes = ("r3d_18", 400) if "r3d_18" in words else ("s3d_mini", 10)
         (home / "my_classes.txt").write_text("".join(f"my class {i}\n" for i in range(classes)))

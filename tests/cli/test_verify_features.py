@@ -1,6 +1,5 @@
 """The command line of `vid3d verify VIDEO --against FILE`; what it finds is tested with `vid3d_cli.diagnosis`."""
 
-import dataclasses
 import json
 import re
 import sys
@@ -10,23 +9,12 @@ import zipfile
 import numpy as np
 import pytest
 
+from vid3d_cli.diagnosis import Diagnosis
 from vid3d_cli.errors import EXIT_OK, EXIT_USAGE
 
 
-@dataclasses.dataclass(frozen=True)
-class Diagnosis:
-    """As `vid3d_cli.diagnosis` returns it."""
-
-    verdict: str
-    yours: float = 0.91
-    cosine: float = 0.998
-    error: float = 0.01
-    rows: int = 4
-    tried: int = 12
-    closest: tuple = ()
-
-    def describe(self):
-        return f"{self.verdict}: yours {self.yours}"
+def diagnosis(verdict):
+    return Diagnosis(verdict, rows=4, yours=0.91, cosine=0.998, error=0.01, closest=(), tried=12, counted="4 rows fit")
 
 
 @pytest.fixture
@@ -37,18 +25,18 @@ def diagnose(monkeypatch, tiny_model):
     def diagnose(options, video, published, *, on_progress):
         on_progress(4, 240)
         calls.seen.append((options, video, published))
-        return Diagnosis(calls.verdict)
+        return diagnosis(calls.verdict)
 
     monkeypatch.setitem(sys.modules, "vid3d_cli.diagnosis", types.SimpleNamespace(diagnose=diagnose))
     return calls
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("same", EXIT_OK), ("explained", 1), ("unexplained", 1)])
+@pytest.mark.parametrize(("verdict", "code"), [("same", EXIT_OK), ("close", 1), ("explained", 1), ("unexplained", 1)])
 def test_the_verdict_is_printed_and_decides_the_code(vid3d, diagnose, verdict, code):
     np.save("theirs.npy", np.ones((4, 8), np.float32))
     diagnose.verdict = verdict
     result = vid3d("verify", "v.mp4", "--against", "theirs.npy", "--format", "table")
-    assert (result.exit_code, result.stdout) == (code, f"{verdict}: yours 0.91\n")
+    assert (result.exit_code, result.stdout) == (code, diagnosis(verdict).describe() + "\n")
     result = vid3d("verify", "v.mp4", "--against", "theirs.npy")
     assert (result.exit_code, json.loads(result.stdout)["verdict"]) == (code, verdict)
 

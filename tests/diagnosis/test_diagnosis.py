@@ -4,16 +4,18 @@ import cv2
 import foreign
 import numpy as np
 import pytest
-import seeded
 import torch
-from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 import vid3d_cli
 from vid3d_cli import diagnosis
+from vid3d_cli.cli import app
 from vid3d_cli.diagnosis import diagnose
+from vid3d_cli.diagnosis.published import check_array, readings
 from vid3d_cli.errors import NoFrames, TooLarge, UsageError
 from vid3d_cli.models.clip_model import create_model
 from vid3d_cli.options import Options
+from vid3d_cli.presets import with_preset
 from vid3d_cli.video.reader import VideoReader
 
 MEANS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -63,14 +65,14 @@ def rgb(
     )
 
 
-def flow(frames, *, compute=foreign.dis, bound=8, axes=(0, 1), sign=1, before_resize=False):
+def flow(frames, *, compute=foreign.dis, bound=8, axes=(0, 1), sign=1, before_resize=False, low=-1):
     """Features of flow by the model's recipe, but for the mistakes that are given."""
     if before_resize:
         fields = [cv2.resize(field, (156, 128)) for field in foreign.flow_of(frames["12.5"], compute)]
     else:
         fields = foreign.flow_of(foreign.resize(frames["12.5"], 128), compute)
     fields = foreign.crop(np.stack(fields), 112)
-    fields = foreign.scale_flow(sign * fields[..., list(axes)], bound)
+    fields = low + (1 - low) / 2 * (1 + foreign.scale_flow(sign * fields[..., list(axes)], bound))
     return foreign.run(net("flow"), fields, window=16, stride=16)
 
 
@@ -92,6 +94,7 @@ MISTAKES = {
     "range of bytes": ({"scale": (0, 255)}, ["range [0, 255]"]),
     "mean and deviation": ({"scale": (0, 1, *MEANS)}, [f"range [0, 1], minus {MEANS[0]}, divided by {MEANS[1]}"]),
     "channel order": ({"bgr": True}, ["channels BGR"]),
+    "spread": ({"window": 32, "picks": np.linspace(0, 31, 16).astype(int)}, ["spread 16 of 32 frames"]),
     "eps": ({"eps": 1e-5}, ["eps 1e-05"]),
     "resize and offset": ({"size": (171, 128), "offset": 1}, ["offset +1 frame", "resize without aspect 171x128"]),
     "rate and stride": ({"fps": "25", "stride": 8}, ["fps 25", "stride 8"]),
@@ -126,11 +129,25 @@ def test_a_mistake_of_rgb_is_named(video, frames, name):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize(("number", "lefts"), [(3, (0, 22, 44)), (10, (0, 44))])
+def test_the_mean_of_crops_is_named(video, frames, number, lefts):
+    """Three of the long side; or the corners and the centre, and their mirror images."""
+    pictures = foreign.resize(frames["12.5"], 128)
+    corners = [pictures[:, y : y + 112, x : x + 112] for y in ((8,) if number == 3 else (0, 16)) for x in lefts]
+    views = corners if number == 3 else [*corners, foreign.crop(pictures, 112)]
+    views = views if number == 3 else [*views, *(view[:, :, ::-1] for view in views)]
+    rows = [foreign.run(net(), foreign.scale_pixels(view), window=16, stride=16) for view in views]
+    result = diagnose(of("rgb"), video, np.mean(rows, axis=0))
+    assert (len(rows), names(result), result.verdict) == (number, [f"crops {number}"], "explained")
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("mistake", "found"),
     [
         ({"compute": foreign.farneback}, ["flow farneback"]),
         ({"bound": 20}, ["flow bound 20 px"]),
+        ({"low": 0}, ["flow range (0, 1)"]),
         ({"sign": -1}, ["flow axes -x, -y"]),
         ({"axes": (1, 0)}, ["flow axes y, x"]),
         ({"before_resize": True}, ["flow-size source"]),
@@ -189,7 +206,7 @@ NOISE = np.random.default_rng(0).uniform(0, 2, 512)
         (lambda rows: rows[:, :256], ["streams rgb"]),
         (lambda rows: rows[:, 256:], ["streams flow"]),
         (lambda rows: np.stack([rows[::-1], rows], axis=1), ["crop 2 of 2"]),
-        (lambda rows: np.stack([rows * NOISE, rows * (2 - NOISE)]), ["crops mean of several"]),
+        (lambda rows: np.stack([rows * NOISE, rows * (2 - NOISE)], axis=1), ["crops mean of several"]),
         (lambda rows: rows[:, :, None, None], []),
     ],
 )
@@ -206,8 +223,8 @@ def test_several_things_of_the_form_are_named_at_once(video, frames):
 
 @pytest.mark.exhaustive
 def test_rows_that_start_later_are_named(video, frames):
-    result = diagnose(of("rgb", stride=8), video, rgb(frames, stride=8)[1:])
-    assert names(result) in (["rows from 1"], ["offset +8 frames"])  # the same
+    result = diagnose(of("rgb", stride=7), video, rgb(frames, stride=7)[1:])
+    assert names(result) == ["offset +7 frames"]
 
 
 @pytest.mark.exhaustive
@@ -258,30 +275,119 @@ def test_the_search_starts_from_the_rows_of_extract(video, options):
 def test_held_frames_that_fill_the_memory_leave_rows_out(video, frames, monkeypatch):
     monkeypatch.setattr(vid3d_cli.diagnosis.rows, "MAX_FRAMES_BYTES", 90 * 176 * 144 * 3)
     result = diagnose(of("rgb"), video, rgb(frames))
-    assert (result.verdict, result.rows) == ("same", 2)
+    assert (result.verdict, result.rows) == ("close", 2)
+    assert "memory holds the frames of no more rows" in result.describe()
     monkeypatch.setattr(vid3d_cli.diagnosis.rows, "MAX_FRAMES_BYTES", 10 * 176 * 144 * 3)
     with pytest.raises(TooLarge, match="compare a smaller copy of the video"):
         diagnose(of("rgb"), video, rgb(frames))
+
+
+def test_rows_that_agree_are_not_the_same_if_their_number_differs(video, frames):
+    rows = rgb(frames)[:1]
+    result = diagnose(of("rgb", stride=32), video, rows)
+    assert (result.verdict, result.rows) == ("close", 1)
+    assert result.describe().splitlines()[1:] == [
+        "the compared rows agree, the number of rows differs",
+        "1 row does not fit stride 32, window 16 at 12.5 fps, which gives 2",
+    ]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fps", ["25", "12.5"])
+def test_the_frames_of_ffmpegs_fps_filter_are_named(video, fps):
+    right = rgb({fps: foreign.filter_frames(video, fps)}, fps=fps, stride=8)
+    result = diagnose(of("rgb", fps=fps, stride=8), video, right)
+    assert (names(result), result.verdict) == (["rounding nearest"], "explained")
+    assert result.cosine > 0.9999
+
+
+@pytest.mark.exhaustive
+def test_frames_that_were_stored_as_jpeg_are_close(video, frames):
+    right = rgb({"12.5": foreign.store_as_jpeg(frames["12.5"])})
+    result = diagnose(of("rgb"), video, right)
+    assert (result.verdict, names(result)) == ("close", [])
+    assert "your recipe, up to the rounding of stored frames" in result.describe()
+
+
+@pytest.mark.exhaustive
+def test_a_search_ends_in_time(video, frames, monkeypatch):
+    monkeypatch.setattr(diagnosis, "MAX_SECONDS", 0)
+    result = diagnose(of("rgb"), video, rgb(frames, stride=8))
+    assert (result.verdict, result.closest) == ("unexplained", ())
+    assert "the search ended after 0 minutes" in result.describe()
+
+
+PRESET = """
+summary = "a program"
+values = "layout"
+sources = ["https://example.org"]
+
+[options]
+model = "s3d_mini"
+{options}
+
+[files]
+names = "{names}"
+{files}
+
+[centre]
+first = 8
+step = 16
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("options", "names_of", "files"),
+    [
+        ("", "{stem}.npy", 'axes = "DT"'),
+        ("", "{stem}_{stream}.npy", "concat = false"),
+        ('streams = "rgb"\ncrops = "tl,br,brm"\nkeep_crops = true', "{stem}__{crop}.npy", ""),
+        ('streams = "rgb"\ncrops = "tl,br"\nkeep_crops = true', "{stem}.npy", 'axes = "TCD"'),
+        ("crops = 3\nkeep_crops = true", "{stream}/{stem}__{crop}.npy", 'concat = false\nstreams = {rgb = "RGB"}'),
+    ],
+)
+def test_each_file_of_a_preset_is_the_same(video, tmp_path, options, names_of, files):
+    preset = tmp_path / "own.toml"
+    preset.write_text(PRESET.format(options=options, names=names_of, files=files))
+    words = ["--preset", str(preset), "--runtime", "torch"]
+    CliRunner().invoke(app, ["extract", video, *words, "-o", str(tmp_path / "f")], catch_exceptions=False)
+    found = sorted((tmp_path / "f").rglob("a*.npy"))
+    assert found
+    for number, path in enumerate(found):
+        result = diagnose(with_preset({"preset": str(preset), "runtime": "torch"}), video, np.load(path))
+        assert (result.verdict, names(result)) == ("same", []), path
+        if "{crop}" in names_of:
+            assert f"those of crop {path.stem[-1]} (" in result.describe()
+        else:
+            assert number in (0, 1)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("mistake", "flags", "typed"),
+    [
+        ({"window": 24}, "--window 24 --stride 8", {"window": 24, "stride": 8}),
+        ({"fps": None, "offset": 2}, "--start 0.05", {"start_seconds": 0.05}),
+    ],
+)
+def test_what_to_type_gives_the_rows(video, frames, mistake, flags, typed):
+    fps = "native" if "fps" in mistake else "12.5"
+    right = rgb(frames, **{"stride": 8, **mistake})
+    (change,) = diagnose(of("rgb", stride=8, fps=fps), video, right).closest
+    assert change.sentence.endswith(f": {flags}")
+    assert diagnose(of("rgb", **{"stride": 8, "fps": fps, **typed}), video, right).verdict == "same"
+
+
+def test_only_the_first_rows_are_read():
+    """A file may be larger than memory."""
+    rows = np.zeros((1000, 10, 256), np.float16)
+    rows[4:] = np.nan
+    (*_, mean) = found = readings(check_array(rows), {"rgb": 256}, "m")
+    assert (len(found), mean.num_rows, mean.rows["rgb"].shape) == (11, 1000, (4, 256))
 
 
 @pytest.mark.exhaustive
 def test_a_start_after_the_end_is_one_line(video, frames):
     with pytest.raises(NoFrames, match="no frame starts at 5 s or later; give an earlier --start"):
         diagnose(of("rgb", start_seconds=5), video, rgb(frames))
-
-
-@pytest.mark.exhaustive
-def test_a_mistake_is_named_where_only_the_lengths_of_rows_tell(video, frames, tmp_path):
-    """I3D with weights from seeds: another eps leaves the directions of its rows as they are."""
-    weights = tmp_path / "rgb.safetensors"
-    save_file(seeded.SeededCase("i3d_rgb_piergiaj_64f").state_dict(), weights)
-    pixels = foreign.scale_pixels(foreign.crop(foreign.resize(frames["25"][:20], 256), 224))
-    network = create_model("i3d", weights=weights)
-    right = foreign.run(network, pixels, window=10, stride=10)
-    wrong = foreign.run(foreign.with_eps(network, 1e-5), pixels, window=10, stride=10)
-    options = Options(model="i3d", streams="rgb", weights={"rgb": weights}, window=10, stride=10)
-    result = diagnose(options, video, right)
-    assert (result.verdict, result.tried) == ("same", 1)
-    result = diagnose(options, video, wrong)
-    assert (result.verdict, names(result)) == ("explained", ["eps 1e-05"])
-    assert result.yours > 0.99999

@@ -4,12 +4,15 @@
                         ↓ no
     every single change ─→ the best 3 ─→ with each further change ─→ the best 2 ─→ …
 
-Rows are compared by direction, so that their scale hides no mistake, and by length where directions agree. A search
-runs at most `MAX_RUNS` clips through each network: at most 12 minutes of I3D on 2 cores.
+Rows are compared by direction, so that their scale hides no mistake. A search runs at most `MAX_RUNS` clips through
+each network, and ends after `MAX_SECONDS`.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,13 +23,15 @@ from numpy.typing import NDArray
 from ..errors import ShapeError, UsageError
 from ..options import Options
 from ..plan import Plan
+from ..presets import Files, find_preset
 from ..run.threads import count_cores, one_opencv_thread
 from ..video import TIMEOUT_SECONDS
 from ..video.process import Decoders
 from ..video.reader import VideoInfo
 from ..workers import Workers
-from .moves import Move, explain_rows, find_moves, fits
+from .moves import Move, count_frames, explain_rows, find_moves, fits
 from .published import (
+    NUM_ROWS,
     SAME_DISTANCE,
     SAME_ERROR,
     Change,
@@ -37,7 +42,6 @@ from .published import (
     cosines,
     distance,
     error,
-    is_unit,
     readings,
     rescale,
 )
@@ -48,8 +52,11 @@ __all__ = ["MAX_RUNS", "Change", "Diagnosis", "OnProgress", "diagnose"]
 MAX_RUNS = 500
 """Clips that a search runs through the network of a stream; the first and the last comparison add 4 each."""
 
-NUM_ROWS, SEARCHED_ROWS = 4, 2
-"""Rows compared at the start and at the end, and while searching."""
+MAX_SECONDS = 15 * 60
+"""A search ends after this time: 500 clips of I3D take 12 minutes on 2 cores, but TV-L1 of full HD 2.4 s a frame."""
+
+SEARCHED_ROWS = 2
+"""Rows compared while searching."""
 
 BEAM = ((45, 30, 30, 30), (45, 20), (45,))
 """For the second change, the third and the fourth: how many further changes the best recipe gets, the second best …"""
@@ -69,6 +76,9 @@ EXPLAINED_GAIN, EXPLAINED_COSINE = 4.0, 0.99
 ROUNDED_DISTANCE = 0.01
 """Rows that no change brings closer are the same up to rounding: bfloat16 moves them by 0.006."""
 
+CLOSE_COSINE, CLOSE_ERROR = 0.999, 0.1
+"""Rows that no change brings closer may be your recipe's on frames stored in another way: JPEG moves them by 0.0106."""
+
 OnProgress = Callable[[int, int], None]
 """Called with the number of clips that went through a network, and the most there can be."""
 
@@ -78,8 +88,8 @@ class Diagnosis:
     """What the search found."""
 
     verdict: str
-    """"same": your recipe gives the published rows; "explained": it does with the changes in `closest`; or
-    "unexplained"."""
+    """"same": your recipe gives the published rows; "close": it gives the first ones but not their number, or all but
+    for a rounding of the frames, see `notes`; "explained": it does with the changes in `closest`; or "unexplained"."""
     rows: int
     """Rows compared."""
     yours: float
@@ -94,19 +104,20 @@ class Diagnosis:
     """Recipes tried."""
     counted: str
     """What the number of published rows says."""
+    notes: tuple[str, ...] = ()
+    """What else to know, a sentence each."""
 
     def describe(self) -> str:
         """Return a few lines for people."""
         compared = f"{self.rows} row{'s' * (self.rows != 1)} compared"
-        if self.verdict == "same":
-            lines = [f"same: cosine {self.cosine:.5f}, largest difference {100 * self.error:.2g} % ({compared})"]
-            if self.error > SAME_ERROR:
-                lines.append("the rest is as small as the rounding of bfloat16, and no change of the recipe reduces it")
-            return "\n".join([*lines, self.counted])
+        if self.verdict in ("same", "close"):
+            numbers = f"cosine {self.cosine:.5f}, largest difference {100 * self.error:.2g} %"
+            return "\n".join([f"{self.verdict}: {numbers} ({compared})", *self.notes, self.counted])
         found = ", ".join(map(str, self.closest)) or "your recipe"
         digits = 3 if self.yours < 0.9995 else 6
         first = f"closest: {found}: cosine {self.cosine:.{digits}f}; yours {self.yours:.{digits}f} ({compared})"
-        lines = [first, *(f"  {change.name}: {change.sentence}" for change in self.closest), self.counted]
+        changes = (f"  {change.name}: {change.sentence}" for change in self.closest)
+        lines = [first, *changes, *self.notes, self.counted]
         if self.verdict == "unexplained":
             lines.append(
                 f"not explained by {self.tried} recipes (time, pixels, network, flow): compare the model, its weights, "
@@ -126,7 +137,8 @@ def diagnose(
     Args:
         options: your recipe. The networks run in torch and fp32.
         video: path or URL.
-        published: (T, D), (D, T) or (T, crops, D), any float type; a row holds one stream or both.
+        published: (T, D), (D, T) or (T, crops, D), any float type; a row holds one stream or both. With a preset, the
+            array of one of its files.
         on_progress: see `OnProgress`.
 
     Raises:
@@ -136,16 +148,16 @@ def diagnose(
     """
     array = check_array(published)
     plan = Plan.make(options)
+    files = find_preset(options.preset).files if options.preset else None
     if plan.dense:
         raise UsageError("published features are compared clip by clip: leave --dense out")
     if plan.layer is None and len(plan.crop_names) == 1:
         from ..models.registry import BACKBONES
 
-        readings(
-            array, dict.fromkeys(plan.networks, BACKBONES[plan.backbone].feature_dim), plan.model
-        )  # before loading
+        widths = dict.fromkeys(plan.networks, BACKBONES[plan.backbone].feature_dim)
+        readings(array, widths, plan.model, files)  # before loading
     checkpoints = plan.find_checkpoints()
-    most = len(plan.networks) * (MAX_RUNS + 2 * NUM_ROWS)
+    most = len(plan.networks) * (MAX_RUNS + 2 * NUM_ROWS * len(plan.crop_names))
     with (
         one_opencv_thread(),
         Workers(count_cores()) as workers,
@@ -162,33 +174,42 @@ def diagnose(
         maker = RowMaker(
             video, held, checkpoints, workers, (lambda done: on_progress(done, most)) if on_progress else lambda _: None
         )
-        return _Search(plan, maker, held.info, array).run()
+        return _Search(plan, maker, held.info, array, files).run()
 
 
 class _Search:
     """Searches the recipe of some rows."""
 
-    def __init__(self, plan: Plan, maker: RowMaker, info: VideoInfo, array: NDArray[Any]) -> None:
+    def __init__(self, plan: Plan, maker: RowMaker, info: VideoInfo, array: NDArray[Any], files: Files | None) -> None:
         self._start, self._maker, self._info = Settings(plan), maker, info
-        self._distances: dict[tuple[str, bool, frozenset[int]], Distance] = {}
-        self._with_length = False
+        self._distances: dict[tuple[str, frozenset[int]], Distance] = {}
         self._tried = 1
-        self._reading = self._read(array)
+        self._notes: list[str] = []
+        self._reading = self._read(array, files)
         self._num_rows = self._reading.num_rows
+        self._deadline = time.monotonic() + MAX_SECONDS
 
-    def _read(self, array: NDArray[Any]) -> Reading:
-        """Return the reading of the array that is closest to your rows."""
+    def _read(self, array: NDArray[Any], files: Files | None) -> Reading:
+        """Return the reading of the array that is closest to your rows; one crop's, if each has a file of its own."""
         ours = {stream: self._make(self._start, stream, NUM_ROWS) for stream in self._start.plan.networks}
         if not all(len(rows) for rows in ours.values()):
             self._maker.refuse_empty(self._start.plan)
-        widths = {stream: rows.shape[1] for stream, rows in ours.items()}
-        found = readings(array, widths, self._start.plan.model)
+        plan = self._start.plan
+        kept = plan.crop_names if files and files.has_file_per_crop and plan.keep_crops else ("",)
+        crops = {stream: np.split(rows, len(kept), axis=1) for stream, rows in ours.items()}
+        widths = {stream: crops[stream][0].shape[1] for stream in ours}
 
-        def far(reading: Reading) -> float:
-            each = [distance(*_paired(ours[stream], rows)).mean for stream, rows in reading.rows.items()]
+        def far(found: tuple[int, Reading]) -> float:
+            crop, reading = found
+            each = [distance(*_paired(crops[stream][crop], rows)).mean for stream, rows in reading.rows.items()]
             return sum(each) / len(each)
 
-        return min(found, key=far)
+        found = readings(array, widths, plan.model, files)
+        crop, reading = min(itertools.product(range(len(kept)), found), key=far)
+        if len(kept) > 1:
+            self._start = Settings(replace(plan, crops=kept[crop], keep_crops=False))
+            self._notes.append(f"the rows are those of crop {crop} ({kept[crop]}), counted from 0")
+        return reading
 
     def run(self) -> Diagnosis:
         """Return what was found."""
@@ -201,49 +222,64 @@ class _Search:
         for stream in others:
             path = self._climb(stream, path, [move for move in moves if move.stream == stream])
         settings = _apply(path, start)
-        theirs = self._theirs(settings.shift)
-        ours, wanted = self._compared(settings, theirs)
+        ours, wanted = self._compared(settings)
         scaled, scale = rescale(ours, wanted)
-        before, wanted_before = self._compared(start, self._theirs(0))
+        before, wanted_before = self._compared(start)
         plain = np.hstack([before[stream] for stream in wanted_before])
         all_wanted = np.hstack(list(wanted.values()))
         cosine = float(cosines(scaled, all_wanted).mean())
         yours = float(cosines(plain, np.hstack(list(wanted_before.values()))).mean())
-        closest = (*reading.changes, *(self._with_start(move.change, settings) for move in path), *scale)
+        closest = (*reading.changes, *(self._complete(move.change, settings) for move in path), *scale)
         far = max(distance(ours[stream], wanted[stream]).worst for stream in wanted)
         far_before = max(distance(before[stream], wanted_before[stream]).worst for stream in wanted)
         largest = error(scaled, all_wanted)
         is_same = far <= SAME_DISTANCE and largest <= SAME_ERROR
         is_near = is_same or (far <= ROUNDED_DISTANCE and largest <= 2 * ROUNDED_DISTANCE)
+        is_close = is_near or (not path and cosine >= CLOSE_COSINE and largest <= CLOSE_ERROR)
         gained = far_before >= EXPLAINED_GAIN * far and cosine >= EXPLAINED_COSINE
-        if is_near and not closest:
-            verdict = "same"
+        has_count = count_frames(self._info, settings.plan) is None or fits(self._info, settings.plan, self._num_rows)
+        is_whole = has_count and len(scaled) == min(NUM_ROWS, self._num_rows)
+        if closest:
+            verdict = "explained" if is_close or gained else "unexplained"
         else:
-            verdict = "explained" if closest and (is_near or gained) else "unexplained"
+            verdict = ("same" if is_near and is_whole else "close") if is_close else "unexplained"
+        is_short = self._maker.is_cut and len(scaled) < min(NUM_ROWS, self._num_rows)
+        notes = {
+            "your recipe, up to the rounding of stored frames (JPEG, another decoder or flow)": not is_near,
+            "the rest is as small as the rounding of bfloat16, and no change reduces it": is_near and not is_same,
+            "the compared rows agree, the number of rows differs": not has_count,
+            "memory holds the frames of no more rows: compare a smaller copy of the video": is_short,
+        }
+        self._notes += [note for note, is_so in notes.items() if is_close and is_so]
+        if verdict != "same" and time.monotonic() >= self._deadline:
+            self._notes.append(f"the search ended after {MAX_SECONDS / 60:g} minutes, with the best that it had found")
         counted = explain_rows(self._info, settings.plan, self._num_rows)
-        return Diagnosis(verdict, len(scaled), yours, cosine, largest, closest, self._tried, counted)
+        return Diagnosis(
+            verdict, len(scaled), yours, cosine, largest, closest, self._tried, counted, tuple(self._notes)
+        )
 
-    def _with_start(self, change: Change, settings: Settings) -> Change:
-        """Return a change; a later start says what to type at the frame rate that was found."""
-        if change.name != "offset" or settings.offset < 0:
-            return change
-        seconds = settings.plan.start_seconds + settings.offset / float(settings.plan.fps or self._info.fps)
-        return replace(change, sentence=f"{change.sentence}: --start {seconds:.4g}")
+    def _complete(self, change: Change, settings: Settings) -> Change:
+        """Return a change with what to type, where that depends on the recipe that was found."""
+        plan, sentence = settings.plan, change.sentence
+        if change.name == "offset" and settings.offset > 0:
+            # Half a frame early, so that no rounding of times leaves the frame out.
+            fps = float(plan.fps or self._info.fps)
+            first = math.ceil(round(plan.start_seconds * fps, 3)) + settings.offset - 0.5
+            sentence += f": --start {round(first / fps, 4)}"
+        elif change.name in ("window", "spread"):  # the usual stride is the window
+            sentence += f" --stride {plan.stride}"
+        return replace(change, sentence=sentence)
 
     # Rows ------------------------------------------------------------------------------------------------------------
 
     def _make(self, settings: Settings, stream: str, num_rows: int) -> NDArray[np.float64]:
         return self._maker.rows(settings, stream, num_rows).astype(np.float64)
 
-    def _theirs(self, shift: int) -> Rows:
-        return {stream: rows[max(0, shift) :] for stream, rows in self._reading.rows.items()}
-
-    def _compared(self, settings: Settings, theirs: Rows) -> tuple[Rows, Rows]:
+    def _compared(self, settings: Settings) -> tuple[Rows, Rows]:
         """Return our rows and theirs, `NUM_ROWS` or as many as there are."""
-        skipped = max(0, -settings.shift)
-        made = {stream: self._make(settings, stream, NUM_ROWS + skipped)[skipped:] for stream in theirs}
-        number = min(*(len(rows) for rows in made.values()), self._num_rows, NUM_ROWS)
-        number = min(number, *(len(rows) for rows in theirs.values()))
+        theirs = self._reading.rows
+        made = {stream: self._make(settings, stream, NUM_ROWS) for stream in theirs}
+        number = min(len(rows) for rows in (*made.values(), *theirs.values()))
         return (
             {stream: rows[:number] for stream, rows in made.items()},
             {stream: rows[:number] for stream, rows in theirs.items()},
@@ -251,20 +287,18 @@ class _Search:
 
     def _far(self, stream: str, path: Sequence[Move], num_rows: int = SEARCHED_ROWS) -> Distance:
         """Return the distance of the first rows of a recipe."""
-        key = stream, self._with_length, frozenset(map(id, path))
+        key = stream, frozenset(map(id, path))
         if num_rows == SEARCHED_ROWS and key in self._distances:
             return self._distances[key]
-        settings, theirs = _apply(path, self._start), self._reading.rows[stream]
-        skipped = max(0, -settings.shift)
+        theirs = self._reading.rows[stream][:num_rows]
         try:
-            ours = self._make(settings, stream, num_rows + skipped)[skipped:]
+            ours = self._make(_apply(path, self._start), stream, num_rows)
         except ShapeError:  # the network takes no such clips
             ours = np.empty((0, 0))
         if ours.shape[1] != theirs.shape[1]:  # no rows, or a layer's map of another size
             ours = np.empty((0, theirs.shape[1]))
-        pair = _paired(ours, theirs[max(0, settings.shift) :])
-        num_missing = 0 if self._maker.is_cut and len(pair[0]) else min(num_rows, len(theirs)) - len(pair[0])
-        far = distance(*pair, num_missing, with_length=self._with_length)
+        pair = _paired(ours, theirs)
+        far = distance(*pair, 0 if self._maker.is_cut and len(pair[0]) else len(theirs) - len(pair[0]))
         if num_rows == SEARCHED_ROWS:
             self._distances[key] = far
             self._tried += 1
@@ -274,12 +308,12 @@ class _Search:
 
     def _climb(self, stream: str, start: list[Move], moves: list[Move]) -> list[Move]:
         """Return the changes that bring the rows of a stream closest, after those of `start`."""
-        self._with_length = False
         if self._far(stream, start, NUM_ROWS).is_same:
-            if self._is_equal(stream, start):
-                return start
-            self._with_length = True  # the directions agree already
+            return start
         limit = self._maker.num_runs + MAX_RUNS
+
+        def goes_on() -> bool:
+            return self._maker.num_runs < limit and time.monotonic() < self._deadline
 
         def far(path: list[Move]) -> Distance:
             return self._far(stream, path)
@@ -289,7 +323,7 @@ class _Search:
             names = {move.change.name for move in path}
             longer: list[list[Move]] = []
             for move in further:
-                if move.change.name not in names and self._maker.num_runs < limit:
+                if move.change.name not in names and goes_on():
                     longer.append([*path, move])
                     if far(longer[-1]).is_same:
                         break
@@ -298,7 +332,7 @@ class _Search:
         level = sorted(extend(start, moves), key=far)
         if level and not far(level[0]).is_same:
             # Rates and strides that explain the number of rows are continued even if other mistakes hide their merit.
-            pairs = self._pairs(start, moves)
+            pairs = self._pairs(start, moves) if goes_on() else []
             level = [*sorted([*level, *pairs], key=far)[:2], *pairs]
             level = [path for i, path in enumerate(level) if path not in level[:i]]
         best = min([start, *level], key=far)
@@ -321,15 +355,6 @@ class _Search:
         pairs = [[*start, rate, stride] for rate in rates for stride in strides]
         fitting = [p for p in pairs if fits(self._info, _apply(p, self._start).plan, self._num_rows)]
         return fitting[:MAX_PAIRS]
-
-    def _is_equal(self, stream: str, path: list[Move]) -> bool:
-        """Return whether the numbers of a stream agree too, or would if they were scaled."""
-        if is_unit(np.hstack(list(self._reading.rows.values()))):
-            return True
-        settings = _apply(path, self._start)
-        theirs = {stream: self._theirs(settings.shift)[stream]}
-        ours, wanted = self._compared(settings, theirs)
-        return error(rescale(ours, wanted)[0], wanted[stream]) <= SAME_ERROR
 
     def _order(self, path: list[Move], moves: list[Move]) -> list[Move]:
         """Return the moves, those first that explain the number of rows."""

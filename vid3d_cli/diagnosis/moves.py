@@ -21,6 +21,8 @@ from .rows import FLOW_AXES, Settings
 RATES: tuple[int | Fraction, ...] = (25, 30, 15, Fraction(25, 2), 10, 24, 20, 8, 5)
 WINDOWS = (16, 64, 32, 8, 10, 20, 21, 24, 48)
 STRIDES = (1, 2, 4, 5, 8, 10, 12, 16, 24, 32, 64)
+MAX_STRIDE = 1000
+"""Strides that are counted where the number of rows does not fit."""
 OFFSETS = (1, -1, 2, -2, 3, -3, 4, -4, 5, 8, -8, 10, 16)
 LIKELY = {
     *(("fps", rate) for rate in ("native", "25", "30")),
@@ -59,33 +61,33 @@ def count_frames(info: VideoInfo, plan: Plan) -> int | None:
 def fits(info: VideoInfo, plan: Plan, num_rows: int) -> bool:
     """Return whether a plan gives this number of rows, with any tail; a frame more or less is the header's."""
     num_frames = count_frames(info, plan)
-    return num_frames is not None and any(
-        count_clips(num_frames + more, length=plan.window, stride=plan.stride, tail=tail, centred=plan.centred)
-        == num_rows
+    return num_frames is not None and any(num_rows in _counts(num_frames + more, plan).values() for more in (-1, 0, 1))
+
+
+def _counts(num_frames: int, plan: Plan, stride: int | None = None) -> dict[str, int]:
+    """Return how many clips a plan makes, by tail; `stride`: instead of the plan's."""
+    return {
+        tail: count_clips(num_frames, length=plan.window, stride=stride or plan.stride, tail=tail, centred=plan.centred)
         for tail in ("pad", "drop")
-        for more in (-1, 0, 1)
-    )
+    }
 
 
 def explain_rows(info: VideoInfo, plan: Plan, num_rows: int) -> str:
     """Return what the number of published rows says of a plan: "139 rows fit stride 8, window 16 at 25 fps"."""
-    rows = f"{num_rows:,} row{'s' * (num_rows != 1)}"
+    rows, fit, do = ("1 row", "fits", "does") if num_rows == 1 else (f"{num_rows:,} rows", "fit", "do")
     rate = f"{describe_fps(plan.fps or info.fps)} fps"
     recipe = f"stride {plan.stride}, window {plan.window} at {rate}"
     num_frames = count_frames(info, plan)
     if num_frames is None:
         return f"{rows}; the video's header does not say how many fit {recipe}"
-    counts = {
-        t: count_clips(num_frames, length=plan.window, stride=plan.stride, tail=t, centred=plan.centred)
-        for t in ("pad", "drop")
-    }
+    counts = _counts(num_frames, plan)
     if num_rows == counts["drop"] != counts["pad"] and plan.tail != "drop":
-        return f"{rows} fit {recipe} without the tail: --tail drop"
+        return f"{rows} {fit} {recipe} without the tail: --tail drop"
     if num_rows in counts.values() or fits(info, plan, num_rows):
-        return f"{rows} fit {recipe}"
-    strides = sorted(set(_strides_by_rows([num_frames], plan.window, num_rows)))
-    others = f"; they fit stride {' or '.join(map(str, strides))}" if strides else ""
-    return f"{rows} do not fit {recipe}, which gives {counts[plan.tail if plan.tail == 'drop' else 'pad']:,}{others}"
+        return f"{rows} {fit} {recipe}"
+    strides = [s for s in range(1, MAX_STRIDE) if num_rows > 1 and num_rows in _counts(num_frames, plan, s).values()]
+    others = f"; they fit stride {' to '.join(map(str, sorted({strides[0], strides[-1]})))}" if strides else ""
+    return f"{rows} {do} not fit {recipe}, which gives {counts[plan.tail if plan.tail == 'drop' else 'pad']:,}{others}"
 
 
 def find_moves(settings: Settings, info: VideoInfo, num_rows: int) -> list[Move]:
@@ -118,7 +120,7 @@ def _is_likely(move: Move, settings: Settings, info: VideoInfo, num_rows: int) -
     name, theirs = move.change.name, move.change.theirs
     if name in ("fps", "stride", "window") and fits(info, move.apply(settings).plan, num_rows):
         return True
-    return (name, theirs) in LIKELY or name in ("rounding", "rows", "clips")
+    return (name, theirs) in LIKELY or name in ("rounding", "clips")
 
 
 def _planned(**changes: object) -> Callable[[Settings], Settings]:
@@ -144,16 +146,16 @@ def _time(plan: Plan, info: VideoInfo, num_rows: int) -> Iterator[Move]:
         what = f"frames are read at {'the native rate, ' * (fps is None)}{describe_fps(fps or native)} fps"
         yield _option("fps", yours, name, what, fps=fps)
     if plan.fps is not None and _differ(plan.fps, native):
-        sentence = "frames are those nearest to each tick, as ffmpeg -r takes them; vid3d takes those shown at it"
+        sentence = "frames are the nearest to each tick, as in ffmpeg's fps filter; vid3d takes those shown then"
         yield Move(
             Change("rounding", "shown", "nearest", sentence),
             lambda settings: replace(settings, takes_nearest=True),
         )
     for stride in dict.fromkeys(
-        [*_strides_by_rows(num_frames.values(), plan.window, num_rows), plan.window, plan.window // 2, *STRIDES]
+        [*_strides_by_rows(num_frames.values(), plan, num_rows), plan.window, plan.window // 2, *STRIDES]
     ):
         if 0 < stride != plan.stride:
-            what = f"a clip starts every {stride} frames"
+            what = f"a clip starts every {_frames(stride)}"
             yield _option("stride", plan.stride, stride, what, stride=stride)
     backbone = BACKBONES[plan.backbone]
     for window in WINDOWS:
@@ -161,7 +163,8 @@ def _time(plan: Plan, info: VideoInfo, num_rows: int) -> Iterator[Move]:
         if window != plan.window and is_whole and not backbone.is_fixed_size:
             yield _option("window", plan.window, window, f"clips have {window} frames", window=window)
     if not plan.centred:
-        sentence = f"clips are centred on every frame of {plan.stride}, and repeat the first and the last: --centred"
+        sentence = f"a clip every {_frames(plan.stride)} is centred on its frame; the first and the last frame repeat"
+        sentence += ": --centred" + " --tail pad" * (plan.tail != "pad")
         yield Move(Change("clips", "from a frame on", "centred", sentence), _planned(centred=True, tail="pad"))
     if plan.spread is None:
         number, window = plan.window, 2 * plan.window
@@ -169,7 +172,7 @@ def _time(plan: Plan, info: VideoInfo, num_rows: int) -> Iterator[Move]:
         change = Change("spread", "none", f"{number} of {window} frames", sentence)
         yield Move(change, _planned(window=window, spread=number))
     halves = (-(plan.window // 2), plan.window // 2)
-    for offset in dict.fromkeys((*OFFSETS, *halves)):
+    for offset in dict.fromkeys((*OFFSETS, *halves, plan.stride, -plan.stride)):
         frames = f"{abs(offset)} frame{'s' * (abs(offset) > 1)}"
         first = "; the first frame repeats before the video" if offset < 0 else ""
         sentence = f"clips start {frames} {'later' if offset > 0 else 'earlier'}{first}"
@@ -177,27 +180,23 @@ def _time(plan: Plan, info: VideoInfo, num_rows: int) -> Iterator[Move]:
             Change("offset", "0 frames", f"{'+' if offset > 0 else '-'}{frames}", sentence),
             lambda settings, offset=offset: replace(settings, offset=offset),  # type: ignore[misc]
         )
-    for shift in (1, -1):
-        sentence = f"their rows have one {'more' if shift > 0 else 'less'} at the start"
-        yield Move(
-            Change("rows", "from 0", f"from {-shift}", sentence),
-            lambda settings, shift=shift: replace(settings, shift=shift),  # type: ignore[misc]
-        )
+
+
+def _frames(number: int) -> str:
+    return "frame" if number == 1 else f"{number} frames"
 
 
 def _differ(a: Fraction, b: Fraction) -> bool:
     return abs(a / b - 1) > Fraction(1, 500)
 
 
-def _strides_by_rows(num_frames: Iterable[int | None], window: int, num_rows: int) -> Iterator[int]:
+def _strides_by_rows(num_frames: Iterable[int | None], plan: Plan, num_rows: int) -> Iterator[int]:
     """Yield the strides at which a video of these numbers of frames gives so many rows."""
     for number in num_frames:
-        if number and num_rows > 1 and number > window:
-            about = (number - window) / (num_rows - 1)
+        if number and num_rows > 1 and number > plan.window:
+            about = number / num_rows if plan.centred else (number - plan.window) / (num_rows - 1)
             for stride in {int(about), round(about), int(about) + 1}:
-                if stride and num_rows in (
-                    count_clips(number, length=window, stride=stride, tail=tail) for tail in ("pad", "drop")
-                ):
+                if stride and num_rows in _counts(number, plan, stride).values():
                     yield stride
 
 
@@ -295,10 +294,6 @@ def _flow(plan: Plan) -> Iterator[Move]:
             "flow",
             lambda n: replace(n, range=(0.0, 1.0)),
         )
-    yours, theirs = ("8 bits", "none") if plan.quantise_flow else ("none", "8 bits")
-    what = "flow is not rounded: leave out" if plan.quantise_flow else "flow is rounded to 8 bits:"
-    change = Change("flow rounding", yours, theirs, f"{what} --quantise-flow")
-    yield Move(change, _planned(quantise_flow=not plan.quantise_flow), "flow")
     if not plan.flow_files:
         size = "resized" if plan.flow_size == "source" else "source"
         what = "flow is computed before the resize" if size == "source" else "flow is computed on resized frames"

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..clips.preprocess import CROPS
 from ..errors import UsageError
+from ..presets import Files
 
 Rows = Mapping[str, NDArray[np.float64]]
 """(N, D) of each stream."""
@@ -17,6 +19,9 @@ Rows = Mapping[str, NDArray[np.float64]]
 SAME_DISTANCE, SAME_ERROR = 0.003, 0.005
 """Rows are the same up to these. Measured on s3d_mini: 0.001 and 0.001 (rgb), 0.002 and 0.003 (flow) for another YUV
 conversion and Pillow's resize; 0.0002 and 0.0004 for float16; from 0.005 and 0.008 on for the smallest mistake, eps."""
+
+NUM_ROWS = 4
+"""Rows of the array that are compared."""
 
 UNIT_TOLERANCE = 0.01
 """How far the length of a row that was divided by its length may be from 1, as in float16."""
@@ -37,13 +42,6 @@ class Change:
         return f"{self.name} {self.theirs}"
 
 
-KEPT_ROWS = 8
-"""Rows of the array that are read; more than are ever compared."""
-
-_CHECKED_ROWS = 4096
-"""Rows that are checked at a time: an array may be a file larger than memory."""
-
-
 class Reading(NamedTuple):
     """One way to read the array."""
 
@@ -52,25 +50,19 @@ class Reading(NamedTuple):
     num_rows: int
     """How many the array has."""
     changes: tuple[Change, ...]
-    """What differs from our form, (rows, features), rgb first."""
+    """What differs from the form that is expected: (rows, features), rgb first, or that of a preset's files."""
 
 
 def check_array(array: NDArray[Any]) -> NDArray[Any]:
     """Return the array without axes of length 1, but with two axes at least.
 
     Raises:
-        UsageError: it holds no rows of finite numbers.
+        UsageError: it holds no rows.
     """
     if array.dtype.kind != "f":
         raise UsageError(f"the published array holds {array.dtype}: give features, as float16 or float32")
     if array.ndim < 2 or not array.size:
         raise UsageError(f"the published array is {array.shape}: give (rows, features), a row for each clip")
-    blocks = (array[start : start + _CHECKED_ROWS] for start in range(0, len(array), _CHECKED_ROWS))
-    if number := sum(int(np.count_nonzero(~np.isfinite(block))) for block in blocks):
-        raise UsageError(
-            f"the published array holds {number:,} numbers that are NaN or infinite: "
-            "its file is damaged, or overflowed in float16"
-        )
     kept = array
     while kept.ndim > 2 and 1 in kept.shape:
         kept = kept.squeeze(max(axis for axis in range(kept.ndim) if kept.shape[axis] == 1))
@@ -79,22 +71,24 @@ def check_array(array: NDArray[Any]) -> NDArray[Any]:
     return kept
 
 
-def readings(array: NDArray[Any], widths: Mapping[str, int], model: str) -> list[Reading]:
+def readings(array: NDArray[Any], widths: Mapping[str, int], model: str, files: Files | None = None) -> list[Reading]:
     """Return the ways to read an array as rows of one or both streams.
 
     Args:
         array: from `check_array`.
         widths: numbers in a row of each stream that runs.
         model: for the message.
+        files: of the preset, whose form is expected.
 
     Raises:
-        UsageError: no axis is as long as a row.
+        UsageError: no axis is as long as a row, or its first numbers are not finite.
     """
+    lengths = {sum(widths.values()), *widths.values()}
     found = [
-        Reading(rows, len(turned), (*crop, *axes, *streams))
-        for matrix, crop in _matrices(array)
-        for turned, axes in _turned(matrix)
-        for rows, streams in _split(np.asarray(turned[:KEPT_ROWS], np.float64), widths)
+        Reading(rows, num_rows, (*form, *streams))
+        for matrix, num_rows, form in _matrices(array, files)
+        if matrix.shape[1] in lengths
+        for rows, streams in _split(np.asarray(matrix, np.float64), widths, files)
     ]
     if not found:
         each = " or ".join(f"{width} ({stream})" for stream, width in widths.items())
@@ -103,30 +97,40 @@ def readings(array: NDArray[Any], widths: Mapping[str, int], model: str) -> list
             f"the published array is {array.shape}, and a row of {model} has {both}{each} numbers: "
             "choose the --model, --streams or --layer that it was made with"
         )
+    if number := max(sum(np.count_nonzero(~np.isfinite(r)) for r in one.rows.values()) for one in found):
+        raise UsageError(
+            f"the first published rows hold {number:,} numbers that are NaN or infinite: "
+            "their file is damaged, or overflowed in float16"
+        )
     return found
 
 
-def _matrices(array: NDArray[Any]) -> Iterator[tuple[NDArray[Any], tuple[Change, ...]]]:
+def _matrices(array: NDArray[Any], files: Files | None) -> Iterator[tuple[NDArray[Any], int, tuple[Change, ...]]]:
+    """Yield the first rows, how many there are, and what differs."""
     if array.ndim == 2:
-        yield array, ()
+        is_turned = files is not None and files.axes == "DT"
+        yours, theirs = ("(D, T)", "(T, D)") if is_turned else ("(T, D)", "(D, T)")
+        words = "the array is (rows, features)" if is_turned else "the array is (features, rows)"
+        change = Change("axes", yours, theirs, f"{words}: transpose it")
+        for matrix, differs in ((array, is_turned), (array.T, not is_turned)):
+            yield matrix[:NUM_ROWS], len(matrix), (change,) * differs
         return
-    yield array.reshape(len(array), -1), ()  # kept crops, or the map of a layer
-    for axis in (1, 0) if array.shape[0] != array.shape[1] else (1,):
-        crops = np.moveaxis(array, axis, 0)
-        for number, crop in enumerate(crops):
-            what = f"{number + 1} of {len(crops)}"
-            yield crop, (Change("crop", "one", what, f"your crop is number {what} on axis {axis} of the array"),)
-        mean = "mean of several"
-        sentence = f"your rows are the mean over axis {axis} of the array, the crops"
-        yield crops.mean(0, dtype=np.float32), (Change("crops", "one row", mean, sentence),)
+    first, num_rows = array[:NUM_ROWS], len(array)
+    yield first.reshape(len(first), -1), num_rows, ()  # kept crops, or the map of a layer
+    num_crops = first.shape[1]
+    if num_crops > len(CROPS["10"]):
+        return
+    for crop in range(num_crops):
+        what = f"{crop + 1} of {num_crops}"
+        change = Change("crop", "one", what, f"your crop is number {what} on axis 1 of the array")
+        yield first[:, crop], num_rows, (change,)
+    change = Change("crops", "one row", "mean of several", "your rows are the mean over axis 1 of the array, the crops")
+    yield first.mean(1, dtype=np.float32), num_rows, (change,)
 
 
-def _turned(matrix: NDArray[Any]) -> Iterator[tuple[NDArray[Any], tuple[Change, ...]]]:
-    yield matrix, ()
-    yield matrix.T, (Change("axes", "(T, D)", "(D, T)", "the array is (features, rows): transpose it"),)
-
-
-def _split(matrix: NDArray[np.float64], widths: Mapping[str, int]) -> Iterator[tuple[Rows, tuple[Change, ...]]]:
+def _split(
+    matrix: NDArray[np.float64], widths: Mapping[str, int], files: Files | None
+) -> Iterator[tuple[Rows, tuple[Change, ...]]]:
     streams, width = list(widths), matrix.shape[1]
     ours = " and ".join(streams)
     if width == sum(widths.values()):
@@ -141,7 +145,8 @@ def _split(matrix: NDArray[np.float64], widths: Mapping[str, int]) -> Iterator[t
         yield dict(zip(turned, parts, strict=True)), (change,)
     for stream in streams:
         if width == widths[stream]:
-            yield {stream: matrix}, (Change("streams", ours, stream, f"rows hold {stream} alone: --streams {stream}"),)
+            change = Change("streams", ours, stream, f"rows hold {stream} alone: --streams {stream}")
+            yield {stream: matrix}, (change,) * (files is None or files.concat)
 
 
 def cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -163,23 +168,15 @@ class Distance(NamedTuple):
         return self.worst <= SAME_DISTANCE
 
 
-def distance(
-    a: NDArray[np.float64], b: NDArray[np.float64], num_missing: int = 0, *, with_length: bool = False
-) -> Distance:
+def distance(a: NDArray[np.float64], b: NDArray[np.float64], num_missing: int = 0) -> Distance:
     """Return the distance of (N, D) and (N, D): how far apart rows of length 1 are, from 0 to 2.
 
     Args:
         a: rows.
         b: rows.
         num_missing: rows that one of them lacks; they are as far away as can be.
-        with_length: compare the rows as they are, relative to the length of those of `b`.
     """
-    if with_length:
-        norms = np.linalg.norm(b, axis=1)
-        each = np.minimum(2.0, np.linalg.norm(a - b, axis=1) / np.where(norms == 0, 1, norms))
-    else:
-        each = np.sqrt(2 - 2 * cosines(a, b))
-    each = np.append(each, [2.0] * num_missing)
+    each = np.append(np.sqrt(2 - 2 * cosines(a, b)), [2.0] * num_missing)
     return Distance(float(np.exp(np.log(np.maximum(each, SAME_DISTANCE / 3)).mean())), float(each.max()))
 
 

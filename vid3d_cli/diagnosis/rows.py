@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..clips.preprocess import CENTRE, Views
 from ..errors import NoFrames, TooLarge
 from ..plan import Plan
 from ..records import Clip, ClipSpan, Frame
 from ..run.load import build_model
 from ..run.reader import ClipReader
-from ..video.clock import Timed, at_ticks
+from ..video.clock import MAX_TICK_TOLERANCE_SECONDS, Timed, at_ticks
 from ..video.frames import DecodedVideo
 from ..video.pixels import PixelOptions
 from ..workers import Workers
@@ -47,13 +46,11 @@ class Settings:
     offset: int = 0
     """Frames from the first frame read to the first one used; below 0, the first frame repeats."""
     takes_nearest: bool = False
-    """At another frame rate, take the frame nearest to a tick, as ffmpeg -r does, and not the one shown at it."""
+    """At another frame rate, take the frame nearest to a tick, as ffmpeg's fps filter does, and of two the earlier."""
     eps: float | None = None
     """Of all batch norms; None: the network's."""
     flow_axes: str = "x, y"
     """One of `FLOW_AXES`."""
-    shift: int = 0
-    """Which of the other rows our first row is compared with."""
 
     __hash__ = None  # type: ignore[assignment]  # a plan has none
 
@@ -126,7 +123,9 @@ class _Replay:
     def __iter__(self) -> Iterator[Frame]:
         plan, offset, frames = self._settings.plan, self._settings.offset, self._held.stored()
         if plan.fps is not None:
-            early = Fraction(1, 2) / plan.fps if self._settings.takes_nearest else 0
+            # Less than half a tick by twice what `at_ticks` tolerates: of two frames as near, the earlier is taken.
+            tolerance = min(self._held.time_base, 2 * MAX_TICK_TOLERANCE_SECONDS)
+            early = Fraction(1, 2) / plan.fps - tolerance if self._settings.takes_nearest else 0
             moved = (Timed(max(Fraction(0), f.start - early), f.end - early, f.item) for f in frames)
             frames = at_ticks(moved if early else frames, fps=plan.fps, clock_unit=self._held.time_base)
         frames = (frame for frame in frames if float(frame.start) >= plan.start_seconds)
@@ -213,8 +212,7 @@ class RowMaker:
             entries = np.ascontiguousarray(entries[..., [first, second]])
             if sign < 0:
                 entries = 255 - entries if entries.dtype == np.uint8 else -entries
-        crop_px = plan.crop_px if len(plan.crop_names) > 1 else 0
-        network = f"{stream} {settings.eps} {plan.crop_names} {plan.keep_crops} {crop_px}"
+        network = f"{stream} {settings.eps} {plan.views}"
         normalisation = plan.networks[stream].normalisation
         digest = hashlib.blake2b(f"{network} {normalisation} {entries.shape} {entries.dtype}".encode())
         digest.update(np.ascontiguousarray(entries).data)
@@ -240,7 +238,6 @@ class RowMaker:
             for module in model.modules() if settings.eps is not None else ():
                 if hasattr(module, "running_var") and hasattr(module, "eps"):
                     module.eps = settings.eps  # type: ignore[assignment]
-            views = None if plan.crop_names == CENTRE else Views(plan.crop_names, plan.crop_px, plan.keep_crops)
             runtime = create_runtime(
                 {stream: model},
                 name="torch",
@@ -248,7 +245,7 @@ class RowMaker:
                 precision="fp32",
                 num_threads=plan.threads,
                 batch_size=1,
-                views=views,
+                views=plan.views,
             )
             self._networks[key] = runtime, model
         return self._networks[key]
