@@ -284,6 +284,7 @@ def test_numbers_do_not_depend_on_where_stretches_are_cut(camera_motions, monkey
     assert_close(cut.logits["fused"], whole.logits["fused"])
 
 
+@pytest.mark.exhaustive
 def test_windows_between_steps_equal_those_of_a_video_that_starts_there(camera_motions):
     all_of_them = extract(camera_motions, window=16, stride=4, dense=True, end_seconds=10.0)
     later = extract(camera_motions, window=16, stride=8, dense=True, start_seconds=4 / 12.5, end_seconds=10.0)

@@ -193,6 +193,7 @@ def test_files_of_other_programs_are_no_output(vid3d, tmp_path, name, words):
     assert words in result.stderr
 
 
+@pytest.mark.exhaustive
 def test_every_command_takes_names_that_are_not_utf8(tmp_path):
     video = os.fsdecode(b"in/\xff.mp4")
     out = write(tmp_path / "feats.npy", [video], results={video: make_result(video, num_lost=1)})

@@ -35,6 +35,7 @@ def test_kylemins_names_stand_where_torchvisions_do(tmp_path):
         np.testing.assert_array_equal(loaded[key].numpy(), array)
 
 
+@pytest.mark.exhaustive
 def test_torchvisions_s3d_with_the_same_tensors_gives_the_same():
     ours, theirs = random_s3d(), torchvision_s3d(weights=None).eval()
     theirs.load_state_dict(ours.state_dict())

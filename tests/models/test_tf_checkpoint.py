@@ -328,6 +328,7 @@ def test_every_tensor_comes_to_its_place(tmp_path, name, published, prefix):
     assert is_same({name: tensor.numpy() for name, tensor in loaded.items()}, state)
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_like_deepminds_gives_the_numbers_of_the_original(tmp_path):
     case = SeededCase("i3d_rgb_piergiaj_23f")
     stored = as_deepmind_stores_it(without_scales(case.state_dict()), "RGB")

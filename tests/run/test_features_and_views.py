@@ -214,6 +214,7 @@ def test_an_embedding_has_no_classes(vid3d, tiny_model, video, tmp_path, command
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_with_tensor_names_of_another_model_is_a_warning(vid3d, video, tmp_path):
     """kylemin's S3D was trained on another input than torchvision's, whose model the bare name means."""
     case = SeededCase("s3d_kylemin_64f")
