@@ -12,8 +12,11 @@ from PIL import Image
 from torch import nn
 
 
-def write_scene(path, *, num_frames=140, fps=30, width=176, height=144, seed=0):
-    """A video of a coloured texture that drifts, turns and changes its light, so that every frame differs."""
+def write_scene(path, *, num_frames=140, fps=30, width=176, height=144, seed=0, num_still=0):
+    """A video of a coloured texture that drifts, turns and changes its light, so that every frame differs.
+
+    The first frame is shown `num_still` frames longer.
+    """
     noise = np.random.default_rng(seed).normal(size=(2 * height, 2 * width, 3)).astype(np.float32)
     texture = sum(cv2.GaussianBlur(noise, (0, 0), sigma) * sigma for sigma in (1.5, 6, 20))
     texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
@@ -21,7 +24,7 @@ def write_scene(path, *, num_frames=140, fps=30, width=176, height=144, seed=0):
         stream = container.add_stream("mpeg4", rate=fps)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, "yuv420p", 8_000_000
         stream.codec_context.options = {"threads": "1"}
-        for index in range(num_frames):
+        for index in [0] * num_still + list(range(num_frames)):
             turn = cv2.getRotationMatrix2D((width, height), 12 * np.sin(index / 17), 1 + 0.25 * np.sin(index / 29))
             turn[:, 2] += (-width / 2 + 30 * np.sin(index / 11), -height / 2 + 20 * np.cos(index / 7))
             light = 0.8 + 0.2 * np.cos(index / 13) * np.array([1, 0.5, -1])

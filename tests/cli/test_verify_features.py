@@ -5,6 +5,7 @@ import re
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ def diagnose(monkeypatch, tiny_model):
         calls.seen.append((options, video, published))
         return diagnosis(calls.verdict)
 
+    Path("v.mp4").touch()
     monkeypatch.setitem(sys.modules, "vid3d_cli.diagnosis", types.SimpleNamespace(diagnose=diagnose))
     return calls
 
@@ -59,6 +61,12 @@ def test_an_archive_of_one_array_needs_no_key(vid3d, diagnose):
         result = vid3d("verify", "v.mp4", "--against", *words)
         assert result.exit_code == EXIT_OK, result.stderr
         np.testing.assert_array_equal(diagnose.seen[-1][2], rows)
+
+
+def test_a_missing_video_is_named_before_its_weights(vid3d, diagnose):
+    np.save("theirs.npy", np.ones((4, 8), np.float32))
+    result = vid3d("verify", "nosuch.mp4", "--against", "theirs.npy")
+    assert (result.exit_code, result.stderr) == (EXIT_USAGE, "vid3d: error: nosuch.mp4: no such file\n")
 
 
 @pytest.fixture(scope="module")

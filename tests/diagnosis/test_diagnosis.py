@@ -282,6 +282,12 @@ def test_held_frames_that_fill_the_memory_leave_rows_out(video, frames, monkeypa
         diagnose(of("rgb"), video, rgb(frames))
 
 
+def test_a_mistake_is_named_though_the_first_rows_are_still(tmp_path):
+    still = foreign.write_scene(tmp_path / "still.mp4", num_frames=60, num_still=80)
+    rows = rgb({"12.5": foreign.read_frames(still, "12.5")}, stride=8)
+    assert [change.name for change in diagnose(of("rgb"), str(still), rows).closest] == ["stride"]
+
+
 def test_rows_that_agree_are_not_the_same_if_their_number_differs(video, frames):
     rows = rgb(frames)[:1]
     result = diagnose(of("rgb", stride=32), video, rows)
@@ -341,10 +347,10 @@ step = 16
     ("options", "names_of", "files"),
     [
         ("", "{stem}.npy", 'axes = "DT"'),
-        ("", "{stem}_{stream}.npy", "concat = false"),
+        ("", "{stem}_{stream}.npy", ""),
         ('streams = "rgb"\ncrops = "tl,br,brm"\nkeep_crops = true', "{stem}__{crop}.npy", ""),
         ('streams = "rgb"\ncrops = "tl,br"\nkeep_crops = true', "{stem}.npy", 'axes = "TCD"'),
-        ("crops = 3\nkeep_crops = true", "{stream}/{stem}__{crop}.npy", 'concat = false\nstreams = {rgb = "RGB"}'),
+        ("crops = 3\nkeep_crops = true", "{stream}/{stem}__{crop}.npy", 'streams = {rgb = "RGB"}'),
     ],
 )
 def test_each_file_of_a_preset_is_the_same(video, tmp_path, options, names_of, files):

@@ -139,8 +139,11 @@ def _verify_features(video: str | None, options: Options, against: Path, key: st
         raise UsageError(f"name the video whose features {against} has: vid3d verify VIDEO --against {against}")
     published = read_published(against, key)
     from ..diagnosis import diagnose
+    from ..video.sources import is_url
     from .bars import Bar
 
+    if not is_url(video) and not Path(video).exists():  # before weights are downloaded
+        raise UsageError(f"{video}: no such file")
     make_plan(options).find_checkpoints(fetch_weights)  # downloads have a bar of their own
     with Bar(unit="clips") as bar:
 

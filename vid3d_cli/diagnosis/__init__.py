@@ -286,7 +286,7 @@ class _Search:
         )
 
     def _far(self, stream: str, path: Sequence[Move], num_rows: int = SEARCHED_ROWS) -> Distance:
-        """Return the distance of the first rows of a recipe."""
+        """Return the distance of the first rows of a recipe; of `NUM_ROWS` where fewer are the same, as in a still."""
         key = stream, frozenset(map(id, path))
         if num_rows == SEARCHED_ROWS and key in self._distances:
             return self._distances[key]
@@ -300,6 +300,7 @@ class _Search:
         pair = _paired(ours, theirs)
         far = distance(*pair, 0 if self._maker.is_cut and len(pair[0]) else len(theirs) - len(pair[0]))
         if num_rows == SEARCHED_ROWS:
+            far = self._far(stream, path, NUM_ROWS) if far.is_same else far
             self._distances[key] = far
             self._tried += 1
         return far
