@@ -1,11 +1,14 @@
-"""Shared parts of the networks: their output, dense runs (`Stepwise`), inflation from 2-D, a norm of the first CNNs."""
+"""Shared parts of the networks: output, smallest clip, dense runs (`Stepwise`), inflation, a norm of the first CNNs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ...errors import ShapeError
 
 
 class BackboneOutput(NamedTuple):
@@ -15,6 +18,15 @@ class BackboneOutput(NamedTuple):
     """(N, D) float32: the pooled vector that feeds the classifier."""
     logits: Tensor
     """(N, K) float32: class scores before softmax."""
+
+
+def refuse_small(network: str, size: Sequence[int], min_frames: int, min_side_px: int) -> None:
+    """Raise ShapeError for a clip of size (T, H, W) with fewer frames or pixels than a network can pool."""
+    if size[0] < min_frames or min(size[1:]) < min_side_px:
+        raise ShapeError(
+            f"{network} needs clips of at least {min_frames} frame{'s' * (min_frames > 1)} and "
+            f"{min_side_px} × {min_side_px} px, got {tuple(size)}"
+        )
 
 
 class Stepwise(nn.Module):

@@ -24,8 +24,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ShapeError
-from ._layers import BackboneOutput, Stepwise
+from ._layers import BackboneOutput, Stepwise, refuse_small
 
 FEATURE_DIM = 2048
 
@@ -100,12 +99,7 @@ class I3DResNet50(Stepwise):
         Raises:
             ShapeError: clips are so short or small that nothing is left to pool.
         """
-        num_frames, height, width = clips.shape[2:]
-        if num_frames < MIN_FRAMES or min(height, width) < MIN_SIDE_PX:
-            raise ShapeError(
-                f"i3d_r50 needs clips of at least {MIN_FRAMES} frames and {MIN_SIDE_PX} × {MIN_SIDE_PX} px, "
-                f"got {tuple(clips.shape[2:])}"
-            )
+        refuse_small("i3d_r50", clips.shape[2:], MIN_FRAMES, MIN_SIDE_PX)
         x = self.relu(self.bn1(self.conv1(clips)))  # (N, 64, T/2, H/2, W/2)
         x = self.pool1(x)  # (N, 64, T/4, H/4, W/4)
         x = self.pool2(self.layer1(x))  # (N, 256, T/8, H/4, W/4)

@@ -36,7 +36,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...errors import ShapeError
-from ._layers import BackboneOutput
+from ._layers import BackboneOutput, refuse_small
 from .c3d import Convolution, FullyConnected
 
 NUM_FRAMES, SIDE_PX = 100, 58
@@ -66,11 +66,7 @@ class LTC(nn.Module):
         self, in_channels: int, num_classes: int, num_frames: int = NUM_FRAMES, side_px: int = SIDE_PX
     ) -> None:
         super().__init__()
-        if num_frames < MIN_FRAMES or side_px < MIN_SIDE_PX:
-            raise ShapeError(
-                f"ltc needs clips of at least {MIN_FRAMES} frames and {MIN_SIDE_PX} × {MIN_SIDE_PX} px, "
-                f"got {(num_frames, side_px, side_px)}"
-            )
+        refuse_small("ltc", (num_frames, side_px, side_px), MIN_FRAMES, MIN_SIDE_PX)
         self.clip_shape = num_frames, side_px, side_px
         self.conv1 = Convolution(in_channels, 64)
         self.pool1 = nn.MaxPool3d((1, 2, 2))

@@ -42,8 +42,8 @@ from itertools import cycle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ShapeError, UsageError
-from ._layers import BackboneOutput, Stepwise, TemporalPart, average_in_time, silence
+from ...errors import UsageError
+from ._layers import BackboneOutput, Stepwise, TemporalPart, average_in_time, refuse_small, silence
 
 FEATURE_DIM = 2048
 
@@ -235,12 +235,7 @@ class P3D(Stepwise):
         Raises:
             ShapeError: clips have no frames, or are so small that nothing is left to pool.
         """
-        num_frames, height, width = clips.shape[2:]
-        if num_frames < MIN_FRAMES or min(height, width) < MIN_SIDE_PX:
-            raise ShapeError(
-                f"p3d needs clips of at least {MIN_FRAMES} frame and {MIN_SIDE_PX} × {MIN_SIDE_PX} px, "
-                f"got {tuple(clips.shape[2:])}"
-            )
+        refuse_small("p3d", clips.shape[2:], MIN_FRAMES, MIN_SIDE_PX)
         x = self.relu(self.bn1(self.conv1_custom(clips)))  # (N, 64, T, H/2, W/2)
         x = self.pool1(x)  # (N, 64, T/2, H/4, W/4)
         x = self.pool(self.layer1(x))  # (N, 256, T/4, H/4, W/4)

@@ -28,8 +28,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ShapeError
-from ._layers import BackboneOutput, Stepwise
+from ._layers import BackboneOutput, Stepwise, refuse_small
 
 Size3 = tuple[int, int, int]
 
@@ -175,8 +174,7 @@ class ResNet3D(Stepwise):
         Raises:
             ShapeError: clips have no frames or no pixels.
         """
-        if 0 in clips.shape[2:]:
-            raise ShapeError(f"a 3D ResNet needs clips of at least 1 frame and 1 × 1 px, got {tuple(clips.shape[2:])}")
+        refuse_small("a 3D ResNet", clips.shape[2:], 1, 1)
         x = self.layer1(self.stem(clips))  # (N, 64, T, H/2, W/2)
         maps: Tensor = self.layer4(self.layer3(self.layer2(x)))  # (N, 512, T/8, H/16, W/16); mc3_18: T frames
         return maps

@@ -46,8 +46,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ShapeError, UsageError
-from ._layers import BackboneOutput, Stepwise, TemporalPart, average_in_time
+from ...errors import UsageError
+from ._layers import BackboneOutput, Stepwise, TemporalPart, average_in_time, refuse_small
 
 Size3 = tuple[int, int, int]
 
@@ -222,12 +222,7 @@ class S3D(Stepwise):
         Raises:
             ShapeError: clips are so short or small that nothing is left to pool.
         """
-        num_frames, height, width = clips.shape[2:]
-        if num_frames < MIN_FRAMES or min(height, width) < MIN_SIDE_PX:
-            raise ShapeError(
-                f"s3d needs clips of at least {MIN_FRAMES} frames and {MIN_SIDE_PX} × {MIN_SIDE_PX} px, "
-                f"got {tuple(clips.shape[2:])}"
-            )
+        refuse_small("s3d", clips.shape[2:], MIN_FRAMES, MIN_SIDE_PX)
         maps: Tensor = self.features(clips)  # (N, D, T/8, H/32, W/32)
         return maps
 

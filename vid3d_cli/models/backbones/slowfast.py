@@ -32,8 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ShapeError
-from ._layers import BackboneOutput
+from ._layers import BackboneOutput, refuse_small
 
 ALPHA = 4
 """Frames of the fast pathway for each frame of the slow one."""
@@ -200,13 +199,9 @@ class SlowFast(nn.Module):
         Raises:
             ShapeError: clips have fewer than α frames, which leaves the slow pathway none, or no pixels.
         """
-        num_frames, height, width = clips.shape[2:]
-        if num_frames < ALPHA or min(height, width) < 1:
-            raise ShapeError(
-                f"slowfast_r50 needs clips of at least {ALPHA} frames and 1 × 1 px, got {tuple(clips.shape[2:])}"
-            )
+        refuse_small("slowfast_r50", clips.shape[2:], ALPHA, 1)
         *pairs, pool, head = self.blocks
-        slow, fast = torch.stack([clips[:, :, i] for i in slow_frames(num_frames)], 2), clips
+        slow, fast = torch.stack([clips[:, :, i] for i in slow_frames(clips.shape[2])], 2), clips
         for pair in pairs:
             slow, fast = pair(slow, fast)  # (N, 2048, T/4, H/32, W/32), (N, 256, T, H/32, W/32)
         features = pool(slow, fast)
