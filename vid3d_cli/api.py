@@ -110,7 +110,9 @@ def load(model: str | None = None, **options: Any) -> Model:
         UsageError: options that do not fit.
         WeightsError: checkpoints that are missing or do not fit.
     """
-    plan = make_plan(**({} if model is None else {"model": model}), **options)
+    if model is not None:
+        options["model"] = model
+    plan = make_plan(**options)
     networks = load_networks(plan)
     _warn([*plan.warnings, *networks.warnings])
     return Model(plan, networks)

@@ -143,7 +143,7 @@ class Plan(Options):
         decided = {
             "model": entry.name,
             "preset": preset and preset.describe(options),
-            "preset_model": preset and find_model(Options(**preset.options).model).name,
+            "preset_model": preset and find_model(preset.usual.model).name,
             "variant": variant,
             "labels": _read_labels(options, entry),
             "labels_from": str(options.labels) if isinstance(options.labels, (str, Path)) else "labels",
@@ -176,10 +176,11 @@ class Plan(Options):
         """Raise UsageError for impossible clips, layers or machine options."""
         check_clip_options(self.window, self.stride, self.tail, centred=self.centred)
         option, num_frames = ("window", self.window) if self.spread is None else ("spread", self.num_clip_frames)
-        if max(self.window, num_frames) > MAX_WINDOW:
-            gigabytes = max(self.window, num_frames) * self.crop_px**2 * 12 / 1e9
-            needs = f"a window of {max(self.window, num_frames)} frames needs more than {gigabytes:,.0f} GB of memory"
-            raise UsageError(f"--{option}: {needs}; give at most {MAX_WINDOW}")
+        for name, number in (("window", self.window), (option, num_frames)):
+            if number > MAX_WINDOW:
+                gigabytes = number * self.crop_px**2 * 12 / 1e9
+                needs = f"a window of {number} frames needs more than {gigabytes:,.0f} GB of memory"
+                raise UsageError(f"--{name}: {needs}; give at most {MAX_WINDOW}")
         check_span(self.fps, self.start_seconds, self.end_seconds)
         if self.end_seconds == math.inf:  # JSON, and so the recipe, has no infinity
             raise UsageError("--end inf: leave the end out to read the whole video")

@@ -185,11 +185,16 @@ class Preset:
 
     __hash__ = None  # type: ignore[assignment]  # `options` is a dict
 
+    @property
+    def usual(self) -> Options:
+        """The options, where nothing overrides them."""
+        return Options(**self.options)
+
     def describe(self, options: Options) -> str:
         """Return the preset for the recipe, with the options that differ from it: "ms-tcn, but stride 2"."""
-        usual = Options(**self.options, preset=options.preset)
-        facts = {f.name: f.metadata for f in dataclasses.fields(Options) if f.metadata["group"] != MACHINE}
-        names = [name for name in facts if str(getattr(options, name)) != str(getattr(usual, name))]
+        usual = self.usual
+        shown = [f.name for f in dataclasses.fields(Options) if f.metadata["group"] != MACHINE and f.name != "preset"]
+        names = [name for name in shown if str(getattr(options, name)) != str(getattr(usual, name))]
         changes = [f"{name} {_describe(getattr(options, name))}" for name in names]
         return ", ".join([self.name, "but " + ", ".join(changes)] if changes else [self.name])
 
@@ -205,6 +210,12 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in (data_path() / "presets").glob("*.toml"))
 
 
+def matching_presets(part: str) -> list[Preset]:
+    """Return the presets that come with vid3d and have these letters in their name or programs."""
+    presets = map(find_preset, preset_names())
+    return [preset for preset in presets if part.lower() in f"{preset.name} {preset.summary}".lower()]
+
+
 def find_preset(name: str) -> Preset:
     """Return a preset by its name, or the path of its file, which ends in .toml.
 
@@ -213,8 +224,8 @@ def find_preset(name: str) -> Preset:
     """
     path = Path(name) if name.endswith(".toml") else data_path() / "presets" / f"{name}.toml"
     if not name.endswith(".toml") and name not in preset_names():
-        alike = [p.name for p in map(find_preset, preset_names()) if name.lower() in f"{p.name} {p.summary}".lower()]
-        hint = f"did you mean {' or '.join(map(repr, alike))}?" if alike else did_you_mean(name, preset_names())
+        alike = [repr(preset.name) for preset in matching_presets(name)]
+        hint = f"did you mean {' or '.join(alike)}?" if alike else did_you_mean(name, preset_names())
         raise UsageError(f"no preset '{name}': {hint or 'see vid3d presets, or give the path of a .toml'}")
     try:
         preset: Preset = parse(Preset, {**read_toml(path), "name": name}, "")
@@ -222,7 +233,7 @@ def find_preset(name: str) -> Preset:
             check_known(option, _OPTIONS, f"a preset has no option '{option}'")
         values = [word for word in VALUES if word != "verified" or not name.endswith(".toml")]  # ours
         check_known(preset.values, values, f"unknown values '{preset.values}'")
-        stride = Options(**preset.options).stride
+        stride = preset.usual.stride
         if stride not in (None, preset.centre.step):
             raise UsageError(f"centre.step is {preset.centre.step:g}, but a row comes every {stride} frames: stride")
     except FileNotFoundError:

@@ -38,17 +38,16 @@ def list_(
     ] = "",
     form: ListFormat = None,
 ) -> None:
-    """List the presets: programs, network, window and stride, files, what is known of the values.
+    """List the presets: programs, window, stride and frame rate, what is known of the values.
 
     Example: vid3d presets
     """
-    from ..presets import find_preset, preset_names
+    from ..presets import matching_presets, preset_names
 
-    presets = map(find_preset, preset_names())
-    matching = [preset for preset in presets if part.lower() in f"{preset.name} {preset.summary}".lower()]
+    matching = matching_presets(part)
     if not matching:
         hint = did_you_mean(part, ["show", "list", *preset_names()])
-        raise UsageError(f"no preset has '{part}' in its name: {hint or 'see vid3d presets'}")
+        raise UsageError(f"no preset has '{part}' in its name or programs: {hint or 'see vid3d presets'}")
     print_records([preset_row(preset, plan_of(preset)) for preset in matching], form, _print_table)
 
 
@@ -68,11 +67,10 @@ def show(
 
 def plan_of(preset: Preset) -> Plan:
     """Return the plan of a preset's options."""
-    from ..options import Options
     from ..plan import Plan
 
     try:
-        return Plan.make(Options(**preset.options))
+        return Plan.make(preset.usual)
     except UsageError as error:
         raise UsageError(f"{preset.name}: {error}") from None
 

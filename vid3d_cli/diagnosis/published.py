@@ -192,10 +192,10 @@ def rescale(ours: Rows, theirs: Rows) -> tuple[NDArray[np.float64], tuple[Change
     wanted = np.hstack(list(theirs.values()))
     if error(plain, wanted) <= SAME_ERROR:
         return plain, ()
-    units = np.hstack([_unit(ours[stream]) for stream in theirs])
     if is_unit(wanted) and not is_unit(plain):
         return _unit(plain), (Change("rows", "as they are", "of length 1", "each row is divided by its length (L2)"),)
     if len(theirs) > 1 and all(is_unit(part) for part in theirs.values()) and not is_unit(ours[next(iter(theirs))]):
+        units = np.hstack([_unit(ours[stream]) for stream in theirs])
         sentence = "each stream of a row is divided by its length (L2)"
         return units, (Change("rows", "as they are", "of length 1 in each stream", sentence),)
     factor = float((plain * wanted).sum() / ((plain * plain).sum() or 1))
