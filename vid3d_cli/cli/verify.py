@@ -177,5 +177,5 @@ def read_published(path: Path, key: str | None = None) -> NDArray[Any]:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except Exception as error:  # a damaged archive makes its readers raise anything: zlib.error, BadZipFile, KeyError
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UsageError(f"{path}: no array of numbers: {reason.splitlines()[0]}") from None
+        reason = getattr(error, "strerror", None) or "damaged, or not a file that np.save or np.savez writes"
+        raise UsageError(f"{path}: no array of numbers: {reason}") from None
